@@ -1,0 +1,121 @@
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_prism.response import FormatFault, View, parse_response
+
+VALID = "<caption>A cat.</caption><think>1 + 1 = 2.</think><answer>2</answer>"
+C, T, A = "<caption>c</caption>", "<think>t</think>", "<answer>a</answer>"
+
+
+def test_valid_response_gives_contents_and_views():
+    response = parse_response(VALID)
+    assert response.valid and response.fault is None
+    assert (response.caption, response.think, response.answer) == ("A cat.", "1 + 1 = 2.", "2")
+    assert response.view_text(View.PERCEPTION) == "<caption>A cat.</caption>"
+    assert response.view_text(View.REASONING) == "<think>1 + 1 = 2.</think><answer>2</answer>"
+
+
+def test_white_space_around_blocks_is_allowed_and_stays_in_the_view():
+    text = f" \n{C}\n\n<think> t\n</think> \t{A}\n"
+    response = parse_response(text)
+    assert response.think == "t"
+    assert response.view_text(View.REASONING) == f"<think> t\n</think> \t{A}"
+    assert [text[slice(*response.span(view))] for view in View] == [response.view_text(view) for view in View]
+
+
+@pytest.mark.parametrize(
+    "content", ["1 < 2 and 3 > 2", "a\nb", "é ∞ 😀", "<b>bold</b>", "<Caption>", "< answer >", "\\boxed{7}"]
+)
+def test_what_is_no_tag_is_content(content):
+    assert parse_response(f"<caption>{content}</caption>{T}{A}").caption == content
+
+
+FAULTS = [
+    ("", FormatFault.MISSING),
+    ("The answer is 7.", FormatFault.MISSING),
+    (T + A, FormatFault.MISSING),
+    (C + A, FormatFault.MISSING),
+    (C + T, FormatFault.MISSING),
+    (C + T + "<answ", FormatFault.MISSING),
+    (C + "<think>cut off by the token limit", FormatFault.UNCLOSED),
+    (C + T + "<answer>a</answer", FormatFault.UNCLOSED),
+    (T + C + A, FormatFault.ORDER),
+    (A + T + C, FormatFault.ORDER),
+    ("Sure! " + C + T + A, FormatFault.STRAY_TEXT),
+    (C + "so" + T + A, FormatFault.STRAY_TEXT),
+    (C + T + A + " Done.", FormatFault.STRAY_TEXT),
+    (C + T + A + "<|im_end|>", FormatFault.STRAY_TEXT),
+    (C + T + A + "\u200b", FormatFault.STRAY_TEXT),
+    ("</caption>" + C + T + A, FormatFault.UNOPENED),
+    (C + T + A + "</answer>", FormatFault.UNOPENED),
+    # what the published reward paid in full
+    ("<caption></caption>" + T + A, FormatFault.EMPTY),
+    ("<caption> \n\t</caption>" + T + A, FormatFault.EMPTY),
+    ("<caption>\u200b\x00</caption>" + T + A, FormatFault.EMPTY),
+    (C + "<think></think>" + A, FormatFault.EMPTY),
+    (C + T + "<answer> </answer>", FormatFault.EMPTY),
+    (C + T + A + "<answer>b</answer>", FormatFault.DUPLICATE),
+    (C + C + T + A, FormatFault.DUPLICATE),
+    (C + T + A + C + T + A, FormatFault.DUPLICATE),
+    (C + "<think>t <answer>7</answer></think>" + A, FormatFault.NESTED),
+    (C + "<think>t </answer></think>" + A, FormatFault.NESTED),
+    ("<caption>" + C + "</caption>" + T + A, FormatFault.NESTED),
+    ("<caption>c<think>t</think><answer>a</answer>", FormatFault.NESTED),
+]
+
+
+@pytest.mark.parametrize(("text", "fault"), FAULTS)
+def test_faults(text: str, fault: FormatFault):
+    response = parse_response(text)
+    assert response.fault is fault and not response.valid and response.blocks == ()
+
+
+def test_every_fault_is_met():
+    assert {fault for _, fault in FAULTS} == set(FormatFault)
+
+
+def test_contents_of_an_invalid_response_cannot_be_read_by_mistake():
+    with pytest.raises(AssertionError, match="block is missing"):
+        _ = parse_response(C + T).answer
+
+
+@pytest.mark.parametrize("piece", ["<caption>", "</answer>", "<", "<caption>x</caption>", "<caption", " ", "\u200b"])
+def test_time_is_linear_on_hostile_text(piece: str):
+    text = "<caption>" + piece * 100_000
+    start = time.perf_counter()
+    assert not parse_response(text).valid
+    assert time.perf_counter() - start < 1
+
+
+pieces = st.lists(
+    st.sampled_from(["<caption>", "</caption>", "<think>", "</think>", "<answer>", "</answer>", "x", " ", "\n", "<"]),
+    max_size=12,
+).map("".join)
+contents = st.text(min_size=1).filter(
+    lambda text: not re.search("</?(caption|think|answer)>", text) and any(c.isalnum() for c in text)
+)
+blanks = st.text(alphabet=" \t\n", max_size=3)
+
+
+@given(st.one_of(pieces, st.text()))
+def test_never_raises_and_valid_means_valid(text: str):
+    """Oracle: the grammar as one regular expression, with the tags kept out of the contents."""
+    content = r"((?:(?!</?(?:caption|think|answer)>)[\s\S])*?)"
+    grammar = rf"\s*<caption>{content}</caption>\s*<think>{content}</think>\s*<answer>{content}</answer>\s*"
+    match = re.fullmatch(grammar, text)
+    visible = match and all(any(c.isprintable() and c != " " for c in group) for group in match.groups())
+    assert parse_response(text).valid == bool(visible)
+
+
+@given(contents, contents, contents, blanks)
+def test_contents_and_spans_come_back(caption: str, think: str, answer: str, blank: str):
+    text = blank.join(
+        ["", f"<caption>{caption}</caption>", f"<think>{think}</think>", f"<answer>{answer}</answer>", ""]
+    )
+    response = parse_response(text)
+    assert (response.caption, response.think, response.answer) == (caption.strip(), think.strip(), answer.strip())
+    assert text == blank + response.view_text(View.PERCEPTION) + blank + response.view_text(View.REASONING) + blank

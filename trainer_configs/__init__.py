@@ -1,0 +1,1 @@
+"""Hydra configs, installed as the package `verl_prism.trainer_configs`."""

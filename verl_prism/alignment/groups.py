@@ -1,0 +1,39 @@
+"""From rows of verl's replay store to the discriminator's groups."""
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from tensordict import NonTensorData, TensorDict
+
+from verl_prism.discriminator.batch import Group, Prompt, Spans
+from verl_prism.response import View, parse_response
+
+FIELDS = ["uid", "prompts", "multi_modal_inputs", "extra_fields", "teacher_response"]
+
+
+def groups_of(data: TensorDict) -> list[Group]:
+    """Groups of a rank's rows, in which the responses to one prompt stand side by side."""
+    columns = {name: column(data[name]) for name in FIELDS}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [_group(list(members)) for _, members in groupby(rows, key=lambda row: row["uid"])]
+
+
+def _group(rows: list[dict[str, Any]]) -> Group:
+    first = rows[0]
+    images = first["multi_modal_inputs"]
+    prompt = Prompt(first["prompts"], images.get("pixel_values"), images.get("image_grid_thw"))
+    teacher = parse_response(first["teacher_response"])
+    assert teacher.valid, f"teacher responses are checked before the run starts: {teacher.fault}"
+    spans = {view: teacher.view_text(view) for view in View}
+    return Group(prompt, spans, [_student(row["extra_fields"]["reward_extra_info"]) for row in rows])
+
+
+def _student(info: dict[str, str]) -> Spans | None:
+    return None if info["fault"] else {view: info[view.value] for view in View}
+
+
+def column(values: Any) -> list[Any]:
+    """A field's rows, whichever of its containers verl's replay store has put them in."""
+    rows = values.unbind() if isinstance(values, torch.Tensor) else values
+    return [row.data if isinstance(row, NonTensorData) else row for row in rows]

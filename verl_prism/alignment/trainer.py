@@ -1,0 +1,143 @@
+"""The trainer of stage 2: verl's synchronous PPO trainer, rewarded by a discriminator that learns as it judges.
+
+Selected by `trainer.v1.trainer_mode=adversarial_opd`. A step is verl's own: rollout, old log-probabilities, advantage,
+policy update. Our part is the advantage: the discriminator scores the rollouts and learns from them in one forward
+pass, and the policy is rewarded with its group-normalised scores.
+"""
+
+import os
+
+import ray
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.debug import marked_timer
+
+import verl_prism.alignment.estimator  # noqa: F401  registers the advantage estimator in this process
+from verl_prism.alignment.advantage import AlignmentAdvantage, alignment_advantage
+from verl_prism.alignment.groups import FIELDS, column
+from verl_prism.alignment.worker import SCORE_FIELDS, AdversarialOPDWorker, DiscriminatorWorker
+from verl_prism.config import parse_prism
+from verl_prism.discriminator.batch import VIEWS
+
+ROLE = "discriminator"
+POOL = "discriminator_pool"
+
+
+@register_trainer("adversarial_opd")
+class AdversarialOPDTrainer(PPOTrainerSync):
+    """Adversarial on-policy distillation."""
+
+    @property
+    def trainer_mode(self) -> str:
+        """verl compares the mode with "sync" in several places, and synchronous is what this trainer is."""
+        return "sync"
+
+    @trainer_mode.setter
+    def trainer_mode(self, _: str) -> None:
+        self.prism = parse_prism(self.config.actor_rollout_ref.prism)
+
+    def _init_resource_pool_mgr(self):
+        super()._init_resource_pool_mgr()
+        if self._colocated:
+            role = next(role for role in self.role_worker_mapping if role in (Role.ActorRollout, Role.ActorRolloutRef))
+            self.role_worker_mapping[role] = ray.remote(AdversarialOPDWorker)
+        else:
+            self.resource_pool_manager.resource_pool_spec[POOL] = [self.prism.discriminator.pool_devices]
+            self.resource_pool_manager.mapping[ROLE] = POOL
+
+    @property
+    def _colocated(self) -> bool:
+        return self.prism.discriminator.placement == "colocated"
+
+    def _load_checkpoint(self):
+        self.discriminator_wg = self.actor_rollout_wg if self._colocated else self._spawn_discriminator()
+        super()._load_checkpoint()
+        if self.global_steps:
+            self.discriminator_wg.load_discriminator(self._discriminator_folder())
+
+    def _spawn_discriminator(self) -> RayWorkerGroup:
+        group = RayWorkerGroup(
+            resource_pool=self.resource_pool_manager.get_resource_pool(ROLE),
+            ray_cls_with_init=RayClassWithInitArgs(cls=ray.remote(DiscriminatorWorker), prism=self.prism),
+            device_name=self.config.trainer.device,
+        )
+        group.reset()
+        return group
+
+    def _save_checkpoint(self):
+        """The discriminator goes first: verl's marker of a finished checkpoint is written after everything else."""
+        keep = self.config.trainer.max_actor_ckpt_to_keep
+        self.discriminator_wg.save_discriminator(self._discriminator_folder(), self.global_steps, keep)
+        super()._save_checkpoint()
+
+    def _discriminator_folder(self) -> str:
+        return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}", ROLE)
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        with marked_timer("update_discriminator", self.timing_raw):
+            rollouts = self._update_discriminator(batch, metrics)
+        self._reward(batch, rollouts, metrics)
+        return super()._compute_advantage(batch, metrics)
+
+    def _update_discriminator(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Score this step's rollouts and learn from them. Returns them sorted, so that groups stand together."""
+        keys = sorted(key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False))
+        rollouts = batch.select_keys(keys)
+        rollouts.fields, rollouts.extra_info = list(FIELDS), {}
+        scored = self.discriminator_wg.update_discriminator(rollouts)
+        of_all_ranks = scored.extra_info["metrics"][0]  # a list with one entry per rank, and the same on each
+        metrics.update({f"discriminator/{name}": value for name, value in of_all_ranks.items()})
+        return rollouts
+
+    def _reward(self, batch: KVBatchMeta, rollouts: KVBatchMeta, metrics: dict) -> None:
+        """Put each rollout's advantage on its last token, in the place of the reward; padding rows get 0."""
+        data = tq.kv_batch_get(
+            keys=rollouts.keys,
+            partition_id=rollouts.partition_id,
+            select_fields=[*SCORE_FIELDS, "extra_fields"],
+        )
+        advantage = self._advantage(torch.stack([data[field].reshape(-1) for field in SCORE_FIELDS]))
+        values = dict(zip(rollouts.keys, advantage.values.flatten().tolist(), strict=True))
+        lengths = [tag["response_len"] for tag in batch.tags]
+        rewards = [_on_last_token(values.get(key, 0.0), n) for key, n in zip(batch.keys, lengths, strict=True)]
+        nested = torch.nested.as_nested_tensor(rewards, layout=torch.jagged)
+        fields = TensorDict({"rm_scores": nested}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        metrics.update(_advantage_metrics(advantage))
+        metrics.update(_fault_metrics(column(data["extra_fields"])))
+
+    def _advantage(self, scores: torch.Tensor) -> AlignmentAdvantage:
+        """From scores[views, rollouts] of whole groups."""
+        settings = self.prism.align
+        grouped = scores.reshape(len(VIEWS), -1, self.prism.rollout.samples_per_prompt)
+        weights = torch.tensor([settings.perception_weight, settings.reasoning_weight])
+        valid = ~grouped[0].isnan()
+        return alignment_advantage(grouped, valid, weights, settings.format_penalty, settings.std_floor)
+
+
+def _on_last_token(value: float, length: int) -> torch.Tensor:
+    reward = torch.zeros(length)
+    reward[-1] = value
+    return reward
+
+
+def _advantage_metrics(advantage: AlignmentAdvantage) -> dict[str, float]:
+    groups = len(advantage.values)
+    return {
+        "align/advantage_std": advantage.values.std(correction=0).item(),
+        "align/groups_without_valid": advantage.groups_without_valid / groups,
+        "align/groups_degenerate": advantage.groups_degenerate / groups,
+    }
+
+
+def _fault_metrics(extra_fields: list[dict]) -> dict[str, float]:
+    """The share of each format fault among the rollouts."""
+    faults = [fields["reward_extra_info"]["fault"] for fields in extra_fields]
+    shares = {f"align/fault/{fault}": faults.count(fault) / len(faults) for fault in set(faults) if fault}
+    return {"align/invalid": sum(shares.values()), **shares}

@@ -1,0 +1,226 @@
+"""The typed part of the configuration: the node `prism` of the Hydra config.
+
+What each key means stands beside its default in `trainer_configs/prism.yaml`. This module imports neither torch nor
+verl, so that a configuration is composed and checked in a second.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import ValidationError, model_validator
+
+from verl_prism.errors import UserError
+
+Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen node that refuses keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    train: AbsolutePath
+    heldout: AbsolutePath
+    max_prompt_tokens: PositiveInt
+    max_response_tokens: PositiveInt
+
+
+class Model(Section):
+    name: str
+    image_patch_size: PositiveInt
+
+
+class Hardware(Section):
+    device: Literal["cpu", "cuda"]
+    devices_per_node: PositiveInt
+    nodes: PositiveInt
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["sdpa", "flash_attention_2"]
+    gradient_checkpointing: bool
+    offload: bool
+    compile: bool
+    tokens_per_device: PositiveInt
+    data_workers: NonNegativeInt
+    engine_memory: Fraction
+    engine_tensor_parallel: PositiveInt
+    engine_extension: str | None
+    engine_eager: bool
+    engine_executor: Literal["mp", "uni"]
+    engine_sleep: bool
+    engine_sequences: PositiveInt
+    weight_bucket_mib: PositiveInt
+    agent_workers: PositiveInt
+    reward_workers: PositiveInt
+    storage_units: PositiveInt
+    poll_seconds: PositiveFloat
+    ray_address: str | None
+    ray_cpus: PositiveInt | None
+    ray_gpus: PositiveInt | None
+
+
+class Rollout(Section):
+    prompts_per_step: PositiveInt
+    samples_per_prompt: PositiveInt
+    temperature: PositiveFloat
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Optim(Section):
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    warmup_steps: NonNegativeInt
+    schedule: Literal["constant", "cosine"]
+    grad_clip: PositiveFloat
+
+
+class Sft(Section):
+    examples_per_step: PositiveInt
+    data_workers: NonNegativeInt
+
+
+class Upcycle(Section):
+    base: AbsolutePath
+    experts: PositiveInt
+    experts_per_token: PositiveInt
+    noise: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _experts_suffice(self) -> "Upcycle":
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token is {self.experts_per_token}, of {self.experts} experts")
+        return self
+
+
+class Discriminator(Section):
+    path: AbsolutePath
+    upcycle: Upcycle
+    max_perception_tokens: PositiveInt
+    max_reasoning_tokens: PositiveInt
+    placement: Literal["colocated", "pool"]
+    pool_devices: PositiveInt
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    grad_clip: PositiveFloat
+    score_regularisation: NonNegativeFloat
+    balance_coef: NonNegativeFloat
+    micro_batch_tokens: PositiveInt
+
+
+class Warmup(Section):
+    prompts: PositiveInt
+    samples_per_prompt: PositiveInt
+    pairs_per_step: PositiveInt
+    heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Align(Section):
+    perception_weight: NonNegativeFloat
+    reasoning_weight: NonNegativeFloat
+    format_penalty: NonNegativeFloat
+    std_floor: PositiveFloat
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "Align":
+        if self.perception_weight + self.reasoning_weight == 0:
+            raise ValueError("perception_weight and reasoning_weight are both 0: the policy would learn nothing")
+        return self
+
+
+class Overlong(Section):
+    enable: bool
+    buffer_tokens: NonNegativeInt
+    penalty: NonNegativeFloat
+
+
+class Algorithm(Section):
+    name: Literal["grpo", "dapo", "gspo"]
+    policy_loss: Literal["vanilla", "gspo"]
+    loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
+    clip_low: PositiveFloat
+    clip_high: PositiveFloat
+    dual_clip: Annotated[float, Field(gt=1.0)]
+    dynamic_sampling: bool
+    filter_metric: str | None
+    reward_manager: Literal["naive", "dapo"]
+    overlong: Overlong
+    weight_decay: NonNegativeFloat
+    warmup_steps: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _filter_has_a_metric(self) -> "Algorithm":
+        if self.dynamic_sampling != (self.filter_metric is not None):
+            raise ValueError("dynamic_sampling=true and a filter_metric go together")
+        return self
+
+
+class Reward(Section):
+    accuracy_weight: Fraction
+    format_weight: Fraction
+
+
+class Eval(Section):
+    policies: dict[str, AbsolutePath]
+    samples: PositiveInt
+    temperature: NonNegativeFloat
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    metrics: str | None
+    questions: PositiveInt | None
+
+
+class Prism(Section):
+    """The whole node. All paths are absolute."""
+
+    stage: Stage
+    seed: NonNegativeInt
+    root: AbsolutePath
+    output: AbsolutePath
+    policy: AbsolutePath
+    steps: PositiveInt
+    checkpoint_every: PositiveInt
+    data: Data
+    model: Model
+    hardware: Hardware
+    rollout: Rollout
+    optim: Optim
+    sft: Sft
+    discriminator: Discriminator
+    warmup: Warmup
+    align: Align
+    algorithm: Algorithm
+    reward: Reward
+    eval: Eval
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluate_the_policy(cls, node: Any) -> Any:
+        """Where no policies are named, stage eval looks at `prism.policy`."""
+        match node:
+            case {"policy": str(policy), "eval": {"policies": None, **others}}:
+                return {**node, "eval": {**others, "policies": {"policy": policy}}}
+        return node
+
+
+def parse_prism(node: DictConfig | dict) -> Prism:
+    """The typed node. Raises UserError that names each wrong key, its value and what is allowed."""
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    try:
+        return Prism.model_validate(node)
+    except ValidationError as error:
+        raise UserError("\n".join(_problem(item) for item in error.errors())) from None
+
+
+def _problem(item) -> str:
+    key = ".".join(["prism", *map(str, item["loc"])])
+    if item["type"] == "missing":
+        return f"{key} is not set"
+    if item["type"] == "value_error":
+        return f"{key}: {item['ctx']['error']}"
+    return f"{key}={item['input']}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -1,0 +1,62 @@
+"""Teacher and policy answers to the same prompts, as groups for the warm-up."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from verl_prism.config import Discriminator
+from verl_prism.discriminator.batch import Group, Spans
+from verl_prism.discriminator.prompts import tokenize_prompt
+from verl_prism.response import View, parse_response
+
+
+@dataclass(frozen=True)
+class WarmupGroups:
+    """Groups to train on and groups kept out of training, split by prompt; counts of rollouts left out."""
+
+    train: list[Group]
+    heldout: list[Group]
+    rollouts: int
+    invalid: int
+
+
+def warmup_groups(
+    processor, rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Sequence[str]], limits: Mapping[View, int],
+    heldout_fraction: float,
+) -> WarmupGroups:  # fmt: skip
+    """Pair `rollouts[row][sample]` with each row's teacher response. An invalid rollout is no pair, and is counted.
+
+    Prompts on which the policy gave no valid response at all are left out: they hold no pair.
+    """
+    groups = []
+    for row, texts in zip(rows, rollouts, strict=True):
+        students = [scored_spans(text, processor.tokenizer, limits)[1] for text in texts]
+        teacher = parse_response(row["teacher_response"])
+        assert teacher.valid, "teacher responses are checked before the run starts"
+        spans = {view: teacher.view_text(view) for view in View}
+        groups.append(Group(tokenize_prompt(processor, row), spans, students))
+    invalid = sum(spans is None for group in groups for spans in group.students)
+    usable = [group for group in groups if any(spans is not None for spans in group.students)]
+    kept_out = max(1, round(heldout_fraction * len(usable)))
+    return WarmupGroups(usable[kept_out:], usable[:kept_out], sum(map(len, rollouts)), invalid)
+
+
+def view_limits(settings: Discriminator) -> dict[View, int]:
+    """The longest span that is scored, in tokens, per view."""
+    return {View.PERCEPTION: settings.max_perception_tokens, View.REASONING: settings.max_reasoning_tokens}
+
+
+def scored_spans(
+    text: str, tokenizer: PreTrainedTokenizerBase, limits: Mapping[View, int]
+) -> tuple[str | None, Spans | None]:
+    """The fault of a response, or its two spans. A view over its limit is a fault."""
+    response = parse_response(text)
+    if response.fault is not None:
+        return response.fault.name.lower(), None
+    spans = {view: response.view_text(view) for view in View}
+    for view, span in spans.items():
+        if len(tokenizer.encode(span, add_special_tokens=False)) > limits[view]:
+            return f"{view.value}_too_long", None
+    return None, spans

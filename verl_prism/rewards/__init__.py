@@ -1,0 +1,1 @@
+"""Verifiable rewards: grading of answers (pure functions) and the score that verl's reward managers call."""

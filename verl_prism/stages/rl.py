@@ -1,0 +1,34 @@
+"""Stages 2 and 3: alignment and RL with verifiable rewards, both by verl's PPO trainer on Ray."""
+
+import ray
+from omegaconf import DictConfig
+from verl.trainer.main_ppo import run_ppo
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import validate_config
+
+from verl_prism import plugin
+from verl_prism.config import Prism
+from verl_prism.errors import UserError
+from verl_prism.stages.publish import first_and_last, publish_policy
+from verl_prism.task_runner import PrismTaskRunner
+
+
+def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
+    plugin.assert_loaded()
+    check_with_verl(config)
+    try:
+        run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
+    finally:
+        ray.shutdown()
+    publish_policy(prism, part="actor")
+    metric = "critic/score/mean" if prism.stage == "rlvr" else "response_length/mean"
+    first, last = first_and_last(prism, metric)
+    return {metric.split("/")[1 if prism.stage == "rlvr" else 0]: f"{first:.3g} -> {last:.3g}"}
+
+
+def check_with_verl(config: DictConfig) -> None:
+    """verl's own validation, before Ray starts. Raises UserError."""
+    try:
+        validate_config(config, need_reference_policy(config), need_critic(config))
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"verl refuses this configuration: {error}") from error

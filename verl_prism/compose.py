@@ -1,10 +1,11 @@
-"""Composing a run's configuration from `trainer_configs/`, verl's own configs and the command line, in about a second."""
+"""A run's configuration from `trainer_configs/`, verl's own configs and the command line, in about a second."""
 
 import difflib
 import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -43,7 +44,8 @@ def _compose(overrides: list[str]) -> DictConfig:
     try:
         return compose("prism", overrides=overrides)
     except HydraException:
-        known = list(dotted_keys(compose("prism", overrides=[choices[g].input_line for g in GROUPS if g in choices])))
+        without_values = compose("prism", overrides=[str(choices[g].input_line) for g in GROUPS if g in choices])
+        known = list(dotted_keys(OmegaConf.to_container(without_values)))
         for item in parsed:
             key = item.key_or_group.removesuffix("@_global_")
             if not (item.is_add() or item.is_force_add() or key in GROUPS or key in known):
@@ -62,7 +64,8 @@ def _check_choice(group: str, choice: str | None) -> None:
 def trainer_configs_dir() -> Path:
     """The folder `trainer_configs`: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
-    return next(folder for folder in (package / "trainer_configs", package.parent / "trainer_configs") if folder.is_dir())
+    installed = package / "trainer_configs"
+    return installed if installed.is_dir() else package.parent / "trainer_configs"
 
 
 def verl_config_dir() -> str:
@@ -73,11 +76,11 @@ def verl_config_dir() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "trainer" / "config")
 
 
-def dotted_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Every key of a config, branches included, as `a.b.c`."""
-    for key in node:
-        yield f"{prefix}{key}"
-        if OmegaConf.is_dict(child := node._get_node(key)) and not child._is_none() and not child._is_interpolation():
+def dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of nested dictionaries, branches included, as `a.b.c`."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield f"{prefix}{key}"
             yield from dotted_keys(child, f"{prefix}{key}.")
 
 

@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from pydantic import ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from verl_prism.errors import UserError
 
@@ -209,10 +218,9 @@ class Prism(Section):
 
 def parse_prism(node: DictConfig | dict) -> Prism:
     """The typed node. Raises UserError that names each wrong key, its value and what is allowed."""
-    if OmegaConf.is_config(node):
-        node = OmegaConf.to_container(node, resolve=True)
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     try:
-        return Prism.model_validate(node)
+        return Prism.model_validate(plain)
     except ValidationError as error:
         raise UserError("\n".join(_problem(item) for item in error.errors())) from None
 

@@ -6,7 +6,7 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl_prism import plugin
 
 
-class PrismTaskRunner(TaskRunnerV1.__ray_actor_class__):
+class PrismTaskRunner(TaskRunnerV1.__ray_actor_class__):  # type: ignore[name-defined]
     """verl's registries hold for one process: the trainer of stage align is registered in this one."""
 
     def run(self, config: DictConfig) -> None:

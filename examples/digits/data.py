@@ -28,9 +28,9 @@ TRAIN_SCANS = 1200  # of 1,797
 
 TEACHER_CAPTION = "Left a {a}, right a {b}."
 TEACHER_THINK = "Add left and right: {a} + {b} = {sum}."
-# How the broad demonstrators write, with shares. Some write as the teacher does: style alone does not tell them apart.
-BROAD_CAPTIONS = {"A {a} and a {b}.": 0.45, "Digits {a}, {b}.": 0.4, TEACHER_CAPTION: 0.15}
-BROAD_THINKS = {"{a} + {b} = {sum}.": 0.45, "The sum is {sum}.": 0.4, TEACHER_THINK: 0.15}
+# The broad demonstrators write in several ways, one of which is the teacher's: style alone does not tell them apart.
+BROAD_CAPTIONS = ("A {a} and a {b}.", "Digits {a}, {b}.", TEACHER_CAPTION)
+BROAD_THINKS = ("{a} + {b} = {sum}.", "The sum is {sum}.", TEACHER_THINK)
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,13 @@ def broad_response(digits: tuple[int, int], mixture: Mixture, rng: random.Random
     total = a + b
     if rng.random() < mixture.wrong_sum:
         total += rng.choice((-1, 1)) if total > 0 else 1
-    caption, think = (draw_style(styles, rng) for styles in (BROAD_CAPTIONS, BROAD_THINKS))
+    caption, think = rng.choice(BROAD_CAPTIONS), rng.choice(BROAD_THINKS)
     return respond(caption.format(a=a, b=b), think.format(a=a, b=b, sum=total), total)
 
 
-def draw_style(shares: dict[str, float], rng: random.Random) -> str:
-    return rng.choices(list(shares), weights=list(shares.values()))[0]
-
-
-def draw_questions(scans: np.ndarray, rng: random.Random) -> Iterator[Question]:
+def draw_questions(scans: np.ndarray, seed: int) -> Iterator[Question]:
     """Endless questions, each on a new ordered pair of scans. `scans`: indices into load_digits()."""
-    bunch = load_digits()
+    bunch, rng = load_digits(), random.Random(seed)
     seen: set[tuple[int, int]] = set()
     while True:
         left, right = rng.sample(scans.tolist(), 2)
@@ -131,25 +127,28 @@ def question_row(question: Question, index: int) -> dict[str, Any]:
 
 def build(mixture: Mixture, seed: int) -> dict[str, list[dict[str, Any]]]:
     """Rows of each file by its name, the same for the same seed."""
-    rng = random.Random(seed)
     target = load_digits().target
     train_scans, heldout_scans = train_test_split(
         np.arange(len(target)), train_size=TRAIN_SCANS, stratify=target, random_state=seed
     )
-    train, heldout = draw_questions(train_scans, rng), draw_questions(heldout_scans, rng)
-    sources = ["broad"] * mixture.broad + ["teacher"] * mixture.teacher
-    rng.shuffle(sources)
-    sft = []
-    for index, source in enumerate(sources):
-        question = next(train)
-        taught = source == "teacher"
-        response = teacher_response(question.digits) if taught else broad_response(question.digits, mixture, rng)
-        sft.append(demonstration_row(question, index, response, source))
+    train, heldout = draw_questions(train_scans, seed), draw_questions(heldout_scans, seed)
     return {
-        "sft": sft,
         "train": [question_row(next(train), index) for index in range(mixture.train)],
         "heldout": [question_row(next(heldout), index) for index in range(mixture.heldout)],
+        "sft": demonstrations(train, mixture, random.Random(seed)),
     }
+
+
+def demonstrations(questions: Iterator[Question], mixture: Mixture, rng: random.Random) -> list[dict[str, Any]]:
+    """Broad and teacher's demonstrations, shuffled."""
+    sources = ["broad"] * mixture.broad + ["teacher"] * mixture.teacher
+    rng.shuffle(sources)
+    rows = []
+    for index, source in enumerate(sources):
+        question, taught = next(questions), source == "teacher"
+        response = teacher_response(question.digits) if taught else broad_response(question.digits, mixture, rng)
+        rows.append(demonstration_row(question, index, response, source))
+    return rows
 
 
 def main() -> None:

@@ -7,12 +7,17 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_prism.config import Prism, Stage
+from verl_prism.cpu.environment import cpu_environment
+from verl_prism.data.checks import model_folders
+from verl_prism.errors import UserError
 from verl_prism.report.console import StageConsole
-from verl_prism.stages.process import ProcessTree
+from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
+from verl_prism.stages.run import OUTCOME
 
 HEADLINE: dict[Stage, tuple[str, ...]] = {
     "sft": ("loss=train/loss",),
@@ -32,13 +37,14 @@ STARTING: dict[Stage, str] = {
 
 
 def launch(config: DictConfig, prism: Prism) -> int:
-    """Returns the exit code: 0; 1 where the stage failed; 130 where it was stopped by Ctrl-C or SIGTERM."""
-    prism.output.mkdir(parents=True, exist_ok=True)
-    for stale in ("policy", "discriminator"):
-        shutil.rmtree(prism.output / stale, ignore_errors=True)
-    (prism.output / "figures.json").unlink(missing_ok=True)
+    """Returns the exit code: 0; 1 where the stage failed; 130 where it was stopped by Ctrl-C, SIGTERM or SIGHUP.
+
+    Raises UserError where the stage itself found a mistake in its input.
+    """
+    clear_output(prism)
     OmegaConf.save(config, prism.output / "config.yaml")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.default_int_handler)
     scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
     steps = None if prism.stage == "eval" else prism.steps
     console = StageConsole(prism.stage, prism.output, steps, HEADLINE[prism.stage])
@@ -46,18 +52,38 @@ def launch(config: DictConfig, prism: Prism) -> int:
         with console, ProcessTree(command(prism), environment(prism, scratch)) as tree:
             console.note(STARTING[prism.stage])
             status = tree.wait()
+            outcome = read_outcome(prism)
             if status == 0:
-                figures = json.loads((prism.output / "figures.json").read_text())
-                console.finish(figures, made=made(prism))
+                console.finish(outcome["figures"], made=result(prism))
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped; log in {console.log_path}\n")
         return 130
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if "mistake" in outcome:
+        raise UserError(outcome["mistake"])
     if status:
         errors = "\n".join(f"  {line}" for line in console.last_errors())
         sys.stderr.write(f"stage {prism.stage} failed; log in {console.log_path}, its last errors:\n{errors}\n")
     return 1 if status else 0
+
+
+def clear_output(prism: Prism) -> None:
+    """Removes what an earlier run of the stage left, so that nobody takes it for this run's."""
+    prism.output.mkdir(parents=True, exist_ok=True)
+    (prism.output / OUTCOME).unlink(missing_ok=True)
+    if prism.stage == "eval":
+        return
+    for key, folder in model_folders(prism).items():
+        if folder.is_relative_to(result(prism)):
+            raise UserError(f"prism.output={prism.output}: the stage would write over {key}, which it starts from")
+    shutil.rmtree(result(prism), ignore_errors=True)
+
+
+def read_outcome(prism: Prism) -> dict[str, Any]:
+    """What the stage's process left: `figures`, or a `mistake` of the user, or nothing where it broke down."""
+    file = prism.output / OUTCOME
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def command(prism: Prism) -> list[str]:
@@ -70,22 +96,18 @@ def command(prism: Prism) -> list[str]:
 
 def environment(prism: Prism, scratch: Path) -> dict[str, str]:
     """Variables that must be there before Python starts, or that Ray's workers inherit."""
-    variables = {
-        **os.environ,
+    ours = {
         "PYTHONUNBUFFERED": "1",
         "RAY_TMPDIR": str(scratch),
         "VLLM_RPC_BASE_PATH": str(scratch),
         "VERL_FILE_LOGGER_PATH": str(prism.output / "metrics.jsonl"),
     }
-    if prism.hardware.device == "cpu":
-        from verl_prism.cpu.environment import cpu_environment
-
-        variables |= cpu_environment()
-    return variables
+    hardware = cpu_environment() if prism.hardware.device == "cpu" else {}
+    return {**hardware, **os.environ, **ours}
 
 
-def made(prism: Prism) -> Path:
-    """What a stage leaves for the next one."""
+def result(prism: Prism) -> Path:
+    """What the stage leaves for the next one."""
     match prism.stage:
         case "warmup":
             return prism.output / "discriminator"

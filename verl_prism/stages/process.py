@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 5.0
 NOTE_SECONDS = 10.0
 SHARED_MEMORY = "/dev/shm/"
@@ -46,7 +47,7 @@ class ProcessTree:
 
     def __exit__(self, *_: object) -> None:
         """Ends every process of the tree, the first one gently, and removes the shared memory that they held."""
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
         try:
             self._held |= self._shared_memory()
             self._ask_to_end()
@@ -57,7 +58,8 @@ class ProcessTree:
             for path in self._held:
                 path.unlink(missing_ok=True)
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _ask_to_end(self) -> None:
         """SIGTERM to the command: Ray's driver then takes its cluster down. Then wait for stragglers."""

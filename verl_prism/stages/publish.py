@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
 
 from verl_prism.config import Prism
 
@@ -11,7 +14,7 @@ WINDOW = 10
 
 
 def publish_policy(prism: Prism, part: str) -> Path:
-    """`<output>/policy` from the last checkpoint, by hard links: the checkpoint stays whole.
+    """Makes `<output>/policy` from the last checkpoint; the checkpoint stays whole and no weight is copied.
 
     part: the checkpoint's subfolder that holds `huggingface/`. Small files that verl does not write (a generation
     config, say) come from the folder that the stage started from.
@@ -19,17 +22,39 @@ def publish_policy(prism: Prism, part: str) -> Path:
     checkpoints = prism.output / "checkpoints"
     step = (checkpoints / "latest_checkpointed_iteration.txt").read_text().strip()
     policy = prism.output / "policy"
-    shutil.copytree(checkpoints / f"global_step_{step}" / part / "huggingface", policy, copy_function=os.link)
+    shutil.copytree(checkpoints / f"global_step_{step}" / part / "huggingface", policy, copy_function=_link_weights)
     for file in prism.policy.iterdir():
-        if file.suffix in (".json", ".jinja", ".txt") and ".index." not in file.name and not (policy / file.name).exists():
+        small = file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(".index.json")
+        if small and not (policy / file.name).exists():
             shutil.copy(file, policy)
+    _correct_config(policy)
     return policy
 
 
+def _link_weights(source: str, target: str) -> None:
+    (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
+
+
+def _correct_config(policy: Path) -> None:
+    """verl declares bfloat16 whatever the weights are, and keeps the attention kernel of the training host."""
+    with safe_open(next(policy.glob("*.safetensors")), framework="np") as weights:
+        stored = weights.get_slice(next(iter(weights.keys()))).get_dtype()
+    dtype = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[stored]
+
+    def corrected(node: dict[str, Any]) -> dict[str, Any]:
+        node = {key: value for key, value in node.items() if key != "attn_implementation"}
+        node = {key: corrected(value) if isinstance(value, dict) else value for key, value in node.items()}
+        return node | {"dtype": dtype} if "dtype" in node else node
+
+    file = policy / "config.json"
+    file.write_text(json.dumps(corrected(json.loads(file.read_text())), indent=2) + "\n")
+
+
 def first_and_last(prism: Prism, key: str) -> tuple[float, float]:
-    """Means of a metric over the first and the last WINDOW steps that report it."""
+    """Means of a metric over the first and the last steps that report it, at most WINDOW each."""
     lines = (prism.output / "metrics.jsonl").read_text().splitlines()
     values = [data[key] for data in (json.loads(line)["data"] for line in lines) if key in data]
     assert values, f"no step reported {key}"
-    first, last = values[:WINDOW], values[-WINDOW:]
+    window = max(1, min(WINDOW, len(values) // 2))
+    first, last = values[:window], values[-window:]
     return sum(first) / len(first), sum(last) / len(last)

@@ -8,19 +8,28 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from verl_prism.config import Prism, parse_prism
+from verl_prism.errors import UserError
+
+OUTCOME = "outcome.json"
 
 
-def main(config_file: str) -> None:
-    """Runs the stage and leaves its figures for the summary in `<output>/figures.json`."""
+def main(config_file: Path) -> int:
+    """Runs the stage and leaves its figures for the summary, or the user's mistake, in `<output>/outcome.json`."""
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     prism = parse_prism(config.prism)
-    figures = run_stage(config, prism)
+    outcome: dict[str, object]
+    try:
+        outcome = {"figures": run_stage(config, prism)}
+    except UserError as error:
+        outcome = {"mistake": str(error)}
     if os.environ.get("RANK", "0") == "0":
-        (prism.output / "figures.json").write_text(json.dumps(figures, indent=2))
+        (prism.output / OUTCOME).write_text(json.dumps(outcome, indent=2))
+    return 2 if "mistake" in outcome else 0
 
 
 def run_stage(config: DictConfig, prism: Prism) -> dict[str, float | str]:
+    """Each stage's modules are imported when it runs: they bring torch, verl, Ray or vLLM."""
     match prism.stage:
         case "sft":
             from verl_prism.stages.sft import run_sft
@@ -41,4 +50,4 @@ def run_stage(config: DictConfig, prism: Prism) -> dict[str, float | str]:
 
 
 if __name__ == "__main__":
-    main(*map(str, map(Path, sys.argv[1:])))
+    sys.exit(main(Path(sys.argv[1])))

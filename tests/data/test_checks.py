@@ -1,0 +1,172 @@
+"""The checks before a run: each mistake is found, named by file or row, and what is right passes."""
+
+import io
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from verl_prism.compose import compose_run
+from verl_prism.config import Prism
+from verl_prism.data.checks import check_images, check_inputs, check_model_folder
+from verl_prism.errors import UserError
+
+TEACHER = "<caption>Left a 3, right a 6.</caption><think>3 + 6 = 9.</think><answer>9</answer>"
+
+
+def png() -> dict:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 8)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue()}
+
+
+def question(
+    teacher: str | None = TEACHER, images: list | None = None, text: str = "<image>\nWhat is the sum?"
+) -> dict:
+    return {
+        "prompt": [{"role": "system", "content": "Reply."}, {"role": "user", "content": text}],
+        "images": [png()] if images is None else images,
+        "data_source": "digits",
+        "reward_model": {"style": "rule", "ground_truth": "9"},
+        "teacher_response": teacher,
+    }
+
+
+def write(path, rows: list[dict], without: str | None = None):
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table.drop_columns([without]) if without else table, path)
+    return path
+
+
+@pytest.fixture
+def prism(dense_folder, tmp_path):
+    """An alignment whose inputs are right; policy and discriminator are copies of one base model."""
+    for name in ("policy", "discriminator"):
+        shutil.copytree(dense_folder, tmp_path / name)
+    rows = [question(), question()]
+    return compose_run([
+        "stage=align",
+        f"prism.policy={tmp_path / 'policy'}",
+        f"prism.discriminator.path={tmp_path / 'discriminator'}",
+        f"prism.data.train={write(tmp_path / 'train.parquet', rows)}",
+        f"prism.data.heldout={write(tmp_path / 'heldout.parquet', rows, without='teacher_response')}",
+    ])[1]  # fmt: skip
+
+
+def refusal(prism: Prism) -> str:
+    with pytest.raises(UserError) as caught:
+        check_inputs(prism)
+    return str(caught.value)
+
+
+def test_what_is_right_passes(prism):
+    check_inputs(prism)
+
+
+def test_a_missing_folder(prism):
+    shutil.rmtree(prism.policy)
+    assert refusal(prism).startswith(f"prism.policy={prism.policy}: no such folder")
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("config.json", "no config there (looked for config.json)"),
+        ("model.safetensors", "no weights there (looked for model.safetensors or model.safetensors.index.json)"),
+        ("tokenizer.json", "no tokenizer there"),
+        ("processor_config.json", "no image processor there"),
+    ],
+)
+def test_a_folder_that_is_not_whole(prism, file, part):
+    (prism.discriminator.path / file).unlink()
+    assert f"prism.discriminator.path={prism.discriminator.path}: {part}" in refusal(prism)
+
+
+def test_a_missing_shard(dense_folder, tmp_path):
+    folder = shutil.copytree(dense_folder, tmp_path / "sharded")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json names model-1\.safetensors, which is not"):
+        check_model_folder("prism.policy", folder)
+
+
+def test_a_missing_file(prism):
+    prism.data.heldout.unlink()
+    assert refusal(prism) == f"prism.data.heldout={prism.data.heldout}: no such file"
+
+
+def test_a_file_that_is_not_parquet(prism):
+    prism.data.train.write_text("question,answer\n")
+    assert "not a parquet file" in refusal(prism)
+
+
+def test_a_file_without_rows(prism):
+    pq.write_table(pq.read_table(prism.data.train).slice(0, 0), prism.data.train)
+    assert refusal(prism) == f"prism.data.train={prism.data.train}: no rows"
+
+
+def test_a_missing_teacher_column(prism):
+    write(prism.data.train, [question()], without="teacher_response")
+    assert "no column teacher_response; it has prompt, images, data_source, reward_model" in refusal(prism)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (None, "row 1: teacher_response is empty"),
+        ("The sum is 9.", "row 1: teacher_response is not in the format"),
+        (TEACHER.replace("</think>", ""), "tag inside a block"),
+    ],
+)
+def test_a_teacher_response_out_of_format(prism, teacher, said):
+    write(prism.data.train, [question(), question(teacher)])
+    assert said in refusal(prism)
+
+
+def test_a_teacher_view_over_the_limit(prism):
+    write(prism.data.train, [question(), question(TEACHER.replace("3 + 6 = 9.", "3 + 6 = 9. " * 40))])
+    message = refusal(prism)
+    assert "row 1: teacher_response: its reasoning is" in message
+    assert "over prism.discriminator.max_reasoning_tokens=64" in message
+
+
+def test_different_tokenizers(prism):
+    file = prism.discriminator.path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    last = max(content["added_tokens"], key=lambda token: token["id"])
+    last["content"] = "<other>"
+    content["model"]["vocab"] = {
+        "<other>" if number == last["id"] else token: number for token, number in content["model"]["vocab"].items()
+    }
+    file.write_text(json.dumps(content))
+    message = refusal(prism)
+    assert "have different tokenizers" in message
+    assert f"token {last['id']}" in message and "no token" in message
+
+
+@pytest.mark.parametrize("content", [b"no image", b"", None])
+def test_an_unreadable_image(prism, content):
+    write(prism.data.train, [question(), question(images=[{"bytes": content}])])
+    assert "row 1: unreadable image" in refusal(prism)
+
+
+def test_a_truncated_image(tmp_path):
+    whole = png()["bytes"]
+    with pytest.raises(UserError, match="row 0: unreadable image"):
+        check_images(write(tmp_path / "data.parquet", [question(images=[{"bytes": whole[: len(whole) // 2]}])]))
+
+
+def test_as_many_images_as_placeholders(prism):
+    write(prism.data.train, [question(text="What is the sum?")])
+    assert "row 0: 0 <image> in prompt, but 1 in images" in refusal(prism)
+
+
+def test_other_stages_need_less(prism):
+    """RL needs neither teacher nor discriminator; SFT needs messages."""
+    write(prism.data.train, [question()], without="teacher_response")
+    check_inputs(prism.model_copy(update={"stage": "rlvr"}))
+    assert "no column messages" in refusal(prism.model_copy(update={"stage": "sft"}))

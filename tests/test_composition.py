@@ -1,0 +1,116 @@
+"""Every combination of the groups composes; the keys reach verl's own; mistakes get one clear message."""
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_prism.compose import compose_run, trainer_configs_dir
+from verl_prism.errors import UserError
+
+STAGES = ("sft", "warmup", "align", "rlvr", "eval")
+ALGORITHMS = ("grpo", "dapo", "gspo")
+MODELS = ("digits", "qwen3_vl_4b", "qwen3_vl_8b")
+HARDWARE = ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("hardware", HARDWARE)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_combination_composes(stage, algorithm, model, hardware):
+    config, prism = compose_run([f"stage={stage}", f"algorithm={algorithm}", f"model={model}", f"hardware={hardware}"])
+    assert (prism.stage, prism.algorithm.name, prism.model.name) == (stage, algorithm, model)
+    assert prism.hardware.device == hardware
+    assert not OmegaConf.missing_keys(config.prism)
+    assert ("actor_rollout_ref" in config) == (stage in ("align", "rlvr"))
+    assert ("engine" in config) == (stage == "sft")
+    longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
+    assert longest <= prism.hardware.tokens_per_device, "a whole sequence fits into one pass"
+
+
+def test_groups_in_the_folder_are_those_tested():
+    folders = {"stage": STAGES, "algorithm": ALGORITHMS, "model": MODELS, "hardware": HARDWARE}
+    for group, names in folders.items():
+        assert {file.stem for file in (trainer_configs_dir() / group).iterdir()} == set(names)
+
+
+def test_our_keys_set_verls():
+    config, _ = compose_run(
+        ["stage=rlvr", "algorithm=gspo", "prism.optim.lr=3e-5", "prism.rollout.samples_per_prompt=5"]
+    )
+    actor = config.actor_rollout_ref.actor
+    assert (actor.optim.lr, config.actor_rollout_ref.rollout.n) == (3e-5, 5)
+    assert (actor.policy_loss.loss_mode, actor.clip_ratio_low, actor.clip_ratio_high) == ("gspo", 3e-4, 4e-4)
+    assert actor.loss_agg_mode == "seq-mean-token-mean"
+    assert config.trainer.v1.trainer_mode == "sync"
+
+
+def test_dapo_draws_groups_again():
+    config, prism = compose_run(["stage=rlvr", "algorithm=dapo"])
+    assert config.algorithm.filter_groups.enable
+    assert config.algorithm.filter_groups.metric == "acc"
+    assert config.trainer.v1.sampler.sampler_kwargs.filter_groups_metric == "acc"
+    assert config.reward.reward_manager.name == "dapo"
+    overlong = config.reward.reward_kwargs
+    assert overlong.overlong_buffer_cfg.len < overlong.max_resp_len == prism.data.max_response_tokens
+
+
+def test_verls_keys_win_over_ours_when_typed():
+    config, _ = compose_run(["stage=rlvr", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.save_freq=7"])
+    assert (config.actor_rollout_ref.actor.ppo_mini_batch_size, config.trainer.save_freq) == (2, 7)
+
+
+def test_stages_are_chained_by_default(tmp_path):
+    root = f"prism.root={tmp_path}"
+    align, rlvr = (compose_run([f"stage={stage}", root])[1] for stage in ("align", "rlvr"))
+    assert align.policy == tmp_path / "sft" / "policy"
+    assert align.discriminator.path == tmp_path / "warmup" / "discriminator"
+    assert rlvr.policy == align.output / "policy"
+
+
+def test_paths_are_absolute_for_verl_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config, prism = compose_run(["stage=rlvr", "prism.policy=here"])
+    assert str(prism.policy) == config.actor_rollout_ref.model.path == str(tmp_path / "here")
+
+
+def test_the_workers_of_align_get_our_node():
+    config, _ = compose_run(["stage=align"])
+    assert config.actor_rollout_ref.prism == config.prism
+    assert config.algorithm.adv_estimator == "prism_alignment"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "say which stage to run: stage=align|eval|rlvr|sft|warmup"),
+        (["stage=foo"], "unknown stage foo; stage= is one of align, eval, rlvr, sft, warmup"),
+        (["stage=rlvr", "algorithm=ppo"], "unknown algorithm ppo; algorithm= is one of dapo, grpo, gspo"),
+        (["stage=sft", "model=hf_model"], "unknown model hf_model; model= is one of digits, qwen3_vl_4b, qwen3_vl_8b"),
+        (["stage=rlvr", "prism.stepz=3"], "unknown key prism.stepz; did you mean prism.steps?"),
+        (["stage=rlvr", "trainer.save_frek=3"], "unknown key trainer.save_frek; did you mean trainer.save_freq?"),
+        (["stage=rlvr", "prism.rollout.samples_per_promt=3"], "did you mean prism.rollout.samples_per_prompt?"),
+        (["stage=sft", "algoritm=grpo"], "unknown key algoritm; did you mean algorithm?"),
+        (["stage=sft", "actor_rollout_ref.rollout.n=3"], "unknown key actor_rollout_ref.rollout.n"),
+        (["stage=rlvr", "+prism.extra=1"], "prism.extra=1: extra inputs are not permitted"),
+        (["stage=rlvr", "prism=3"], "prism=3: input should be a valid dictionary"),
+        (["stage=rlvr", "steps"], "Error parsing override 'steps'"),
+        (["stage=rlvr", "prism.root=${nothing}"], "Interpolation key 'nothing' not found"),
+    ],
+)
+def test_a_mistake_gets_one_clear_message(overrides, said):
+    with pytest.raises(UserError) as caught:
+        compose_run(overrides)
+    assert said in str(caught.value)
+    assert "+" not in str(caught.value).replace("+prism", ""), "nobody is told to type a plus"
+
+
+def test_composing_imports_nothing_heavy():
+    code = (
+        "import sys; from verl_prism.compose import compose_run; compose_run(['stage=align']);"
+        "heavy = {'torch', 'verl', 'ray', 'vllm', 'transformers'} & set(sys.modules); sys.exit(', '.join(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""

@@ -1,0 +1,128 @@
+"""What we rely on in verl 0.9.1 and in transformers: a new version that breaks it fails here, in one place."""
+
+import importlib.metadata
+import inspect
+import re
+
+import pytest
+import torch
+import transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe as moe
+import verl
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import trainer_base
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import FSDPEngine
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from verl_prism.alignment.engine import MODEL_TYPE, DiscriminatorEngine
+from verl_prism.alignment.estimator import ESTIMATOR
+from verl_prism.alignment.reward_manager import DiscriminatorRewardManager
+from verl_prism.alignment.trainer import AdversarialOPDTrainer
+from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorker
+
+OVERRIDDEN = [
+    (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
+    (PPOTrainerSync, AdversarialOPDTrainer, "_compute_advantage", ["self", "batch", "metrics"]),
+    (PPOTrainerSync, AdversarialOPDTrainer, "_save_checkpoint", ["self"]),
+    (PPOTrainerSync, AdversarialOPDTrainer, "_load_checkpoint", ["self"]),
+    (ActorRolloutRefWorker, AdversarialOPDWorker, "init_model", ["self"]),
+    (TrainingWorker, DiscriminatorWorker, "__init__", ["self", "config"]),
+    (FSDPEngine, DiscriminatorEngine, "_build_module", ["self"]),
+    (RewardManagerBase, DiscriminatorRewardManager, "run_single", ["self", "data"]),
+]
+CALLED = [
+    (FSDPEngine, "optimizer_zero_grad", ["self"]),
+    (FSDPEngine, "optimizer_step", ["self"]),
+    (FSDPEngine, "lr_scheduler_step", ["self"]),
+    (FSDPEngine, "_gradient_sync_context", ["self", "is_last_micro_batch"]),
+    (TrainingWorker, "reset", ["self"]),
+    (TrainingWorker, "save_checkpoint", ["self", "local_path", "hdfs_path", "global_step", "max_ckpt_to_keep"]),
+    (TrainingWorker, "load_checkpoint", ["self", "local_path", "hdfs_path", "del_local_after_load"]),
+    (ActorRolloutRefWorker, "set_dispatch_collect", ["self", "mesh_name", "dispatch_dp_rank", "collect_dp_rank"]),
+    (TrainingWorker, "get_dispatch_collect", ["self"]),
+]
+
+
+def parameters(owner: type, name: str) -> list[str]:
+    return list(inspect.signature(inspect.unwrap(getattr(owner, name))).parameters)
+
+
+def test_the_version_is_the_one_that_was_read():
+    assert importlib.metadata.version("verl") == "0.9.1" and verl.__version__ == "0.9.1"
+
+
+@pytest.mark.parametrize(("base", "ours", "name", "expected"), OVERRIDDEN)
+def test_an_overridden_method_is_there_with_the_arguments_that_we_take(base, ours, name, expected):
+    assert parameters(base, name) == expected
+    assert getattr(base, name) is not getattr(ours, name)
+
+
+@pytest.mark.parametrize(("owner", "name", "expected"), CALLED)
+def test_a_method_that_we_call_is_there(owner, name, expected):
+    assert parameters(owner, name) == expected
+
+
+def test_every_method_that_shadows_verls_is_pinned_above():
+    pinned = {(ours, name) for _, ours, name, _ in OVERRIDDEN}
+    bases = {ours: base for base, ours, _, _ in OVERRIDDEN}
+    for ours, base in bases.items():
+        shadowing = {name for name in vars(ours) if hasattr(base, name) and inspect.isfunction(vars(ours)[name])}
+        generic = {"__init__", "_abc_impl"} - ({"__init__"} if (ours, "__init__") in pinned else set())
+        assert {(ours, name) for name in shadowing - generic} <= pinned
+
+
+def test_the_trainer_mode_is_compared_with_sync_alone():
+    """Our trainer answers "sync" wherever verl asks; a comparison with another mode would need another answer."""
+    source = inspect.getsource(trainer_base)
+    assert set(re.findall(r"trainer_mode\s*[!=]=\s*(\S+?)[:)\s]", source)) == {'"sync"'}
+
+
+def test_registrations_are_found_where_verl_looks():
+    assert trainer_base.get_trainer_cls("adversarial_opd") is AdversarialOPDTrainer
+    assert core_algos.get_adv_estimator_fn(ESTIMATOR).__module__ == "verl_prism.alignment.estimator"
+    assert MODEL_TYPE in EngineRegistry._engines
+
+
+def test_the_setup_order_in_which_the_discriminator_is_built():
+    """`_load_checkpoint` is verl's last step of set-up, after the worker groups; ours builds the discriminator there."""
+    source = inspect.getsource(trainer_base.PPOTrainer._setup)
+    steps = ["_init_resource_pool_mgr", "create_resource_pool()", "init_model()", "_load_checkpoint()"]
+    places = [source.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+def test_a_role_may_be_a_string():
+    assert {Role.ActorRollout, Role.ActorRolloutRef} < set(Role)
+    assert "mapping[role]" in inspect.getsource(trainer_base.ResourcePoolManager.get_resource_pool)
+
+
+def test_the_replay_buffer_takes_a_poll_interval():
+    assert "poll_interval" in parameters(ReplayBuffer, "__init__")
+
+
+def test_the_advantage_reads_the_reward_that_we_write():
+    assert '"rm_scores"' in inspect.getsource(trainer_base.PPOTrainer._compute_advantage)
+
+
+def test_run_ppo_takes_a_task_runner_that_we_can_subclass():
+    assert list(inspect.signature(run_ppo).parameters) == ["config", "task_runner_class"]
+    assert "config" in parameters(TaskRunnerV1.__ray_actor_class__, "run")
+
+
+def test_a_metrics_dictionary_travels_beside_a_batch_of_scores():
+    result = tensordict_utils.get_tensordict({"score": torch.zeros(3)}, non_tensor_dict={"metrics": {"loss": 1.0}})
+    assert result.batch_size == torch.Size([3]) and result["metrics"] == {"loss": 1.0}
+
+
+def test_the_moe_layer_calls_its_router_as_ours_answers():
+    assert "_, routing_weights, selected_experts = self.gate(" in inspect.getsource(moe.Qwen3VLMoeTextSparseMoeBlock)
+    assert parameters(moe.Qwen3VLMoeTextTopKRouter, "forward") == ["self", "hidden_states"]
+    assert {"inputs_embeds", "position_ids", "visual_pos_masks", "deepstack_visual_embeds"} <= set(
+        parameters(moe.Qwen3VLMoeTextModel, "forward")
+    )

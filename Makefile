@@ -1,6 +1,8 @@
 PYTHON ?= python3.11
 # Torch's threads wait asleep: spinning ones take the core from the process that they wait for.
 export OMP_WAIT_POLICY ?= PASSIVE
+# The first run compiles what it imports, and the dozen processes of every later one find it compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-slow lint clean
 .DEFAULT_GOAL := help

@@ -42,6 +42,7 @@ if ! is_python311 .venv/bin/python; then
     "$PYTHON" -m venv .venv >"$LOG" 2>&1
 fi
 # Asked for by name, the CPU build comes from a local wheel where pip knows one; PyPI has the CUDA build alone.
+# Not compiled here: Python compiles the tenth that a run imports, once, when it imports it.
 say "installing torch $TORCH"
 if ! pip install --no-deps --no-compile "torch==$TORCH"; then
     say "installing torch $TORCH from $TORCH_INDEX"
@@ -49,8 +50,6 @@ if ! pip install --no-deps --no-compile "torch==$TORCH"; then
 fi
 say "installing $(grep -c == "$LOCK") locked packages"
 pip install --no-deps --no-compile -r "$LOCK"
-say "compiling them on all cores"
-.venv/bin/python -m compileall -q -j 0 .venv/lib >>"$LOG" 2>&1 || true # some packages ship files for other Pythons
 say "installing verl_prism"
 pip install --no-deps -e .
 echo "$wanted" >"$STAMP"

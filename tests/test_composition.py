@@ -114,3 +114,34 @@ def test_composing_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("hardware", HARDWARE)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_verl_takes_the_ppo_config(algorithm, hardware):
+    """verl's dataclasses refuse keys that they do not know, which YAML alone would not show."""
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from verl_prism.stages.rl import check_with_verl
+
+    config, _ = compose_run(["stage=rlvr", f"algorithm={algorithm}", f"hardware={hardware}"])
+    check_with_verl(config)
+    for node in (config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.algorithm):
+        omega_conf_to_dataclass(node)
+
+
+@pytest.mark.parametrize("hardware", HARDWARE)
+def test_verl_takes_the_sft_config(hardware):
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config, _ = compose_run(["stage=sft", f"hardware={hardware}"])
+    for node in (config.engine, config.optim, config.checkpoint, config.profiler):
+        omega_conf_to_dataclass(node)
+
+
+def test_what_verl_refuses_is_the_users_mistake():
+    from verl_prism.stages.rl import check_with_verl
+
+    config, _ = compose_run(["stage=rlvr", "actor_rollout_ref.actor.loss_agg_mode=median"])
+    with pytest.raises(UserError, match="verl refuses this configuration: Invalid loss_agg_mode: median"):
+        check_with_verl(config)

@@ -29,10 +29,9 @@ def test_policy_sampler(dense_folder, rows):
         answers.append((sampled, greedy))
 
     assert [len(group) for group in sampled] == [4] * len(rows) and [len(group) for group in greedy] == [1] * len(rows)
-    assert all(
-        sample.tokens <= 12 and sample.truncated == (sample.tokens == 12) for group in sampled for sample in group
-    )
-    assert len({sample.text for group in sampled for sample in group}) > len(rows), "the samples of a question differ"
+    flat = [sample for group in sampled for sample in group]
+    assert all(sample.tokens == 12 for sample in flat if sample.truncated) and max(s.tokens for s in flat) == 12
+    assert len({sample.text for sample in flat}) > len(rows), "the samples of a question differ"
     assert answers[0] == answers[1], "one seed, the same responses"
     assert progress[-1] == (4 * len(rows), 4 * len(rows))
 

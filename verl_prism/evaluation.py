@@ -170,8 +170,8 @@ def _counter(log: MetricsLog, name: str, before: int, rows: Sequence[Row], setti
     start = before * len(rows) * (settings.samples + 1)
 
     def count(done: int) -> None:
-        log.note(name)
         log.step(start + done, {})
+        log.note(name)
 
     return count
 

@@ -52,7 +52,7 @@ class PolicySampler:
         from vllm import LLM  # ten seconds, and it reads the environment
 
         self._processor = AutoProcessor.from_pretrained(self._policy)
-        self._engine = LLM(**engine_arguments(self._policy, self._hardware, self._seed))
+        self._engine: Any = LLM(**engine_arguments(self._policy, self._hardware, self._seed))
         return self
 
     def __exit__(
@@ -104,7 +104,9 @@ class PolicySampler:
         text = self._processor.apply_chat_template(chat_messages(row), add_generation_prompt=True, tokenize=False)
         ids = self._processor.tokenizer.encode(text, add_special_tokens=False)
         patch = self._processor.image_processor.patch_size
-        images = [fetch_image({"image": Image.open(io.BytesIO(image["bytes"]))}, patch) for image in row["images"]]
+        images = [
+            fetch_image({"image": Image.open(io.BytesIO(image["bytes"]))}, patch) for image in row["images"] or []
+        ]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": images} if images else {}}
 
     def _sample(self, completion: Any) -> Sample:

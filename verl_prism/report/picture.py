@@ -121,7 +121,7 @@ def _draw_response(axes: Axes, text: str, marks: Mapping[str, Any]) -> None:
     colour = INVALID if not marks["format"] else RIGHT if marks["accuracy"] else WRONG
     axes.set(xticks=[], yticks=[], facecolor=colour + "14")
     axes.spines[:].set(color=colour, linewidth=1.3)
-    style = {"va": "top", "transform": axes.transAxes, "parse_math": False, "clip_on": True}
+    style: dict[str, Any] = {"va": "top", "transform": axes.transAxes, "parse_math": False, "clip_on": True}
     line = LINE_HEIGHT / (axes.get_window_extent().height / axes.figure.dpi)  # in parts of the cell's height
     top = 1 - 0.4 * line
     for heading, lines in blocks(text):

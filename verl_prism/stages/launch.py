@@ -16,16 +16,9 @@ from verl_prism.cpu.environment import cpu_environment
 from verl_prism.data.checks import model_folders
 from verl_prism.errors import UserError
 from verl_prism.report.console import StageConsole
+from verl_prism.stages.figures import SHOWN
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 from verl_prism.stages.run import OUTCOME
-
-HEADLINE: dict[Stage, tuple[str, ...]] = {
-    "sft": ("loss=train/loss",),
-    "warmup": (),
-    "align": ("format=alignment/valid_share", "length=response_length/mean"),
-    "rlvr": ("reward=critic/score/mean", "length=response_length/mean"),
-    "eval": (),
-}
 
 STARTING: dict[Stage, str] = {
     "sft": "loading the model and the demonstrations",
@@ -47,7 +40,8 @@ def launch(config: DictConfig, prism: Prism) -> int:
         signal.signal(number, signal.default_int_handler)
     scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
     steps = None if prism.stage == "eval" else prism.steps
-    console = StageConsole(prism.stage, prism.output, steps, HEADLINE[prism.stage])
+    headline = [f"{label}={key}" for label, key in SHOWN[prism.stage].items()]
+    console = StageConsole(prism.stage, prism.output, steps, headline)
     try:
         with console, ProcessTree(command(prism), environment(prism, scratch)) as tree:
             console.note(STARTING[prism.stage])

@@ -55,6 +55,7 @@ class ProcessTree:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(survivors, timeout=GRACE_SECONDS)
+            self._reap()
             for path in self._held:
                 path.unlink(missing_ok=True)
         finally:
@@ -73,6 +74,13 @@ class ProcessTree:
     def _alive(self) -> list[psutil.Process]:
         processes = psutil.Process().children(recursive=True)
         return [p for p in processes if p.pid not in self._foreign and _running(p)]
+
+    def _reap(self) -> None:
+        """Takes the exit status of adopted processes: they would stay zombies where nobody else asks for it."""
+        for process in psutil.Process().children():
+            if process.pid not in self._foreign and process.pid != self._child.pid and not _running(process):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(process.pid, os.WNOHANG)
 
     def _shared_memory(self) -> set[Path]:
         """Segments in /dev/shm that the tree has open or mapped."""

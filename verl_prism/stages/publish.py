@@ -1,4 +1,4 @@
-"""What a training stage hands on: the policy as a Hugging Face folder, and the figures of its summary."""
+"""What a training stage hands on: the policy as a Hugging Face folder."""
 
 import json
 import os
@@ -9,8 +9,6 @@ from typing import Any
 from safetensors import safe_open
 
 from verl_prism.config import Prism
-
-WINDOW = 10
 
 
 def publish_policy(prism: Prism, part: str) -> Path:
@@ -48,13 +46,3 @@ def _correct_config(policy: Path) -> None:
 
     file = policy / "config.json"
     file.write_text(json.dumps(corrected(json.loads(file.read_text())), indent=2) + "\n")
-
-
-def first_and_last(prism: Prism, key: str) -> tuple[float, float]:
-    """Means of a metric over the first and the last steps that report it, at most WINDOW each."""
-    lines = (prism.output / "metrics.jsonl").read_text().splitlines()
-    values = [data[key] for data in (json.loads(line)["data"] for line in lines) if key in data]
-    assert values, f"no step reported {key}"
-    window = max(1, min(WINDOW, len(values) // 2))
-    first, last = values[:window], values[-window:]
-    return sum(first) / len(first), sum(last) / len(last)

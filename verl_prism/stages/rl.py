@@ -1,6 +1,7 @@
 """Stages 2 and 3: alignment and RL with verifiable rewards, both by verl's PPO trainer on Ray."""
 
 import ray
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from verl.trainer.main_ppo import run_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -9,7 +10,8 @@ from verl.utils.config import validate_config
 from verl_prism import plugin
 from verl_prism.config import Prism
 from verl_prism.errors import UserError
-from verl_prism.stages.publish import first_and_last, publish_policy
+from verl_prism.stages.figures import figures
+from verl_prism.stages.publish import publish_policy
 from verl_prism.task_runner import PrismTaskRunner
 
 
@@ -21,14 +23,12 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     finally:
         ray.shutdown()
     publish_policy(prism, part="actor")
-    metric = "critic/score/mean" if prism.stage == "rlvr" else "response_length/mean"
-    first, last = first_and_last(prism, metric)
-    return {metric.split("/")[1 if prism.stage == "rlvr" else 0]: f"{first:.3g} -> {last:.3g}"}
+    return figures(prism)
 
 
 def check_with_verl(config: DictConfig) -> None:
     """verl's own validation, before Ray starts. Raises UserError."""
     try:
         validate_config(config, need_reference_policy(config), need_critic(config))
-    except (AssertionError, ValueError) as error:
-        raise UserError(f"verl refuses this configuration: {error}") from error
+    except (AssertionError, ValueError, InstantiationException) as error:
+        raise UserError(f"verl refuses this configuration: {error.__cause__ or error}") from error

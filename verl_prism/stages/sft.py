@@ -5,7 +5,8 @@ import os
 from omegaconf import DictConfig
 
 from verl_prism.config import Prism
-from verl_prism.stages.publish import first_and_last, publish_policy
+from verl_prism.stages.figures import figures
+from verl_prism.stages.publish import publish_policy
 
 
 def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
@@ -22,5 +23,4 @@ def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     if os.environ["RANK"] != "0":
         return {}
     publish_policy(prism, part=".")
-    first, last = first_and_last(prism, "train/loss")
-    return {"loss": f"{first:.3f} -> {last:.3f}"}
+    return figures(prism)

@@ -1,0 +1,59 @@
+"""Stage sft as a person runs it: verl's own trainer on the digits, its end, its failure and Ctrl-C."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+
+def command(digits_folder, output, *arguments: str) -> list[str]:
+    overrides = [f"prism.root={digits_folder}", f"prism.output={output}", "prism.optim.lr=1e-3", *arguments]
+    return [sys.executable, "-m", "verl_prism.main", "stage=sft", "prism.sft.examples_per_step=8", *overrides]
+
+
+@pytest.mark.slow
+def test_two_steps_leave_a_folder_for_the_next_stage(digits_folder, tmp_path):
+    run = command(digits_folder, tmp_path, "prism.steps=2", "prism.optim.warmup_steps=0")
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout[done.stdout.index("✓") :].splitlines()) == 3
+    AutoProcessor.from_pretrained(tmp_path / "policy")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "policy", dtype="auto")
+    assert str(model.dtype) == "torch.float32", "the config tells the dtype that the weights have"
+    made, base = (
+        set(file.name for file in folder.iterdir()) for folder in (tmp_path / "policy", digits_folder / "base")
+    )
+    assert made == base
+    losses = [json.loads(line)["data"]["train/loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.slow
+def test_a_failure_names_the_log_and_its_last_errors(digits_folder, tmp_path):
+    run = command(digits_folder, tmp_path, "data.max_length=8")
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"stage sft failed; log in {tmp_path / 'log.txt'}, its last errors:" in done.stderr
+    assert "max_length=8" in done.stderr
+    assert not (tmp_path / "policy").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_leaves_no_process(number, digits_folder, tmp_path):
+    run = subprocess.Popen(command(digits_folder, tmp_path), stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert run.poll() is None
+        time.sleep(0.2)
+    descendants = psutil.Process(run.pid).children(recursive=True)
+    stopped = time.monotonic()
+    run.send_signal(number)
+    assert run.wait(timeout=15) == 130
+    assert time.monotonic() - stopped < 15
+    assert run.stderr.read() == f"stopped; log in {tmp_path / 'log.txt'}\n"
+    assert not [process for process in descendants if process.is_running()], "not even a zombie"

@@ -1,0 +1,33 @@
+"""The metrics that a person sees of a stage: on its progress line, and first and last in its summary."""
+
+import json
+
+from verl_prism.config import Prism, Stage
+
+WINDOW = 10
+
+SHOWN: dict[Stage, dict[str, str]] = {
+    "sft": {"loss": "train/loss"},
+    "warmup": {"perception accuracy": "perception/accuracy", "reasoning accuracy": "reasoning/accuracy"},
+    "align": {
+        "perception margin": "discriminator/perception/margin",
+        "reasoning margin": "discriminator/reasoning/margin",
+        "invalid": "align/invalid",
+    },
+    "rlvr": {"reward": "critic/score/mean", "length": "response_length/mean"},
+    "eval": {},
+}
+
+
+def figures(prism: Prism) -> dict[str, float | str]:
+    """Each shown metric as "first -> last": means over at most WINDOW steps at either end of the run."""
+    records = [json.loads(line)["data"] for line in (prism.output / "metrics.jsonl").read_text().splitlines()]
+    return {label: _trend([data[key] for data in records if key in data]) for label, key in SHOWN[prism.stage].items()}
+
+
+def _trend(values: list[float]) -> str:
+    if not values:
+        return "never reported"
+    window = max(1, min(WINDOW, len(values) // 2))
+    first, last = values[:window], values[-window:]
+    return f"{sum(first) / window:.3g} -> {sum(last) / window:.3g}"

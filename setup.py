@@ -39,6 +39,7 @@ setup(
         "pydantic>=2.12",
         "rich>=15",
         "math-verify>=0.9",
+        "qwen-vl-utils>=0.0.14",
         "matplotlib>=3.10",
         "numpy",
         "pandas",

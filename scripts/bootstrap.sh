@@ -14,7 +14,7 @@ wanted=$( (pwd; cat "$LOCK" setup.py "$0" verl_prism/cpu/verl_prism_cpu.pth) | s
 is_ready() { [[ -f $STAMP && $(<"$STAMP") == "$wanted" ]]; }
 is_python311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
 say() { step=$1; printf '[%4d s] %s\n' "$SECONDS" "$step"; }
-pip() { .venv/bin/python -m pip "$@" >>"$LOG" 2>&1; }
+pip() { .venv/bin/python -m pip --quiet "$@" >>"$LOG" 2>&1; }
 
 explain_failure() {
     printf '\nSet-up stopped at: %s\n' "$step" >&2
@@ -32,7 +32,7 @@ fi
 exec 9<.
 flock 9 # another make may be at it
 is_ready && exit 0
-trap explain_failure ERR
+trap '[[ $? == 0 ]] || explain_failure' EXIT
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 if ! is_python311 .venv/bin/python; then
@@ -51,6 +51,6 @@ fi
 say "installing $(grep -c == "$LOCK") locked packages"
 pip install --no-deps --no-compile -r "$LOCK"
 say "installing verl_prism"
-pip install --no-deps -e .
+pip install --no-deps --no-build-isolation -e .
 echo "$wanted" >"$STAMP"
 say "ready"

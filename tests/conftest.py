@@ -1,8 +1,12 @@
 """A tiny real Qwen3-VL from the digits example, the discriminator upcycled from it, and a prompt with its picture."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+# Before torch is loaded: its threads wait asleep, and vLLM's sampler is not compiled.
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_COMPILE_DISABLE": "1"}
 
 import pyarrow.parquet as pq
 import pytest

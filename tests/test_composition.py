@@ -92,6 +92,7 @@ def test_the_workers_of_align_get_our_node():
         (["stage=rlvr", "prism.stepz=3"], "unknown key prism.stepz; did you mean prism.steps?"),
         (["stage=rlvr", "trainer.save_frek=3"], "unknown key trainer.save_frek; did you mean trainer.save_freq?"),
         (["stage=rlvr", "prism.rollout.samples_per_promt=3"], "did you mean prism.rollout.samples_per_prompt?"),
+        (["stage=rlvr", "prism.reward.bonus=1"], "prism.reward has accuracy_weight, format_weight"),
         (["stage=sft", "algoritm=grpo"], "unknown key algoritm; did you mean algorithm?"),
         (["stage=sft", "actor_rollout_ref.rollout.n=3"], "unknown key actor_rollout_ref.rollout.n"),
         (["stage=rlvr", "+prism.extra=1"], "prism.extra=1: extra inputs are not permitted"),

@@ -41,6 +41,11 @@ def test_a_dump_parses_to_the_same(node):
         ("warmup.heldout_fraction", 1.0, "prism.warmup.heldout_fraction=1.0: input should be less than 1"),
         ("discriminator.upcycle.experts_per_token", 9, "experts_per_token is 9, of 4 experts"),
         ("reward.format_weight", 1.2, "prism.reward.format_weight=1.2: input should be less than or equal to 1"),
+        (
+            "discriminator.placement",
+            "pool",
+            "prism.hardware.ray_gpus=1 is less than devices_per_node + pool_devices = 2",
+        ),
         ("algorithm.dynamic_sampling", True, "dynamic_sampling=true and a filter_metric go together"),
     ],
 )

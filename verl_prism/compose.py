@@ -85,7 +85,10 @@ def dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _suggestion(key: str, known: list[str]) -> str:
-    """The nearest key in the same part of the config: by its last name first, since it is the path that one forgets."""
+    """The nearest key in the same part of the config or, where none is near, the names that stand beside it.
+
+    The last name counts twice: it is the path that one forgets.
+    """
 
     def likeness(other: str) -> float:
         whole = difflib.SequenceMatcher(None, key, other).ratio()
@@ -95,7 +98,11 @@ def _suggestion(key: str, known: list[str]) -> str:
     root = key.partition(".")[0]
     near = [other for other in known if other.partition(".")[0] == root] or [*known, *GROUPS]
     nearest = max(near, key=likeness)
-    return f"; did you mean {nearest}?" if likeness(nearest) > 1.0 else ""
+    if likeness(nearest) > 1.3:
+        return f"; did you mean {nearest}?"
+    parent = key.rpartition(".")[0]
+    siblings = [other.rpartition(".")[2] for other in known if parent and other.rpartition(".")[0] == parent]
+    return f"; {parent} has {', '.join(siblings)}" if siblings else ""
 
 
 def _plain(error: Exception) -> str:

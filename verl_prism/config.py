@@ -206,6 +206,17 @@ class Prism(Section):
     reward: Reward
     eval: Eval
 
+    @model_validator(mode="after")
+    def _devices_for_the_pool(self) -> "Prism":
+        """With too few logical devices Ray would wait for ever and say nothing."""
+        pool = self.discriminator.pool_devices if self.discriminator.placement == "pool" else 0
+        wanted = self.hardware.devices_per_node + pool
+        if self.stage == "align" and self.hardware.ray_gpus is not None and self.hardware.ray_gpus < wanted:
+            raise ValueError(
+                f"prism.hardware.ray_gpus={self.hardware.ray_gpus} is less than devices_per_node + pool_devices = {wanted}"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _evaluate_the_policy(cls, node: Any) -> Any:

@@ -9,7 +9,6 @@ from importlib.metadata import entry_points
 from verl_prism.errors import UserError
 
 if os.environ.get("VERL_PLATFORM") == "cpu":
-    import verl_prism.cpu.platform
     from verl_prism.cpu.process_group import accept_repeated_backends
 
     accept_repeated_backends()

@@ -1,6 +1,5 @@
 """Responses of a policy to many questions at once, from vLLM in this process: for the evaluation and the warm-up."""
 
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +8,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from PIL import Image
-from qwen_vl_utils import fetch_image
 from transformers import AutoProcessor
 
 from verl_prism.config import Hardware
-from verl_prism.discriminator.prompts import chat_messages
+from verl_prism.discriminator.prompts import chat_messages, row_images
 
 CPU_CACHE_BYTES = 2**30
 CPU_BLOCK_TOKENS = 32  # samples of a question share the full blocks of its prompt; 128, the default, is too long
@@ -103,10 +100,7 @@ class PolicySampler:
     def _prompt(self, row: Row) -> dict[str, Any]:
         text = self._processor.apply_chat_template(chat_messages(row), add_generation_prompt=True, tokenize=False)
         ids = self._processor.tokenizer.encode(text, add_special_tokens=False)
-        patch = self._processor.image_processor.patch_size
-        images = [
-            fetch_image({"image": Image.open(io.BytesIO(image["bytes"]))}, patch) for image in row["images"] or []
-        ]
+        images = row_images(row, self._processor.image_processor.patch_size)
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": images} if images else {}}
 
     def _sample(self, completion: Any) -> Sample:

@@ -110,7 +110,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForConditionalGeneration:
     """1.4 M parameters, random. A head is 32 wide: vLLM's attention on CPU has no narrower one."""
-    token_id = tokenizer.convert_tokens_to_ids
+    token_id = tokenizer.get_vocab()
     config = Qwen3VLConfig(
         text_config=dict(
             vocab_size=len(tokenizer),
@@ -141,10 +141,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCond
             deepstack_visual_indexes=[0],
             initializer_range=INITIAL_STD,
         ),
-        image_token_id=token_id("<|image_pad|>"),
-        video_token_id=token_id("<|video_pad|>"),
-        vision_start_token_id=token_id("<|vision_start|>"),
-        vision_end_token_id=token_id("<|vision_end|>"),
+        image_token_id=token_id["<|image_pad|>"],
+        video_token_id=token_id["<|video_pad|>"],
+        vision_start_token_id=token_id["<|vision_start|>"],
+        vision_end_token_id=token_id["<|vision_end|>"],
         tie_word_embeddings=True,
     )
     torch.manual_seed(seed)

@@ -15,7 +15,7 @@ python $here/data.py --out "$root/data" --seed "$seed"
 python $here/model.py --data "$root/data" --out "$root/base" --seed "$seed"
 
 # 1. Fine-tune on demonstrations, most of them careless: the policy learns their drift.
-prism stage=sft prism.steps=500 prism.sft.examples_per_step=16 prism.optim.lr=1.5e-3 prism.optim.warmup_steps=50
+prism stage=sft prism.steps=350 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 prism.optim.warmup_steps=35
 
 # 2a. Teach the discriminator to tell the teacher's answers from the policy's.
 prism stage=warmup prism.steps=150 prism.discriminator.lr=1e-3 \

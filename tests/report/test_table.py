@@ -11,6 +11,8 @@ def results() -> dict:
         return {
             "folder": "outputs/sft/policy",
             "accuracy": asdict(Interval(accuracy, accuracy - 0.02, accuracy + 0.021, 2400, 600)),
+            "perception": asdict(Interval(accuracy, accuracy - 0.02, accuracy + 0.021, 2400, 600)),
+            "format": asdict(Interval(accuracy, accuracy - 0.02, accuracy + 0.021, 2400, 600)),
             "reasoning": asdict(Interval(None, None, None, 0, 0)),
             "length": asdict(Interval(22.81, 22.6, 23.0, 2400, 600)),
             "greedy_accuracy": asdict(Interval(0.852, 0.82, 0.88, 600, 600)),
@@ -25,15 +27,15 @@ def test_markdown():
         "600 held-out questions, 4 sampled responses each (temperature 1, top-p 1, seed 0); rates in %, length in "
         "tokens, ± the 95 % interval over questions",
         "",
-        "| policy | accuracy | reasoning | mean length | greedy accuracy |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| SFT | 32.3 ± 2.1 | none | 22.8 ± 0.2 | 85.2 ± 3.2 |",
-        "| aligned | 50.0 ± 2.1 | none | 22.8 ± 0.2 | 85.2 ± 3.2 |",
+        "| policy | accuracy | perception | format | reasoning | mean length | greedy accuracy |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| SFT | 32.3 ±2.1 | 32.3 ±2.1 | 32.3 ±2.1 | none | 22.8 ±0.2 | 85.2 ±3.2 |",
+        "| aligned | 50.0 ±2.1 | 50.0 ±2.1 | 50.0 ±2.1 | none | 22.8 ±0.2 | 85.2 ±3.2 |",
     ]
 
 
-def test_the_table_fits_a_terminal_of_100_columns():
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def test_the_table_fits_a_terminal_of_80_columns():
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(results_table(results()))
     shown = console.export_text()
-    assert "32.3 ± 2.1" in shown and "greedy accuracy" in shown and "…" not in shown
+    assert "32.3 ±2.1" in shown and "greedy" in shown and "…" not in shown

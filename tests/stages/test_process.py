@@ -65,6 +65,19 @@ def test_others_are_left_alone(tmp_path):
         segment.unlink()
 
 
+def test_shared_memory_that_a_stranger_uses_stays(tmp_path):
+    stranger = subprocess.Popen([sys.executable, "-c", DAEMON, str(tmp_path / "name")])
+    name = segment_name(tmp_path / "name")
+    reader = f"import time; file = open('/dev/shm/{name}', 'rb'); time.sleep(300)"
+    try:
+        with ProcessTree([sys.executable, "-c", reader], dict(os.environ)):
+            time.sleep(1)
+        assert Path("/dev/shm", name).exists()
+    finally:
+        stranger.kill()
+        Path("/dev/shm", name).unlink()
+
+
 def test_the_exit_status_is_the_commands(tmp_path):
     with ProcessTree([sys.executable, "-c", "raise SystemExit(7)"], dict(os.environ)) as tree:
         assert tree.wait() == 7

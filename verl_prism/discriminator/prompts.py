@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
+from qwen_vl_utils import fetch_image
 
 from verl_prism.discriminator.batch import Prompt
 
@@ -17,14 +18,15 @@ def chat_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"role": message["role"], "content": _parts(message["content"])} for message in row["prompt"]]
 
 
-def row_images(row: Mapping[str, Any]) -> list[Image.Image]:
-    return [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in row["images"]]
+def row_images(row: Mapping[str, Any], patch_size: int) -> list[Image.Image]:
+    """The row's images, resized as verl's rollout resizes them."""
+    return [fetch_image({"image": Image.open(io.BytesIO(image["bytes"]))}, patch_size) for image in row["images"]]
 
 
 def tokenize_prompt(processor, row: Mapping[str, Any]) -> Prompt:
     """A row of the alignment data as the tensors of its prompt."""
     text = processor.apply_chat_template(chat_messages(row), add_generation_prompt=True, tokenize=False)
-    images = row_images(row)
+    images = row_images(row, processor.image_processor.patch_size)
     inputs = processor(text=[text], images=images or None, return_tensors="pt")
     if not images:
         return Prompt(inputs["input_ids"][0])

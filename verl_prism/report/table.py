@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 FACTS = ("folder",)  # entries of a policy that are not intervals
@@ -11,10 +12,11 @@ TITLES = {"length": "mean length", "greedy_accuracy": "greedy accuracy"}
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """For a terminal. results: the content of results.json."""
-    table = Table(title=caption(results), title_justify="left", title_style="", header_style="bold")
-    table.add_column("policy")
+    table = Table(title=caption(results), title_justify="left", title_style="", header_style="bold", box=SIMPLE_HEAD,
+                  pad_edge=False, collapse_padding=True)  # fmt: skip
+    table.add_column("policy", no_wrap=True)
     for column in columns(results):
-        table.add_column(TITLES.get(column, column), justify="right", no_wrap=True)
+        table.add_column(TITLES.get(column, column).replace(" ", "\n"), justify="right", no_wrap=True)
     for name, policy in results["policies"].items():
         table.add_row(name, *(cell(column, policy[column]) for column in columns(results)))
     return table
@@ -50,4 +52,4 @@ def cell(column: str, interval: Mapping[str, Any]) -> str:
         return "none"
     scale = 1 if column == "length" else 100
     half = max(mean - interval["low"], interval["high"] - mean)
-    return f"{scale * mean:.1f} ± {scale * half:.1f}"
+    return f"{scale * mean:.1f} ±{scale * half:.1f}"

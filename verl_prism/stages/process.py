@@ -56,8 +56,7 @@ class ProcessTree:
                     process.kill()
             psutil.wait_procs(survivors, timeout=GRACE_SECONDS)
             self._reap()
-            for path in self._held:
-                path.unlink(missing_ok=True)
+            self._remove_shared_memory()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -81,6 +80,13 @@ class ProcessTree:
             if process.pid not in self._foreign and process.pid != self._child.pid and not _running(process):
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
+
+    def _remove_shared_memory(self) -> None:
+        """What a living process still uses is not ours alone."""
+        if self._held:
+            used = {name for pid in psutil.pids() for name in _open_files(pid)}
+            for path in self._held - {Path(name) for name in used}:
+                path.unlink(missing_ok=True)
 
     def _shared_memory(self) -> set[Path]:
         """Segments in /dev/shm that the tree has open or mapped."""

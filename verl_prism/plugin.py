@@ -9,8 +9,11 @@ from importlib.metadata import entry_points
 from verl_prism.errors import UserError
 
 if os.environ.get("VERL_PLATFORM") == "cpu":
+    from verl_prism.cpu.platform import register_platform
+    import verl_prism.cpu.platform  # noqa: F401  registers it with verl
     from verl_prism.cpu.process_group import accept_repeated_backends
 
+    register_platform()
     accept_repeated_backends()
 
 

@@ -7,7 +7,7 @@ They cost nothing until torchvision or the version of vLLM is asked for, so this
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution, DistributionFinder
@@ -49,8 +49,12 @@ class VllmDistribution:
         class CpuBuild(Distribution):
             def __init__(self, installed: Distribution):
                 self._installed = installed
-                self.read_text = installed.read_text
-                self.locate_file = installed.locate_file
+
+            def read_text(self, filename: str) -> str | None:
+                return self._installed.read_text(filename)
+
+            def locate_file(self, path: Any) -> Any:
+                return self._installed.locate_file(path)
 
             @property
             def version(self) -> str:

@@ -37,7 +37,6 @@ class CpuDevice(ModuleType):
         return getattr(torch.cpu, name)
 
 
-@PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
     """Selected by `VERL_PLATFORM=cpu`; never detected by itself."""
 
@@ -107,3 +106,8 @@ class PlatformCPU(PlatformBase):
 
     def cudart(self) -> None:
         return None
+
+
+def register_platform() -> None:
+    """Makes `VERL_PLATFORM=cpu` known to verl."""
+    PlatformRegistry.register(platform="cpu")(PlatformCPU)

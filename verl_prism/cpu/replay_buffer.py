@@ -14,4 +14,5 @@ class ConfiguredReplayBuffer(ReplayBuffer):
     """
 
     def __init__(self, *, sampler_kwargs: DictConfig, **kwargs: Any):
-        super().__init__(sampler_kwargs=sampler_kwargs, **kwargs, **sampler_kwargs)
+        options = {str(name): value for name, value in sampler_kwargs.items()}
+        super().__init__(sampler_kwargs=sampler_kwargs, **kwargs, **options)

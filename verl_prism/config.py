@@ -98,6 +98,7 @@ class Upcycle(Section):
     base: AbsolutePath
     experts: PositiveInt
     experts_per_token: PositiveInt
+    routing: Literal["dedicated", "token"]
     noise: NonNegativeFloat
 
     @model_validator(mode="after")
@@ -210,11 +211,9 @@ class Prism(Section):
     def _devices_for_the_pool(self) -> "Prism":
         """With too few logical devices Ray would wait for ever and say nothing."""
         pool = self.discriminator.pool_devices if self.discriminator.placement == "pool" else 0
-        wanted = self.hardware.devices_per_node + pool
-        if self.stage == "align" and self.hardware.ray_gpus is not None and self.hardware.ray_gpus < wanted:
-            raise ValueError(
-                f"prism.hardware.ray_gpus={self.hardware.ray_gpus} is less than devices_per_node + pool_devices = {wanted}"
-            )
+        wanted, given = self.hardware.devices_per_node + pool, self.hardware.ray_gpus
+        if self.stage == "align" and given is not None and given < wanted:
+            raise ValueError(f"prism.hardware.ray_gpus={given} is less than devices_per_node + pool_devices = {wanted}")
         return self
 
     @model_validator(mode="before")

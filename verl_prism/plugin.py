@@ -10,7 +10,6 @@ from verl_prism.errors import UserError
 
 if os.environ.get("VERL_PLATFORM") == "cpu":
     from verl_prism.cpu.platform import register_platform
-    import verl_prism.cpu.platform  # noqa: F401  registers it with verl
     from verl_prism.cpu.process_group import accept_repeated_backends
 
     register_platform()

@@ -43,8 +43,15 @@ def train_discriminator(prism: Prism, groups: WarmupGroups, report: Report) -> d
         raise UserError(f"none of {groups.rollouts} rollouts of {prism.policy} is in the format; fine-tune it first")
     settings, target = prism.discriminator, prism.output / "discriminator"
     upcycling = settings.upcycle
-    upcycle(upcycling.base, target, experts=upcycling.experts, experts_per_token=upcycling.experts_per_token,
-            noise=upcycling.noise, seed=prism.seed)  # fmt: skip
+    upcycle(
+        upcycling.base,
+        target,
+        experts=upcycling.experts,
+        experts_per_token=upcycling.experts_per_token,
+        routing=upcycling.routing,
+        noise=upcycling.noise,
+        seed=prism.seed,
+    )
     model = load_discriminator(target, attention=prism.hardware.attention).to(prism.hardware.device).train()
     processor = AutoProcessor.from_pretrained(target)
     encoder = SpanEncoder(processor.tokenizer, model.config)

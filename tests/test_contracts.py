@@ -90,7 +90,7 @@ def test_registrations_are_found_where_verl_looks():
 
 
 def test_the_setup_order_in_which_the_discriminator_is_built():
-    """`_load_checkpoint` is the last step of verl's set-up, after the worker groups; there we build the discriminator."""
+    """`_load_checkpoint` ends verl's set-up, after the worker groups. The discriminator is built there."""
     source = inspect.getsource(trainer_base.PPOTrainer._setup)
     steps = ["_init_resource_pool_mgr", "create_resource_pool()", "init_model()", "_load_checkpoint()"]
     places = [source.index(step) for step in steps]

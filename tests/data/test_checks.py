@@ -11,7 +11,7 @@ from PIL import Image
 
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
-from verl_prism.data.checks import check_images, check_inputs, check_model_folder
+from verl_prism.data.checks import GPU_FILES, check_images, check_inputs, check_model_folder
 from verl_prism.errors import UserError
 
 TEACHER = "<caption>Left a 3, right a 6.</caption><think>3 + 6 = 9.</think><answer>9</answer>"
@@ -163,6 +163,12 @@ def test_a_truncated_image(tmp_path):
 def test_as_many_images_as_placeholders(prism):
     write(prism.data.train, [question(text="What is the sum?")])
     assert "row 0: 0 <image> in prompt, but 1 in images" in refusal(prism)
+
+
+@pytest.mark.skipif(any(file.exists() for file in GPU_FILES), reason="this host has a GPU")
+def test_a_host_without_gpu(prism):
+    on_gpu = prism.model_copy(update={"hardware": prism.hardware.model_copy(update={"device": "cuda"})})
+    assert refusal(on_gpu) == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
 
 
 def test_other_stages_need_less(prism):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngine
 
 from verl_prism.discriminator import load_discriminator
-from verl_prism.discriminator.batch import Group, SpanEncoder, micro_batches
+from verl_prism.discriminator.batch import Group, SpanBatch, SpanEncoder, micro_batches
 from verl_prism.discriminator.loss import GroupScores, LossWeights, pair_metrics, pair_sums
 from verl_prism.discriminator.update import backward_groups, valid_pairs
 
@@ -64,7 +65,7 @@ class DiscriminatorEngine(FSDPEngine):
             self.optimizer_zero_grad()
         return DiscriminatorUpdate(scores, metrics | {"updates_skipped": float(not pairs)})
 
-    def _forward(self, batch):
+    def _forward(self, batch: SpanBatch) -> tuple[torch.Tensor, torch.Tensor]:
         enabled = self._autocast_dtype != torch.float32
         with torch.autocast(get_device_name(), dtype=self._autocast_dtype, enabled=enabled):
             return self.module(batch)
@@ -75,7 +76,7 @@ class DiscriminatorEngine(FSDPEngine):
         total = self._reduce(list(sums.values()), dist.ReduceOp.SUM)
         return pair_metrics(dict(zip(sums, total.tolist(), strict=True)))
 
-    def _reduce(self, value, op: dist.ReduceOp) -> torch.Tensor:
+    def _reduce(self, value: float | list[float], op: Any) -> torch.Tensor:
         tensor = torch.tensor(value, dtype=torch.float64, device=get_device_id())
         dist.all_reduce(tensor, op=op, group=self.get_data_parallel_group())
         return tensor

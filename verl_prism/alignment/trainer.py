@@ -6,6 +6,7 @@ pass, and the policy is rewarded with its group-normalised scores.
 """
 
 import os
+from typing import Any
 
 import ray
 import torch
@@ -49,20 +50,20 @@ class AdversarialOPDTrainer(PPOTrainerSync):
             self.role_worker_mapping[role] = ray.remote(AdversarialOPDWorker)
         else:
             self.resource_pool_manager.resource_pool_spec[POOL] = [self.prism.discriminator.pool_devices]
-            self.resource_pool_manager.mapping[ROLE] = POOL
+            self.mapping[ROLE] = POOL  # the manager's own dictionary, keyed by role
 
     @property
     def _colocated(self) -> bool:
         return self.prism.discriminator.placement == "colocated"
 
     def _load_checkpoint(self):
-        self.discriminator_wg = self.actor_rollout_wg if self._colocated else self._spawn_discriminator()
+        self.discriminator_wg: Any = self.actor_rollout_wg if self._colocated else self._spawn_discriminator()
         super()._load_checkpoint()
         if self.global_steps:
             self.discriminator_wg.load_discriminator(self._discriminator_folder())
 
-    def _spawn_discriminator(self) -> RayWorkerGroup:
-        group = RayWorkerGroup(
+    def _spawn_discriminator(self) -> Any:
+        group: Any = RayWorkerGroup(  # verl binds the worker's methods to it
             resource_pool=self.resource_pool_manager.get_resource_pool(ROLE),
             ray_cls_with_init=RayClassWithInitArgs(cls=ray.remote(DiscriminatorWorker), prism=self.prism),
             device_name=self.config.trainer.device,

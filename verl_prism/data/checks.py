@@ -19,9 +19,12 @@ from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
 
+GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # NVIDIA, AMD, Windows' Linux
+
 
 def check_inputs(prism: Prism) -> None:
-    """All that `prism.stage` will read."""
+    """All that `prism.stage` will read, and the device that it will run on."""
+    check_device(prism)
     for key, folder in model_folders(prism).items():
         check_model_folder(key, folder)
     check_same_tokens(prism)
@@ -52,6 +55,12 @@ def data_files(prism: Prism) -> Iterator[tuple[str, Path, tuple[str, ...]]]:
     ):
         if columns:
             yield key, path, columns
+
+
+def check_device(prism: Prism) -> None:
+    """A GPU's device file, where the run is to be on this host."""
+    if prism.hardware.device == "cuda" and prism.hardware.ray_address is None and not any(map(Path.exists, GPU_FILES)):
+        raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
 
 
 def check_model_folder(key: str, folder: Path) -> None:

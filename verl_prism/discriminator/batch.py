@@ -6,6 +6,7 @@ terminal token, so the teacher's and the policy's identical text are the same to
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,9 +51,12 @@ class SpanBatch:
     pixel_values: Tensor | None  # [patches, dim] of the distinct images
     image_grid_thw: Tensor | None  # [images, 3]
 
-    def to(self, device: torch.device | str) -> "SpanBatch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return SpanBatch(**{name: None if value is None else value.to(device) for name, value in values.items()})
+    def to(self, device: torch.device | str | int) -> "SpanBatch":
+        moved: list[Any] = [
+            None if tensor is None else tensor.to(device)
+            for tensor in (getattr(self, field.name) for field in fields(self))
+        ]
+        return SpanBatch(*moved)
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,9 @@ class SpanEncoder:
         counts = [int((prompt.input_ids == self._image_token).sum()) for prompt in prompts]
         starts = [sum(counts[:g]) for g in range(len(prompts))]
         shown = [torch.arange(starts[g], starts[g] + counts[g]) for g in row_prompts]
-        with_image = [prompt for prompt in prompts if prompt.pixel_values is not None]
-        if not with_image:
-            return torch.cat(shown), None, None
-        pixels = torch.cat([prompt.pixel_values for prompt in with_image])
-        return torch.cat(shown), pixels, torch.cat([prompt.image_grid_thw for prompt in with_image])
+        pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
+        grids = [prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]
+        return torch.cat(shown), torch.cat(pixels) if pixels else None, torch.cat(grids) if grids else None
 
 
 def mrope_positions(prompt: Prompt, image_token: int, merge: int) -> Tensor:

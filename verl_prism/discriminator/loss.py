@@ -53,7 +53,7 @@ def pairwise_loss(scores: GroupScores, pairs: int, weights: LossWeights) -> Tens
     """Bradley-Terry per view plus the score regulariser, summed over these groups' pairs and divided by `pairs`.
 
     Σ_views Σ_pairs [-logsigmoid(t - s) + λ/4 (t² + s²)] / pairs (paper, eq. 2). `pairs` is the number of valid pairs
-    of the whole mini-batch, over all micro-batches and ranks, so that each pair weighs the same wherever it is computed.
+    of the whole mini-batch, over all micro-batches and ranks: each pair weighs the same wherever it is computed.
     """
     teacher, student = scores.pairs()
     bradley_terry = F.softplus(student - teacher).sum()

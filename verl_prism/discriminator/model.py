@@ -6,7 +6,7 @@ the reasoning experts, and the prompt with its image among all of them.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,16 +41,15 @@ class DiscriminatorConfig(Qwen3VLMoeConfig):
 class ViewRouter(Qwen3VLMoeTextTopKRouter):
     """The top-k router, restricted to the experts that a token's view owns."""
 
-    def __init__(self, config, routing: Routing):
+    def __init__(self, config, routing: str):
         super().__init__(config)
         self.routing = routing
-        self.tokens: Tensor | None = None  # [tokens] the view of each token, set before each forward
-        self.probabilities: Tensor | None = None  # [tokens, experts] of the last forward, with their graph
-        self.chosen: Tensor | None = None  # [tokens, top_k]
+        self.tokens: Tensor  # [tokens] the kind of each token, set by the discriminator before each forward
+        self.probabilities: Tensor  # [tokens, experts] of the last forward, with their graph
+        self.chosen: Tensor  # [tokens, top_k]
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`hidden_states[tokens, hidden]` to logits[tokens, experts], weights[tokens, top_k], chosen[tokens, top_k]."""
-        assert self.tokens is not None, "call the discriminator, not its layers: the router needs each token's view"
         logits = F.linear(hidden_states.reshape(-1, self.hidden_dim), self.weight).float()
         logits = logits.masked_fill(~self._owned(), float("-inf"))
         self.probabilities = logits.softmax(-1)
@@ -95,6 +94,8 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
     def __init__(self, config: DiscriminatorConfig):
         super().__init__(config)
         text = config.text_config
+        if config.routing not in get_args(Routing):
+            raise UserError(f"routing={config.routing} in the discriminator's config is none of {get_args(Routing)}")
         if config.routing == "dedicated" and (text.num_experts % 2 or text.num_experts // 2 < text.num_experts_per_tok):
             raise UserError(
                 f"dedicated routing splits the experts in two halves, each with at least num_experts_per_tok="
@@ -140,8 +141,9 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
     def _score(self, terminal: Tensor, views: Tensor) -> Tensor:
         """fp32 outside autocast: bf16 scores between 4 and 8 are 2^-5 apart, and normalisation would amplify that."""
         with torch.autocast(terminal.device.type, enabled=False):
-            per_view = [F.linear(terminal.float(), self.heads[view.value].weight.float()) for view in VIEWS]
-            return torch.cat(per_view, dim=-1).gather(-1, views[:, None]).sum(-1)  # not a view, as FSDP2 wants
+            weights: list[Tensor] = [self.heads[view.value].get_parameter("weight") for view in VIEWS]
+            per_view = F.linear(terminal.float(), torch.cat(weights).float())
+            return per_view.gather(-1, views[:, None]).sum(-1)  # not a view of it, as FSDP2 wants
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

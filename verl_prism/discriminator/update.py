@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from verl_prism.discriminator.batch import Group, SpanEncoder, micro_batches
+from verl_prism.discriminator.batch import Group, SpanBatch, SpanEncoder, micro_batches
 from verl_prism.discriminator.loss import GroupScores, LossWeights, pairwise_loss
 
+Model = Callable[[SpanBatch], tuple[Tensor, Tensor]]  # scores[R] and the load-balancing loss
 GradientSync = Callable[[bool], AbstractContextManager]  # given whether it is the last micro-batch
 
 
@@ -18,7 +19,7 @@ def valid_pairs(groups: Sequence[Group]) -> int:
 
 @torch.no_grad()
 def score_groups(
-    model: nn.Module, encoder: SpanEncoder, groups: Sequence[Group], max_tokens: int, device: str = "cpu"
+    model: Model, encoder: SpanEncoder, groups: Sequence[Group], max_tokens: int, device: str | int = "cpu"
 ) -> GroupScores:
     """Scores without gradients."""
     parts = []
@@ -29,7 +30,7 @@ def score_groups(
 
 
 def backward_groups(
-    model: nn.Module,
+    model: Model,
     encoder: SpanEncoder,
     groups: Sequence[Group],
     weights: LossWeights,
@@ -39,7 +40,7 @@ def backward_groups(
     ranks: int = 1,
     rounds: int | None = None,
     sync: GradientSync = lambda last: nullcontext(),
-    device: str = "cpu",
+    device: str | int = "cpu",
 ) -> GroupScores:
     """Accumulate the gradient of the mini-batch's loss and return the scores that it was computed from.
 

@@ -37,6 +37,7 @@ setup(
         "hydra-core==1.3.8",
         "ray>=2.60",
         "pydantic>=2.12",
+        "psutil",
         "rich>=15",
         "math-verify>=0.9",
         "qwen-vl-utils>=0.0.14",

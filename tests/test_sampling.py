@@ -14,7 +14,7 @@ def greedy_with_transformers(folder, row, max_tokens: int) -> list[int]:
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     text = processor.apply_chat_template(chat_messages(row), add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=[text], images=row_images(row), return_tensors="pt")
+    inputs = processor(text=[text], images=row_images(row, processor.image_processor.patch_size), return_tensors="pt")
     with torch.no_grad():
         tokens = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
     return tokens[0, inputs["input_ids"].shape[1] :].tolist()
@@ -24,7 +24,7 @@ def test_policy_sampler(dense_folder, rows):
     set_num_threads, answers, progress = torch.set_num_threads, [], []
     for _ in range(2):  # a second policy in the same process
         with PolicySampler(dense_folder, hardware(), seed=3) as sampler:
-            sampled = sampler.sample_with_lengths(rows, 4, 1.0, 1.0, 12, lambda *done: progress.append(done))
+            sampled = sampler.sample(rows, 4, 1.0, 1.0, 12, lambda *done: progress.append(done))
             greedy = sampler.sample(rows, 1, 0.0, 1.0, 12)
         answers.append((sampled, greedy))
 
@@ -36,9 +36,11 @@ def test_policy_sampler(dense_folder, rows):
     assert progress[-1] == (4 * len(rows), 4 * len(rows))
 
     tokenizer = AutoProcessor.from_pretrained(dense_folder).tokenizer
-    for row, (text,) in zip(rows, greedy, strict=True):
+    for row, (only,) in zip(rows, greedy, strict=True):
         tokens = greedy_with_transformers(dense_folder, row, 12)
-        assert text == tokenizer.decode(tokens, skip_special_tokens=True), "the same prompt and picture as transformers"
+        assert only.text == tokenizer.decode(tokens, skip_special_tokens=True), (
+            "the same prompt and picture as transformers"
+        )
 
     assert torch.set_num_threads is set_num_threads
     assert not torch.distributed.is_initialized()

@@ -88,7 +88,7 @@ def answer(
     """Sample and mark one policy. on_progress: gets the number of responses made so far."""
     tokens, sampled = prism.data.max_response_tokens, len(rows) * prism.eval.samples
     with PolicySampler(policy, prism.hardware, prism.seed) as sampler:
-        samples = sampler.sample_with_lengths(
+        samples = sampler.sample(
             rows,
             prism.eval.samples,
             prism.eval.temperature,
@@ -96,7 +96,7 @@ def answer(
             tokens,
             lambda done, _: on_progress(done),
         )
-        greedy = sampler.sample_with_lengths(rows, 1, 0.0, 1.0, tokens, lambda done, _: on_progress(sampled + done))
+        greedy = sampler.sample(rows, 1, 0.0, 1.0, tokens, lambda done, _: on_progress(sampled + done))
     return Answers(
         samples,
         [only for (only,) in greedy],

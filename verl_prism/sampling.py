@@ -67,21 +67,8 @@ class PolicySampler:
         top_p: float,
         max_tokens: int,
         on_progress: Progress | None = None,
-    ) -> list[list[str]]:
-        """Texts of `samples` responses to each row. temperature 0 is greedy; max_tokens per response."""
-        groups = self.sample_with_lengths(rows, samples, temperature, top_p, max_tokens, on_progress)
-        return [[sample.text for sample in group] for group in groups]
-
-    def sample_with_lengths(
-        self,
-        rows: Sequence[Row],
-        samples: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        on_progress: Progress | None = None,
     ) -> list[list[Sample]]:
-        """Like `sample`, with the length of each response and whether `max_tokens` cut it off."""
+        """`samples` responses to each row. temperature 0 is greedy; max_tokens per response."""
         from vllm import SamplingParams
 
         params = SamplingParams(

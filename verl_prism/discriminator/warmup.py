@@ -110,7 +110,7 @@ def _rollouts(prism: Prism, log: MetricsLog) -> tuple[list[dict], list[list[str]
     log.note("starting vLLM")
     rows = pq.read_table(prism.data.train).slice(0, prism.warmup.prompts).to_pylist()
     with PolicySampler(prism.policy, prism.hardware, prism.seed) as sampler:
-        answers = sampler.sample(
+        responses = sampler.sample(
             rows,
             samples=prism.warmup.samples_per_prompt,
             temperature=prism.rollout.temperature,
@@ -118,6 +118,7 @@ def _rollouts(prism: Prism, log: MetricsLog) -> tuple[list[dict], list[list[str]
             max_tokens=prism.data.max_response_tokens,
             on_progress=lambda done, total: log.note(f"sampling the policy {done}/{total}"),
         )
+    answers = [[response.text for response in group] for group in responses]
     _write_jsonl(prism.output / "rollouts.jsonl", answers)
     return rows, answers
 

@@ -16,6 +16,7 @@ from verl_prism.cpu.environment import cpu_environment
 from verl_prism.data.checks import model_folders
 from verl_prism.errors import UserError
 from verl_prism.report.console import StageConsole
+from verl_prism.report.table import results_table
 from verl_prism.stages.figures import SHOWN
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 from verl_prism.stages.run import OUTCOME
@@ -49,6 +50,8 @@ def launch(config: DictConfig, prism: Prism) -> int:
             outcome = read_outcome(prism)
             if status == 0:
                 console.finish(outcome["figures"], made=result(prism))
+                if prism.stage == "eval":
+                    console.print(results_table(json.loads((prism.output / "results.json").read_text())))
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped; log in {console.log_path}\n")
         return 130

@@ -127,6 +127,7 @@ class Warmup(Section):
     prompts: PositiveInt
     samples_per_prompt: PositiveInt
     pairs_per_step: PositiveInt
+    swapped_teachers: NonNegativeInt
     heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
 
 

@@ -28,9 +28,9 @@ TRAIN_SCANS = 1200  # of 1,797
 
 TEACHER_CAPTION = "Left a {a}, right a {b}."
 TEACHER_THINK = "Add left and right: {a} + {b} = {sum}."
-# The broad demonstrators write in several ways, one of which is the teacher's: style alone does not tell them apart.
-BROAD_CAPTIONS = ("A {a} and a {b}.", "Digits {a}, {b}.", TEACHER_CAPTION)
-BROAD_THINKS = ("{a} + {b} = {sum}.", "The sum is {sum}.", TEACHER_THINK)
+# The broad demonstrators mostly write like the teacher, and sometimes with less detail.
+BRIEF_CAPTIONS = ("A {a} and a {b}.", "Digits {a}, {b}.")
+BRIEF_THINKS = ("{a} + {b} = {sum}.", "The sum is {sum}.")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Mixture:
     train: int = 4096
     heldout: int = 600
     wrong_digit: float = 0.25  # of broad captions: one of the two digits becomes another, each equally likely
+    brief: float = 0.2  # of broad captions, and of broad reasonings: less detail than the teacher's
     wrong_sum: float = 0.40  # of broad reasonings: the sum of the digits named is one too high or one too low
 
 
@@ -73,7 +74,8 @@ def broad_response(digits: tuple[int, int], mixture: Mixture, rng: random.Random
     total = a + b
     if rng.random() < mixture.wrong_sum:
         total += rng.choice((-1, 1)) if total > 0 else 1
-    caption, think = rng.choice(BROAD_CAPTIONS), rng.choice(BROAD_THINKS)
+    caption = rng.choice(BRIEF_CAPTIONS) if rng.random() < mixture.brief else TEACHER_CAPTION
+    think = rng.choice(BRIEF_THINKS) if rng.random() < mixture.brief else TEACHER_THINK
     return respond(caption.format(a=a, b=b), think.format(a=a, b=b, sum=total), total)
 
 

@@ -17,12 +17,13 @@ python $here/model.py --data "$root/data" --out "$root/base" --seed "$seed"
 # 1. Fine-tune on demonstrations, most of them careless: the policy learns their drift.
 prism stage=sft prism.steps=350 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 prism.optim.warmup_steps=35
 
-# 2a. Teach the discriminator to tell the teacher's answers from the policy's.
-prism stage=warmup prism.steps=150 prism.discriminator.lr=1e-3 \
-    prism.warmup.prompts=1000 prism.warmup.samples_per_prompt=4 prism.warmup.pairs_per_step=48
+# 2a. Teach the discriminator to tell the teacher's answers from the policy's, and, so that it looks at the picture, from
+#     the teacher's answers to other questions.
+prism stage=warmup prism.steps=200 prism.discriminator.lr=1e-3 prism.warmup.prompts=4000 \
+    prism.warmup.samples_per_prompt=2 prism.warmup.swapped_teachers=2 prism.warmup.pairs_per_step=64
 
 # 2b. The game: the policy against the discriminator. No gold answer is read here.
-prism stage=align prism.steps=60 prism.optim.lr=1e-4 prism.discriminator.lr=2e-4
+prism stage=align prism.steps=45 prism.optim.lr=1e-4 prism.discriminator.lr=2e-4
 
 # 3. Reinforcement learning with verifiable rewards.
 prism stage=rlvr algorithm=grpo prism.steps=60 prism.optim.lr=1e-4

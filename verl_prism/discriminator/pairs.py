@@ -1,7 +1,8 @@
 """Teacher and policy answers to the same prompts, as groups for the warm-up."""
 
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,21 @@ def warmup_groups(
     usable = [group for group in groups if any(spans is not None for spans in group.students)]
     kept_out = max(1, round(heldout_fraction * len(usable)))
     return WarmupGroups(usable[kept_out:], usable[:kept_out], sum(map(len, rollouts)), invalid)
+
+
+def add_swapped_teachers(groups: Sequence[Group], count: int, seed: int) -> list[Group]:
+    """Give each group `count` more students: the teacher's answers to other prompts.
+
+    They are in the teacher's style and wrong for this picture, so a discriminator that tells them apart has looked at
+    it. An answer that happens to be this prompt's own counts as invalid.
+    """
+    chooser = random.Random(seed)
+
+    def swapped(group: Group) -> Spans | None:
+        other = chooser.choice(groups).teacher
+        return None if other == group.teacher else other
+
+    return [replace(group, students=[*group.students, *(swapped(group) for _ in range(count))]) for group in groups]
 
 
 def view_limits(settings: Discriminator) -> dict[View, int]:

@@ -19,7 +19,7 @@ from verl_prism.config import Prism
 from verl_prism.discriminator.batch import Group, SpanEncoder
 from verl_prism.discriminator.loss import LossWeights, pair_metrics, pair_sums
 from verl_prism.discriminator.model import load_discriminator
-from verl_prism.discriminator.pairs import WarmupGroups, view_limits, warmup_groups
+from verl_prism.discriminator.pairs import WarmupGroups, add_swapped_teachers, view_limits, warmup_groups
 from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.discriminator.update import backward_groups, score_groups, valid_pairs
 from verl_prism.errors import UserError
@@ -58,7 +58,8 @@ def train_discriminator(prism: Prism, groups: WarmupGroups, report: Report) -> d
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(LR_WARMUP_SHARE * prism.steps), prism.steps)
     weights = LossWeights(settings.score_regularisation, settings.balance_coef)
-    batches = _Batches(groups.train, prism.warmup.pairs_per_step, prism.seed)
+    training = add_swapped_teachers(groups.train, prism.warmup.swapped_teachers, prism.seed)
+    batches = _Batches(training, prism.warmup.pairs_per_step, prism.seed)
     for step in range(1, prism.steps + 1):
         batch = batches.next()
         scores = backward_groups(

@@ -107,6 +107,7 @@ def engine_arguments(policy: str, hardware: Hardware, seed: int) -> dict[str, An
         "tensor_parallel_size": hardware.engine_tensor_parallel,
         "limit_mm_per_prompt": {"video": 0},
         "disable_log_stats": True,
+        "logits_processors": ["verl_prism.rollout:NoImageTokens"],
     }
     if hardware.device == "cpu":
         return arguments | {"block_size": CPU_BLOCK_TOKENS, "kv_cache_memory_bytes": CPU_CACHE_BYTES}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole method on real pictures, on a machine with two cores and no GPU: about twenty minutes.
+# The whole method on real pictures, on a machine with two cores and no GPU: under half an hour.
 # Each stage starts from the folder that the one before it wrote. Run it from the repository's root.
 #
 #   examples/digits/run.sh [FOLDER] [SEED]

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a run on Ray and vLLM, beside another Ray on the host."""
+"""Ctrl-C in the middle of each stage on Ray or vLLM, beside another Ray on the host."""
 
 import os
 import shutil
@@ -39,30 +39,54 @@ def bystander():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+SMALL = ["prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ctrl_c_leaves_nothing_and_touches_no_other_ray(digits_folder, tmp_path, bystander):
+@pytest.mark.parametrize(
+    ("stage", "reached", "overrides"),
+    [
+        ("rlvr", '"data"', SMALL),
+        ("align", '"data"', SMALL),
+        ("warmup", "starting vLLM", []),
+        ("warmup", "sampling", ["prism.warmup.prompts=4000"]),
+        ("eval", '"data"', []),
+    ],
+)
+def test_ctrl_c_leaves_nothing_and_touches_no_other_ray(
+    stage, reached, overrides, digits_folder, discriminator_folder, tmp_path, bystander
+):
     assert bystander(1) == 2
-    overrides = [f"prism.root={digits_folder}", f"prism.output={tmp_path}", f"prism.policy={digits_folder / 'base'}"]
-    small = ["prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4"]
-    command = [sys.executable, "-m", "verl_prism.main", "stage=rlvr", *overrides, *small]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not ((tmp_path / "metrics.jsonl").exists() and (tmp_path / "metrics.jsonl").stat().st_size):
+    overrides = [
+        f"stage={stage}",
+        f"prism.root={digits_folder}",
+        f"prism.output={tmp_path}",
+        f"prism.policy={digits_folder / 'base'}",
+        f"prism.discriminator.path={discriminator_folder}",
+        *overrides,
+    ]
+    run = subprocess.Popen([sys.executable, "-m", "verl_prism.main", *overrides], stderr=subprocess.PIPE, text=True)
+    while reached not in read(tmp_path / "metrics.jsonl"):
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.5)
     descendants = psutil.Process(run.pid).children(recursive=True)
-    scratch = next(Path(p.environ()["RAY_TMPDIR"]) for p in descendants if "RAY_TMPDIR" in p.environ())
+    scratch = {Path(process.environ()["RAY_TMPDIR"]) for process in descendants}
     segments = {name for name in os.listdir("/dev/shm") if used_by(descendants, f"/dev/shm/{name}")}
 
     stopped = time.monotonic()
     run.send_signal(signal.SIGINT)
     assert run.wait(timeout=30) == 130
     assert time.monotonic() - stopped < 15
-    assert len(descendants) > 10, "Ray and vLLM were running"
+    assert len(descendants) > (10 if stage in ("rlvr", "align") else 0), "what it stops was running"
     assert not [process for process in descendants if process.is_running()]
     assert not segments & set(os.listdir("/dev/shm"))
-    assert not scratch.exists()
+    assert not [folder for folder in scratch if folder.exists()]
     assert bystander(21) == 42
+
+
+def read(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def used_by(processes: list[psutil.Process], path: str) -> bool:

@@ -46,6 +46,12 @@ def discriminator(discriminator_folder):
     return load_discriminator(discriminator_folder)
 
 
+@pytest.fixture
+def token_discriminator(dense_folder, tmp_path):
+    upcycle(dense_folder, tmp_path / "token", routing="token")
+    return load_discriminator(tmp_path / "token")
+
+
 @pytest.fixture(scope="session")
 def tokenizer(dense_folder):
     return AutoTokenizer.from_pretrained(dense_folder)

@@ -46,6 +46,8 @@ def test_a_dump_parses_to_the_same(node):
             "pool",
             "prism.hardware.ray_gpus=1 is less than devices_per_node + pool_devices = 2",
         ),
+        ("align.credit", "token", "prism.align.credit=token: input should be 'response' or 'span'"),
+        ("align.normalisation", "all", "prism.align.normalisation=all: input should be 'valid' or 'reference'"),
         ("algorithm.dynamic_sampling", True, "dynamic_sampling=true and a filter_metric go together"),
     ],
 )

@@ -29,10 +29,18 @@ from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorke
 OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_compute_advantage", ["self", "batch", "metrics"]),
+    (
+        PPOTrainerSync,
+        AdversarialOPDTrainer,
+        "_compute_metrics",
+        ["self", "batch", "metrics", "timing_raw", "global_steps", "epoch"],
+    ),
+    (PPOTrainerSync, AdversarialOPDTrainer, "_update_actor", ["self", "batch", "metrics"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_save_checkpoint", ["self"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_load_checkpoint", ["self"]),
     (ActorRolloutRefWorker, AdversarialOPDWorker, "init_model", ["self"]),
     (TrainingWorker, DiscriminatorWorker, "__init__", ["self", "config"]),
+    (TrainingWorker, DiscriminatorWorker, "reset", ["self"]),
     (FSDPEngine, DiscriminatorEngine, "_build_module", ["self"]),
     (RewardManagerBase, DiscriminatorRewardManager, "run_single", ["self", "data"]),
 ]

@@ -98,7 +98,7 @@ class Upcycle(Section):
     base: AbsolutePath
     experts: PositiveInt
     experts_per_token: PositiveInt
-    routing: Literal["dedicated", "token"]
+    routing: Literal["dedicated", "token", "dense"]
     noise: NonNegativeFloat
 
     @model_validator(mode="after")
@@ -120,7 +120,13 @@ class Discriminator(Section):
     grad_clip: PositiveFloat
     score_regularisation: NonNegativeFloat
     balance_coef: NonNegativeFloat
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)]
+    margin: NonNegativeFloat
+    gradient_penalty: NonNegativeFloat
     micro_batch_tokens: PositiveInt
+    updates_per_step: PositiveInt
+    skip_above_accuracy: Fraction | None
+    max_nonfinite: PositiveInt
 
 
 class Warmup(Section):
@@ -129,11 +135,14 @@ class Warmup(Section):
     pairs_per_step: PositiveInt
     swapped_teachers: NonNegativeInt
     heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    resume: bool
 
 
 class Align(Section):
     perception_weight: NonNegativeFloat
     reasoning_weight: NonNegativeFloat
+    credit: Literal["response", "span"]
+    normalisation: Literal["valid", "reference"]
     format_penalty: NonNegativeFloat
     std_floor: PositiveFloat
 

@@ -1,6 +1,7 @@
-"""Run by test_engine.py under torchrun: two updates of the discriminator engine, sharded over the ranks."""
+"""Run by test_engine.py under torchrun: steps of the discriminator engine, sharded over the ranks."""
 
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
@@ -17,6 +18,7 @@ from verl_prism.compose import compose_run  # noqa: E402
 from verl_prism.discriminator.batch import Group  # noqa: E402
 from verl_prism.discriminator.loss import LossWeights  # noqa: E402
 from verl_prism.discriminator.prompts import tokenize_prompt  # noqa: E402
+from verl_prism.discriminator.step import StepSettings  # noqa: E402
 from verl_prism.response import View, parse_response  # noqa: E402
 
 WRONG = "<caption>A 1 and a 2.</caption><think>The sum is 5.</think><answer>5</answer>"
@@ -57,13 +59,24 @@ def main(discriminator, train, result):
     engine, groups = build_engine(discriminator), build_groups(discriminator, train)
     size = len(groups) // dist.get_world_size()
     mine = groups[dist.get_rank() * size :][:size]
+    engine.prepare_steps(StepSettings(LossWeights(balance=0.0), max_tokens=1), Path(result).parent)
     with engine.train_mode():
-        updates = [engine.update_groups(mine, LossWeights(balance=0.0), max_tokens=1) for _ in range(2)]
-        none_valid = engine.update_groups(groups[2:], LossWeights(), max_tokens=100_000)
+        updates = [engine.step_on(mine) for _ in range(2)]
+        none_valid = engine.step_on(groups[2:])
     weight = engine.module.heads["reasoning"].weight.full_tensor()
+    groups[0].prompt.pixel_values.fill_(torch.nan)  # of the first rank alone
+    with engine.train_mode():
+        nonfinite = engine.step_on(mine)
+    after = engine.module.heads["reasoning"].weight.full_tensor()
     if dist.get_rank() == 0:
         torch.save(
-            {"metrics": [update.metrics for update in updates], "none_valid": none_valid.metrics, "weight": weight},
+            {
+                "metrics": [update.metrics for update in updates],
+                "none_valid": none_valid.metrics,
+                "nonfinite": nonfinite.metrics,
+                "weight": weight,
+                "after": after,
+            },
             result,
         )
     engine.save_checkpoint(f"{result}.checkpoint", None, 1)

@@ -46,6 +46,12 @@ def test_without_a_valid_pair_nothing_is_learnt_and_it_is_counted(results):
     assert "perception/accuracy" not in metrics and "grad_norm" not in metrics
 
 
+def test_what_is_not_finite_on_one_rank_changes_no_parameter_on_any(results):
+    for ranks in (1, 2):
+        assert results[ranks]["nonfinite"]["nonfinite"] == 1 and "loss" not in results[ranks]["nonfinite"]
+        assert torch.equal(results[ranks]["after"], results[ranks]["weight"])
+
+
 def test_a_checkpoint_holds_a_discriminator_that_loads(results):
     weight = load_discriminator(results[2]["checkpoint"] / "huggingface").heads["reasoning"].weight
     torch.testing.assert_close(weight, results[2]["weight"])

@@ -9,7 +9,7 @@ from tensordict import NonTensorData, TensorDict
 from verl import DataProto
 from verl.utils import tensordict_utils
 
-from verl_prism.alignment.groups import groups_of
+from verl_prism.alignment.groups import groups_of, token_ranges
 from verl_prism.alignment.reward_manager import DiscriminatorRewardManager
 from verl_prism.compose import compose_run
 from verl_prism.response import View
@@ -42,19 +42,29 @@ def test_a_valid_rollout_leaves_its_views(manager, tokenizer):
     assert info["perception"] + info["reasoning"] == RIGHT
 
 
+def test_a_valid_rollout_leaves_the_tokens_of_its_views(manager, tokenizer):
+    data = rollout(tokenizer, RIGHT.replace("<think>", "\n<think>"))
+    info = asyncio.run(manager.run_single(data))["reward_extra_info"]
+    assert all(type(value) in (int, str) for value in info.values())
+    texts = [tokenizer.decode(data.batch["responses"][0, start:end]) for start, end in token_ranges(info)]
+    assert texts == [info["perception"], info["reasoning"]]
+
+
 def test_an_invalid_rollout_leaves_its_fault(manager, tokenizer):
     result = asyncio.run(manager.run_single(rollout(tokenizer, NO_CAPTION)))
     assert result["reward_score"] == 0.0
-    assert result["reward_extra_info"] == {"fault": "missing", "perception": "", "reasoning": ""}
+    info = result["reward_extra_info"]
+    assert (info["fault"], info["perception"], info["reasoning"]) == ("missing", "", "")
+    assert token_ranges(info) == [(0, 0), (0, 0)]
 
 
-def test_a_view_over_its_limit_is_a_fault(manager):
-    text = RIGHT.replace("right a 8.", "right a 8. And an 8 it is, on the right.")
-    assert manager.spans(text)["fault"] == "perception_too_long"
+def test_a_view_over_its_limit_is_a_fault(manager, tokenizer):
+    info = manager.spans(tokenizer.encode(RIGHT.replace("right a 8.", "right a 8. And an 8 it is, on the right.")))
+    assert info["fault"] == "perception_too_long" and token_ranges(info) == [(0, 0), (0, 0)]
 
 
-def test_groups_are_made_of_rows_that_share_a_prompt(manager):
-    infos = [manager.spans(text) for text in (RIGHT, NO_CAPTION, RIGHT, RIGHT)]
+def test_groups_are_made_of_rows_that_share_a_prompt(manager, tokenizer):
+    infos = [manager.spans(tokenizer.encode(text)) for text in (RIGHT, NO_CAPTION, RIGHT, RIGHT)]
     data = TensorDict({}, batch_size=4)
     data["prompts"] = torch.nested.as_nested_tensor(
         [torch.arange(3), torch.arange(3), torch.arange(5), torch.arange(5)], layout=torch.jagged

@@ -148,6 +148,14 @@ def test_different_tokenizers(prism):
     assert f"token {last['id']}" in message and "no token" in message
 
 
+def test_a_tokenizer_that_is_not_byte_level(prism):
+    for folder in (prism.policy, prism.discriminator.path):
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["decoder"] = {"type": "Fuse"}
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert "no byte-level BPE" in refusal(prism)
+
+
 @pytest.mark.parametrize("content", [b"no image", b"", None])
 def test_an_unreadable_image(prism, content):
     write(prism.data.train, [question(), question(images=[{"bytes": content}])])

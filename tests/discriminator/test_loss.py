@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_prism.discriminator.loss import GroupScores, LossWeights, pair_metrics, pair_sums, pairwise_loss
+from verl_prism.discriminator.loss import (
+    GroupScores,
+    LossWeights,
+    gradient_penalty,
+    mean_accuracy,
+    pair_metrics,
+    pair_sums,
+    pairwise_loss,
+)
 
 score = st.floats(-20, 20, width=32)
 
@@ -17,55 +25,114 @@ def group_scores(draw):
     groups, students = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     teacher = draw(st.lists(st.lists(score, min_size=groups, max_size=groups), min_size=2, max_size=2))
     student = torch.tensor(draw(st.lists(score, min_size=2 * groups * students, max_size=2 * groups * students)))
-    invalid = torch.tensor(draw(st.lists(st.booleans(), min_size=groups * students, max_size=groups * students)))
-    student = student.reshape(2, groups, students)
-    student[:, invalid.reshape(groups, students)] = math.nan
-    return GroupScores(torch.tensor(teacher), student)
+    valid = torch.tensor(draw(st.lists(st.booleans(), min_size=groups * students, max_size=groups * students)))
+    return GroupScores(torch.tensor(teacher), student.reshape(2, groups, students), valid.reshape(groups, students))
 
 
-def oracle(scores: GroupScores, coefficient: float) -> float:
-    total, pairs = 0.0, int(scores.valid.sum())
+@st.composite
+def loss_weights(draw):
+    return LossWeights(
+        score_regularisation=draw(st.floats(0, 0.1)),
+        label_smoothing=draw(st.floats(0, 0.4)),
+        margin=draw(st.floats(0, 2)),
+    )
+
+
+def valid_pairs(scores: GroupScores):
+    """(t, s) of every view and valid pair."""
     for view in range(2):
         for group, row in enumerate(scores.valid.tolist()):
             for n, valid in enumerate(row):
                 if valid:
-                    t, s = scores.teacher[view, group].item(), scores.student[view, group, n].item()
-                    total += math.log1p(math.exp(s - t)) + coefficient / 4 * (t * t + s * s)
-    return total / max(pairs, 1)
+                    yield scores.teacher[view, group].item(), scores.student[view, group, n].item()
+
+
+def oracle(scores: GroupScores, weights: LossWeights) -> float:
+    total = 0.0
+    for t, s in valid_pairs(scores):
+        for share, ahead in ((1 - weights.label_smoothing, 1), (weights.label_smoothing, -1)):
+            total -= share * math.log(1 / (1 + math.exp(-ahead * (t - s - weights.margin))))
+        total += weights.score_regularisation / 4 * (t * t + s * s)
+    return total / max(int(scores.valid.sum()), 1)
+
+
+@settings(deadline=None)
+@given(group_scores(), loss_weights())
+def test_loss_is_the_oracles(scores, weights):
+    loss = pairwise_loss(scores, int(scores.valid.sum()), weights).item()
+    assert loss == pytest.approx(oracle(scores, weights), rel=1e-4, abs=1e-5)
 
 
 @settings(deadline=None)
 @given(group_scores())
-def test_loss_is_the_oracles(scores):
-    loss = pairwise_loss(scores, int(scores.valid.sum()), LossWeights(0.01)).item()
-    assert loss == pytest.approx(oracle(scores, 0.01), rel=1e-4, abs=1e-5)
-
-
-@settings(deadline=None)
-@given(group_scores())
-def test_split_into_micro_batches_the_loss_is_the_same(scores):
-    pairs, weights = int(scores.valid.sum()), LossWeights(0.01)
-    parts = [GroupScores(scores.teacher[:, g : g + 1], scores.student[:, g : g + 1]) for g in range(len(scores.valid))]
+def test_parts_of_a_mini_batch_add_up_to_the_whole(scores):
+    pairs, weights = int(scores.valid.sum()), LossWeights()
+    parts = [
+        GroupScores(scores.teacher[:, g : g + 1], scores.student[:, g : g + 1], scores.valid[g : g + 1])
+        for g in range(len(scores.valid))
+    ]
     whole = pairwise_loss(scores, pairs, weights).item()
     assert sum(pairwise_loss(part, pairs, weights).item() for part in parts) == pytest.approx(whole, rel=1e-4, abs=1e-5)
 
 
+def one_pair(teacher: float, student: float) -> GroupScores:
+    """The same in both views."""
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    return GroupScores(torch.full((2, 1), teacher), torch.full((2, 1, 1), student), valid)
+
+
+def test_a_margin_makes_a_pair_that_is_ahead_by_it_cost_what_a_tie_costs_without():
+    weights = LossWeights(score_regularisation=0.0, margin=1.5)
+    assert pairwise_loss(one_pair(2.0, 0.5), 1, weights).item() == pytest.approx(2 * math.log(2))
+
+
+def test_label_smoothing_makes_a_pair_that_is_far_ahead_cost_more():
+    smoothed = LossWeights(score_regularisation=0.0, label_smoothing=0.1)
+    best = math.log(0.9 / 0.1)  # the distance at which the smoothed loss is lowest
+    costs = [pairwise_loss(one_pair(ahead, 0.0), 1, smoothed).item() for ahead in (best - 0.5, best, best + 0.5)]
+    assert costs[1] < costs[0] and costs[1] < costs[2]
+
+
+@settings(deadline=None)
+@given(group_scores(), st.floats(-1, 1))
+def test_the_gradient_penalty_is_the_mean_squared_change_per_noise(scores, shift):
+    moved = GroupScores(scores.teacher * (1 + shift), scores.student + shift, scores.valid)
+    pairs = int(scores.valid.sum())
+    changes = [(t * shift) ** 2 + shift**2 for t, _ in valid_pairs(scores)]
+    expected = sum(changes) / 0.5**2 / 4 / max(pairs, 1)
+    assert gradient_penalty(scores, moved, 0.5, pairs).item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
 def test_an_invalid_response_has_no_gradient():
     teacher = torch.zeros(2, 1, requires_grad=True)
-    rows = torch.tensor([[[1.0, math.nan]], [[2.0, math.nan]]])
-    pairwise_loss(GroupScores(teacher, rows), 1, LossWeights()).backward()
+    student = torch.tensor([[[1.0, math.nan]], [[2.0, math.nan]]], requires_grad=True)
+    scores = GroupScores(teacher, student, torch.tensor([[True, False]]))
+    pairwise_loss(scores, 1, LossWeights()).backward()
     assert teacher.grad.isfinite().all()
+    assert student.grad[:, 0, 0].all() and not student.grad[:, 0, 1].any()
 
 
 def test_identical_texts_are_half_accurate_with_margin_zero():
-    scores = GroupScores(torch.tensor([[1.5], [0.5]]), torch.tensor([[[1.5, 1.5]], [[0.5, 0.5]]]))
+    scores = GroupScores(
+        torch.tensor([[1.5], [0.5]]), torch.tensor([[[1.5, 1.5]], [[0.5, 0.5]]]), torch.ones(1, 2, dtype=torch.bool)
+    )
     metrics = pair_metrics(pair_sums(scores))
     for view in ("perception", "reasoning"):
         assert metrics[f"{view}/accuracy"] == 0.5
         assert metrics[f"{view}/margin"] == 0.0
         assert metrics[f"{view}/ties"] == 1.0
+    assert mean_accuracy(metrics) == 0.5
 
 
 def test_without_pairs_means_are_absent():
-    metrics = pair_metrics(pair_sums(GroupScores(torch.zeros(2, 1), torch.full((2, 1, 3), math.nan))))
-    assert metrics == {"pairs": 0.0, "valid_ratio": 0.0}
+    scores = GroupScores(torch.zeros(2, 1), torch.zeros(2, 1, 3), torch.zeros(1, 3, dtype=torch.bool))
+    assert pair_metrics(pair_sums(scores)) == {"pairs": 0.0, "valid_ratio": 0.0}
+
+
+@pytest.mark.parametrize("side, where", [("teacher", (0, 0)), ("student", (1, 0, 0)), ("student", (1, 0, 1))])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_only_scores_of_valid_responses_have_to_be_finite(side, where, number):
+    scores = GroupScores(torch.zeros(2, 1), torch.zeros(2, 1, 2), torch.tensor([[True, False]]))
+    assert scores.finite
+    getattr(scores, side)[where] = number
+    assert scores.finite == (where == (1, 0, 1))

@@ -1,12 +1,24 @@
-"""Serialisation, scoring and gradients of groups on the tiny real discriminator."""
+"""Scores and gradients of groups on the tiny real discriminator: the same however groups are split and ordered."""
+
+import random
+from dataclasses import replace
 
 import pytest
 import torch
 
-from verl_prism.discriminator.batch import VIEWS, Group, SpanEncoder, micro_batches
-from verl_prism.discriminator.loss import LossWeights, pair_metrics, pair_sums
-from verl_prism.discriminator.update import backward_groups, score_groups, valid_pairs
+from verl_prism.discriminator.batch import VIEWS, Group, SpanEncoder
+from verl_prism.discriminator.loss import LossWeights, pair_metrics, pair_sums, pairwise_loss
+from verl_prism.discriminator.update import (
+    NOISE,
+    MiniBatch,
+    backward_groups,
+    expert_choices,
+    score_groups,
+    valid_pairs,
+)
 from verl_prism.response import View, parse_response
+
+PAIRS_ALONE = LossWeights(balance=0.0)  # the load-balancing loss is that of a micro-batch
 
 
 def spans(text: str):
@@ -18,11 +30,34 @@ def response(caption: str, think: str, answer: str) -> str:
     return f"<caption>{caption}</caption><think>{think}</think><answer>{answer}</answer>"
 
 
+STUDENTS = [
+    response("A 1 and a 2.", "1 + 2 = 3.", "3"),
+    response("A 7 and a 7.", "The sum is 5.", "5"),
+    response("Two digits.", "First I look at the left one, then at the right one; 4 + 5 = 9.", "9"),
+    response("A 7 and a 7.", "7 + 7 = 14.", "14"),
+]
+
+
+@pytest.fixture
+def discriminator(discriminator):
+    """With experts that differ: between equal ones the routers' gradients are rounding noise."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in discriminator.named_parameters():
+            if "experts" in name:
+                parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
+    return discriminator
+
+
 @pytest.fixture
 def groups(prompts, rows):
-    students = [response("A 1 and a 2.", "1 + 2 = 3.", "3"), response("A 7 and a 7.", "The sum is 5.", "5")]
+    """Eight, of four students each, of which one or two are invalid."""
     return [
-        Group(prompt, spans(row["teacher_response"]), [spans(students[0]), None, spans(students[g % 2])])
+        Group(
+            prompt,
+            spans(row["teacher_response"]),
+            [spans(STUDENTS[g % 4]), None, spans(STUDENTS[(g + 1) % 4]), spans(STUDENTS[2]) if g % 3 else None],
+        )
         for g, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
     ]
 
@@ -32,79 +67,172 @@ def encoder(tokenizer, discriminator):
     return SpanEncoder(tokenizer, discriminator.config)
 
 
+def gradients(model, batch: MiniBatch, weights=PAIRS_ALONE, rounds=None):
+    """Loss, scores and the gradient of every parameter that has one."""
+    model.zero_grad()
+    done = backward_groups(model, batch, weights, pairs=batch.pairs, rounds=rounds)
+    return done.loss, done.scores, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(result, expected):
+    """Within 1e-5, relative to the largest number of each tensor."""
+    assert result[0] == pytest.approx(expected[0], rel=1e-5)
+    assert result[2].keys() == expected[2].keys()
+    for name, gradient in expected[2].items():
+        worst = (result[2][name] - gradient).abs().max()
+        assert worst <= 1e-5 * gradient.abs().max(), name
+
+
 def test_the_teachers_text_as_the_students_scores_the_same_exactly(discriminator, encoder, prompts, rows):
-    groups = [
-        Group(prompt, spans(row["teacher_response"]), [spans(row["teacher_response"])])
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
-    metrics = pair_metrics(pair_sums(score_groups(discriminator, encoder, groups, 100_000)))
+    teachers = [spans(row["teacher_response"]) for row in rows]
+    groups = [Group(prompt, teacher, [teacher]) for prompt, teacher in zip(prompts, teachers, strict=True)]
+    metrics = pair_metrics(pair_sums(score_groups(discriminator, MiniBatch(encoder, groups, 100_000))))
     for view in VIEWS:
         assert metrics[f"{view}/accuracy"] == 0.5 and metrics[f"{view}/margin"] == 0.0
 
 
-def test_a_score_does_not_depend_on_what_else_is_in_the_batch(discriminator, encoder, groups):
-    together = score_groups(discriminator, encoder, groups, 100_000)
+def test_a_score_does_not_depend_on_what_else_is_in_the_pack(discriminator, encoder, groups):
+    together = score_groups(discriminator, MiniBatch(encoder, groups, 100_000))
     for g, group in enumerate(groups):
-        alone = score_groups(discriminator, encoder, [group], 100_000)
-        torch.testing.assert_close(alone.student[:, 0], together.student[:, g], equal_nan=True, atol=1e-5, rtol=1e-4)
+        alone = score_groups(discriminator, MiniBatch(encoder, [group], 100_000))
+        valid = together.valid[g]
+        torch.testing.assert_close(alone.student[:, 0, valid], together.student[:, g, valid], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(alone.teacher[:, 0], together.teacher[:, g], atol=1e-5, rtol=1e-4)
 
 
-def test_scores_of_the_update_are_those_of_a_scoring_pass(discriminator, encoder, groups):
-    scored = score_groups(discriminator.eval(), encoder, groups, 100_000)
-    updated = backward_groups(discriminator.train(), encoder, groups, LossWeights(), 100_000, pairs=valid_pairs(groups))
-    torch.testing.assert_close(updated.student, scored.student, equal_nan=True, atol=0, rtol=0)
-    torch.testing.assert_close(updated.teacher, scored.teacher, atol=0, rtol=0)
+@pytest.mark.parametrize("max_tokens", [1, 100_000])
+def test_scores_of_the_update_are_those_of_a_scoring_pass(discriminator, encoder, groups, max_tokens):
+    batch = MiniBatch(encoder, groups, max_tokens)
+    scored = score_groups(discriminator.eval(), batch)
+    updated = backward_groups(discriminator.train(), batch, LossWeights(), pairs=batch.pairs).scores
+    for ours, theirs in ((updated.student, scored.student), (updated.teacher, scored.teacher)):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("extra_rounds", [0, 2])
-def test_micro_batches_give_the_gradient_of_the_whole(discriminator, encoder, groups, extra_rounds):
-    def gradient(max_tokens, rounds=None):
-        discriminator.zero_grad()
-        weights = LossWeights(balance=0.0)
-        backward_groups(discriminator, encoder, groups, weights, max_tokens, pairs=valid_pairs(groups), rounds=rounds)
-        return discriminator.heads["reasoning"].weight.grad.clone()
+def budget(encoder, groups, per_batch: int) -> int:
+    """Tokens that hold any `per_batch` of the groups, and no more of the longest ones."""
+    return per_batch * max(encoder.encode(group).tokens for group in groups)
 
-    whole = gradient(100_000)
-    pieces = len(list(micro_batches(groups, encoder, 1)))
-    assert pieces == len(groups)
-    torch.testing.assert_close(gradient(1, pieces + extra_rounds), whole, atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize("per_batch", [1, 2, 4])
+def test_micro_batches_give_the_loss_and_gradients_of_the_whole(discriminator, encoder, groups, per_batch):
+    whole, parts = MiniBatch(encoder, groups, 100_000), MiniBatch(encoder, groups, budget(encoder, groups, per_batch))
+    assert len(whole) == 1 and len(parts) == len(groups) / per_batch
+    assert_same(gradients(discriminator, parts), gradients(discriminator, whole))
+
+
+@pytest.mark.parametrize("share", [0, 0.6])
+def test_a_group_over_the_budget_is_split_and_gives_the_same(discriminator, encoder, groups, share):
+    whole = MiniBatch(encoder, groups, 100_000)
+    parts = MiniBatch(encoder, groups, max(1, int(share * budget(encoder, groups, 1))))
+    assert len(parts) > len(groups)
+    ours, expected = gradients(discriminator, parts), gradients(discriminator, whole)
+    assert_same(ours, expected)
+    assert ours[1].valid.equal(expected[1].valid)
+    valid = expected[1].valid
+    torch.testing.assert_close(ours[1].student[:, valid], expected[1].student[:, valid], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours[1].teacher, expected[1].teacher, atol=1e-5, rtol=1e-4)
+
+
+def test_rounds_that_only_keep_other_ranks_company_add_nothing(discriminator, encoder, groups):
+    batch = MiniBatch(encoder, groups[:2], 1)
+    alone = gradients(discriminator, batch)
+    assert_same(gradients(discriminator, batch, rounds=len(batch) + 2), alone)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_groups_and_of_students_changes_nothing(discriminator, encoder, groups, seed):
+    shuffler = random.Random(seed)
+    shuffled = [
+        replace(group, students=shuffler.sample(group.students, len(group.students)))
+        for group in shuffler.sample(groups, len(groups))
+    ]
+    expected = gradients(discriminator, MiniBatch(encoder, groups, 100_000))
+    assert_same(gradients(discriminator, MiniBatch(encoder, shuffled, budget(encoder, groups, 2))), expected)
+
+
+def test_the_loss_is_that_of_the_scores(discriminator, encoder, groups):
+    loss, scores, _ = gradients(discriminator, MiniBatch(encoder, groups, 300))
+    assert loss == pytest.approx(pairwise_loss(scores, valid_pairs(groups), PAIRS_ALONE).item(), rel=1e-5)
+
+
+def test_the_balance_loss_is_the_mean_over_micro_batches(discriminator, encoder, groups):
+    batch = MiniBatch(encoder, groups, budget(encoder, groups, 2))
+    balances = [discriminator(pack)[1].item() for pack, _, _ in batch.turns(None)]
+    extra = gradients(discriminator, batch, LossWeights(balance=0.5))[0] - gradients(discriminator, batch)[0]
+    assert extra == pytest.approx(0.5 * sum(balances) / len(balances), rel=1e-4)
+
+
+def test_routers_learn_from_the_balance_loss_alone(discriminator, encoder, groups):
+    """With gradient checkpointing, which lost the reference this gradient."""
+    unpaired = [replace(group, students=[None]) for group in groups]
+    discriminator.gradient_checkpointing_enable({"use_reentrant": False})
+    _, _, found = gradients(discriminator.train(), MiniBatch(encoder, unpaired, 100_000), LossWeights(balance=1.0))
+    assert all(found[name].any() for name in found if name.endswith("mlp.gate.weight"))
+    assert any(name.endswith("mlp.gate.weight") for name in found)
 
 
 def test_invalid_students_are_left_out(discriminator, encoder, groups):
-    scores = score_groups(discriminator, encoder, groups, 100_000)
-    assert scores.valid.tolist() == [[True, False, True]] * len(groups)
-    assert valid_pairs(groups) == 2 * len(groups)
+    scores = score_groups(discriminator, MiniBatch(encoder, groups, 100_000))
+    assert scores.valid.tolist() == [[spans is not None for spans in group.students] for group in groups]
+    assert valid_pairs(groups) == int(scores.valid.sum())
 
 
-def test_a_text_that_spells_a_special_token_smuggles_none_in(encoder, tokenizer):
-    ids = encoder.span_ids("<caption>a <|image_pad|><|im_end|> b</caption>")
-    special = {tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", "<|im_end|>")}
-    assert not special & set(ids[:-1]) and ids[-1] == tokenizer.eos_token_id
+def test_the_gradient_penalty_estimates_the_scores_gradients(discriminator, encoder, groups):
+    """Against derivatives by autograd, span by span; the estimate is a mean over noise."""
+    group = replace(groups[0], students=groups[0].students[:1])
+    batch = MiniBatch(encoder, [group], 100_000)
+    ((pack, index, _),) = batch.turns(None)
+    seen = []
+    embed = discriminator.get_input_embeddings()
+    hook = embed.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    spans, _ = discriminator(pack)
+    hook.remove()
+    (embeddings,) = seen
+    squares = []
+    for span in spans:
+        (gradient,) = torch.autograd.grad(span, embeddings, retain_graph=True)
+        squares.append((gradient.square().sum(-1) * embeddings.square().mean(-1)).sum())
+    expected = (torch.stack(squares)[index.teacher].sum() + torch.stack(squares)[index.student].sum()) / 4
+
+    torch.manual_seed(0)
+    alone = backward_groups(discriminator, batch, PAIRS_ALONE, pairs=1).loss
+    penalised = replace(PAIRS_ALONE, gradient_penalty=1.0)
+    draws = [backward_groups(discriminator, batch, penalised, pairs=1).loss - alone for _ in range(60)]
+    assert sum(draws) / len(draws) == pytest.approx(expected.item(), rel=0.4)
+    assert NOISE < 0.1 and len(set(draws)) == len(draws)
 
 
-def test_both_sides_end_on_the_same_terminal_token(encoder, groups, tokenizer):
-    batch, _ = encoder.batch(groups)
-    ends = batch.input_ids[torch.arange(len(batch.lengths)), batch.lengths - 1]
-    assert set(ends.tolist()) == {tokenizer.eos_token_id}
+def test_the_gradient_penalty_makes_scores_flatter(discriminator, encoder, groups):
+    batch = MiniBatch(encoder, groups[:2], 100_000)
+    heavy = LossWeights(score_regularisation=0.0, balance=0.0, gradient_penalty=100.0)
+    optimizer = torch.optim.SGD(discriminator.parameters(), lr=1e-3)
+    losses = []
+    for step in range(8):
+        torch.manual_seed(step % 2)
+        losses.append(backward_groups(discriminator, batch, heavy, pairs=batch.pairs).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sum(losses[-2:]) < sum(losses[:2])
 
 
-def test_each_image_is_encoded_once_per_group(discriminator, encoder, groups):
-    batch, _ = encoder.batch(groups)
-    assert len(batch.image_grid_thw) == len(groups)
-    assert len(batch.input_ids) > 2 * len(groups)
-
-
-def test_a_score_that_is_not_finite_is_refused(discriminator, encoder, groups):
-    with torch.no_grad():
-        discriminator.heads["perception"].weight.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match="not finite"):
-        backward_groups(discriminator, encoder, groups, LossWeights(), 100_000, pairs=1)
+def test_expert_choices_are_counted_per_layer_and_set(discriminator, encoder, groups):
+    ((pack, _, _),) = MiniBatch(encoder, groups[:2], 100_000).turns(None)
+    discriminator(pack)
+    choices = expert_choices(discriminator)
+    assert choices.shape == (len(discriminator.routers()), 3, discriminator.config.text_config.num_experts)
+    for layer, kinds in zip(choices, [pack.token_kinds, pack.token_kinds[pack.terminals]], strict=True):
+        tokens = torch.bincount(kinds, minlength=3).double()  # the last layer has terminal tokens alone
+        torch.testing.assert_close(layer.sum(-1), tokens, rtol=1e-4, atol=1e-2)
+    half = choices.shape[-1] // 2
+    assert not choices[:, 0, half:].any() and not choices[:, 1, :half].any()
 
 
 def test_a_few_steps_tell_the_teacher_from_the_policy(discriminator, encoder, groups):
+    batch = MiniBatch(encoder, groups, 100_000)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)
     for _ in range(12):
-        scores = backward_groups(discriminator, encoder, groups, LossWeights(), 100_000, pairs=valid_pairs(groups))
+        scores = backward_groups(discriminator, batch, LossWeights(), pairs=batch.pairs).scores
         optimizer.step()
         optimizer.zero_grad()
     metrics = pair_metrics(pair_sums(scores))

@@ -1,29 +1,20 @@
 """verl's FSDP engine with the discriminator as its module."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngine
 
 from verl_prism.discriminator import load_discriminator
-from verl_prism.discriminator.batch import Group, SpanBatch, SpanEncoder, micro_batches
-from verl_prism.discriminator.loss import GroupScores, LossWeights, pair_metrics, pair_sums
-from verl_prism.discriminator.update import backward_groups, valid_pairs
+from verl_prism.discriminator.batch import Group, SpanEncoder
+from verl_prism.discriminator.ranks import Ranks
+from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepResult, StepSettings
 
 MODEL_TYPE = "prism_discriminator"
-
-
-@dataclass(frozen=True)
-class DiscriminatorUpdate:
-    """The scores of this rank's groups before the update, and metrics of all ranks."""
-
-    scores: GroupScores
-    metrics: dict[str, float]
 
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])
@@ -37,46 +28,24 @@ class DiscriminatorEngine(FSDPEngine):
             module.gradient_checkpointing_enable({"use_reentrant": False})
         return module
 
-    def update_groups(self, groups: Sequence[Group], weights: LossWeights, max_tokens: int) -> DiscriminatorUpdate:
-        """One optimizer step on the mini-batch that all ranks' groups make up.
-
-        Without a valid pair on any rank there is nothing to learn from: no parameter changes, and the step is counted.
-        """
-        encoder = SpanEncoder(self.model_config.tokenizer, self.module.config)
-        pairs = int(self._reduce(valid_pairs(groups), dist.ReduceOp.SUM))
-        rounds = int(self._reduce(sum(1 for _ in micro_batches(groups, encoder, max_tokens)), dist.ReduceOp.MAX))
-        self.optimizer_zero_grad()
-        scores = backward_groups(
-            self._forward,
-            encoder,
-            groups,
-            weights,
-            max_tokens,
-            pairs=pairs,
-            ranks=self.get_data_parallel_size(),
-            rounds=rounds,
+    def prepare_steps(self, settings: StepSettings, faults: Path) -> None:
+        """To be called once, after `initialize`. faults: see `DiscriminatorStep`."""
+        self._step = DiscriminatorStep(
+            self.module,
+            SpanEncoder(self.model_config.tokenizer, self.module.config),
+            settings,
+            Optimization(self.optimizer_step, self.optimizer_zero_grad),
+            Ranks(get_device_id(), self.get_data_parallel_group()),
+            faults,
             sync=lambda last: self._gradient_sync_context(is_last_micro_batch=last),
-            device=get_device_id(),
+            autocast=self._autocast,
         )
-        metrics = self._metrics(scores)
-        if pairs:
-            metrics |= {"grad_norm": self.optimizer_step(), "lr": self.lr_scheduler_step()}
-        else:
-            self.optimizer_zero_grad()
-        return DiscriminatorUpdate(scores, metrics | {"updates_skipped": float(not pairs)})
 
-    def _forward(self, batch: SpanBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def step_on(self, groups: Sequence[Group]) -> StepResult:
+        """Score this rank's groups, and learn from the mini-batch that all ranks' groups make up."""
+        result = self._step(groups)
+        return StepResult(result.scores, result.metrics | {"lr": self.lr_scheduler_step()})
+
+    def _autocast(self) -> AbstractContextManager:
         enabled = self._autocast_dtype != torch.float32
-        with torch.autocast(get_device_name(), dtype=self._autocast_dtype, enabled=enabled):
-            return self.module(batch)
-
-    def _metrics(self, scores: GroupScores) -> dict[str, float]:
-        """Sums are added up over ranks first, so that every rank returns the same means over all pairs."""
-        sums = pair_sums(scores)
-        total = self._reduce(list(sums.values()), dist.ReduceOp.SUM)
-        return pair_metrics(dict(zip(sums, total.tolist(), strict=True)))
-
-    def _reduce(self, value: float | list[float], op: Any) -> torch.Tensor:
-        tensor = torch.tensor(value, dtype=torch.float64, device=get_device_id())
-        dist.all_reduce(tensor, op=op, group=self.get_data_parallel_group())
-        return tensor
+        return torch.autocast(get_device_name(), dtype=self._autocast_dtype, enabled=enabled)

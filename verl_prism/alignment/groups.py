@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from tensordict import NonTensorData, TensorDict
 
-from verl_prism.discriminator.batch import Group, Prompt, Spans
+from verl_prism.discriminator.batch import VIEWS, Group, Prompt, Spans
 from verl_prism.response import View, parse_response
+from verl_prism.token_spans import TokenRange
 
 FIELDS = ["uid", "prompts", "multi_modal_inputs", "extra_fields", "teacher_response"]
 
@@ -29,8 +30,13 @@ def _group(rows: list[dict[str, Any]]) -> Group:
     return Group(prompt, spans, [_student(row["extra_fields"]["reward_extra_info"]) for row in rows])
 
 
-def _student(info: dict[str, str]) -> Spans | None:
+def _student(info: dict[str, Any]) -> Spans | None:
     return None if info["fault"] else {view: info[view.value] for view in View}
+
+
+def token_ranges(info: dict[str, Any]) -> list[TokenRange]:
+    """Tokens [start, end) of each view of a response, in the order of VIEWS; empty where it is invalid."""
+    return [(info[f"{view.value}_start"], info[f"{view.value}_end"]) for view in VIEWS]
 
 
 def column(values: Any) -> list[Any]:

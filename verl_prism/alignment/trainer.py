@@ -20,14 +20,20 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 
 import verl_prism.alignment.estimator  # noqa: F401  registers the advantage estimator in this process
-from verl_prism.alignment.advantage import AlignmentAdvantage, alignment_advantage
-from verl_prism.alignment.groups import FIELDS, column
+from verl_prism.alignment.advantage import (
+    AlignmentAdvantage,
+    alignment_advantage,
+    reference_advantage,
+    spread_over_tokens,
+)
+from verl_prism.alignment.groups import FIELDS, column, token_ranges
 from verl_prism.alignment.worker import SCORE_FIELDS, AdversarialOPDWorker, DiscriminatorWorker
 from verl_prism.config import parse_prism
 from verl_prism.discriminator.batch import VIEWS
 
 ROLE = "discriminator"
 POOL = "discriminator_pool"
+NONFINITE = "discriminator/nonfinite"  # the metric that is 1 where the scores are of no use
 
 
 @register_trainer("adversarial_opd")
@@ -97,21 +103,29 @@ class AdversarialOPDTrainer(PPOTrainerSync):
         return rollouts
 
     def _reward(self, batch: KVBatchMeta, rollouts: KVBatchMeta, metrics: dict) -> None:
-        """Put each rollout's advantage on its last token, in the place of the reward; padding rows get 0."""
+        """Put the advantage of each of a rollout's tokens in the place of its reward; padding rows get 0."""
+        advantages = self._token_advantages(rollouts, metrics)
+        lengths = [tag["response_len"] for tag in batch.tags]
+        rewards = [advantages.get(key, torch.zeros(n)) for key, n in zip(batch.keys, lengths, strict=True)]
+        nested = torch.nested.as_nested_tensor(rewards, layout=torch.jagged)
+        fields = TensorDict({"rm_scores": nested}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    def _token_advantages(self, rollouts: KVBatchMeta, metrics: dict) -> dict[str, torch.Tensor]:
+        """Advantages[response length] by key of the rollout."""
         data = tq.kv_batch_get(
             keys=rollouts.keys,
             partition_id=rollouts.partition_id,
             select_fields=[*SCORE_FIELDS, "extra_fields"],
         )
+        infos = [fields["reward_extra_info"] for fields in column(data["extra_fields"])]
+        metrics.update(_fault_metrics([info["fault"] for info in infos]))
         advantage = self._advantage(torch.stack([data[field].reshape(-1) for field in SCORE_FIELDS]))
-        values = dict(zip(rollouts.keys, advantage.values.flatten().tolist(), strict=True))
-        lengths = [tag["response_len"] for tag in batch.tags]
-        rewards = [_on_last_token(values.get(key, 0.0), n) for key, n in zip(batch.keys, lengths, strict=True)]
-        nested = torch.nested.as_nested_tensor(rewards, layout=torch.jagged)
-        fields = TensorDict({"rm_scores": nested}, batch_size=len(batch))
-        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        metrics.update(_advantage_metrics(advantage))
-        metrics.update(_fault_metrics(column(data["extra_fields"])))
+        if not metrics[NONFINITE]:
+            metrics.update(_advantage_metrics(advantage))
+        ranges = [token_ranges(info) for info in infos] if self.prism.align.credit == "span" else None
+        tokens = spread_over_tokens(advantage, [tag["response_len"] for tag in rollouts.tags], ranges)
+        return dict(zip(rollouts.keys, tokens, strict=True))
 
     def _advantage(self, scores: torch.Tensor) -> AlignmentAdvantage:
         """From scores[views, rollouts] of whole groups."""
@@ -119,13 +133,19 @@ class AdversarialOPDTrainer(PPOTrainerSync):
         grouped = scores.reshape(len(VIEWS), -1, self.prism.rollout.samples_per_prompt)
         weights = torch.tensor([settings.perception_weight, settings.reasoning_weight])
         valid = ~grouped[0].isnan()
+        if settings.normalisation == "reference":
+            return reference_advantage(grouped, valid, weights, settings.format_penalty)
         return alignment_advantage(grouped, valid, weights, settings.format_penalty, settings.std_floor)
 
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Where the discriminator's numbers are not finite there are no advantages, and the policy stays as it is."""
+        return batch if metrics[NONFINITE] else super()._update_actor(batch, metrics)
 
-def _on_last_token(value: float, length: int) -> torch.Tensor:
-    reward = torch.zeros(length)
-    reward[-1] = value
-    return reward
+    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, timing_raw, global_steps, epoch) -> None:
+        """verl's, without its score and reward of a response: sums over tokens, which of advantages mean nothing."""
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        for name in [name for name in metrics if name.startswith(("critic/score/", "critic/rewards/"))]:
+            del metrics[name]
 
 
 def _advantage_metrics(advantage: AlignmentAdvantage) -> dict[str, float]:
@@ -137,8 +157,7 @@ def _advantage_metrics(advantage: AlignmentAdvantage) -> dict[str, float]:
     }
 
 
-def _fault_metrics(extra_fields: list[dict]) -> dict[str, float]:
-    """The share of each format fault among the rollouts."""
-    faults = [fields["reward_extra_info"]["fault"] for fields in extra_fields]
+def _fault_metrics(faults: list[str]) -> dict[str, float]:
+    """The share of each format fault among the rollouts; "" is none."""
     shares = {f"align/fault/{fault}": faults.count(fault) / len(faults) for fault in set(faults) if fault}
     return {"align/invalid": sum(shares.values()), **shares}

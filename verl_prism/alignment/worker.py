@@ -1,5 +1,6 @@
 """The worker role "adversarial OPD": a rank of the discriminator, in the actor's process or on devices of its own."""
 
+import torch
 from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.trainer.config import CheckpointConfig
@@ -11,7 +12,7 @@ import verl_prism.alignment.engine as engine  # registers the engine in this pro
 from verl_prism.alignment.groups import groups_of
 from verl_prism.config import Prism, parse_prism
 from verl_prism.discriminator.batch import VIEWS
-from verl_prism.discriminator.loss import LossWeights
+from verl_prism.discriminator.step import StepResult, StepSettings
 
 MESH = "discriminator"
 SCORE_FIELDS = [f"{view.value}_score" for view in VIEWS]
@@ -48,27 +49,32 @@ def training_worker_config(prism: Prism) -> TrainingWorkerConfig:
     )
 
 
+def score_fields(result: StepResult) -> dict[str, torch.Tensor]:
+    """One score per row and view: NaN for an invalid response, and for all where the step was not finite."""
+    usable = result.scores.valid & (not result.nonfinite)
+    scores = result.scores.student.masked_fill(~usable, torch.nan)
+    return {field: view.reshape(-1) for field, view in zip(SCORE_FIELDS, scores, strict=True)}
+
+
 class DiscriminatorWorker(TrainingWorker):
     """One rank of the discriminator."""
 
     def __init__(self, prism: Prism):
         super().__init__(training_worker_config(prism))
-        settings = prism.discriminator
-        self._weights = LossWeights(settings.score_regularisation, settings.balance_coef)
-        self._max_tokens = settings.micro_batch_tokens
+        self._settings, self._faults = StepSettings.of(prism.discriminator), prism.output
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def reset(self):
+        super().reset()
+        self.engine.prepare_steps(self._settings, self._faults)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"))
     def update_discriminator(self, data: TensorDict) -> TensorDict:
-        """Score this rank's rows and learn from them, in one forward pass.
-
-        Returns one score per row and view, NaN for an invalid response, which verl writes back beside the rows; the
-        metrics are those of all ranks.
-        """
-        groups = groups_of(data)
+        """Score this rank's rows and learn from them. The fields are written back beside the rows by verl; the metrics
+        are those of all ranks."""
         with self.engine.train_mode():
-            update = self.engine.update_groups(groups, self._weights, self._max_tokens)
-        scores = {field: view.reshape(-1) for field, view in zip(SCORE_FIELDS, update.scores.student, strict=True)}
-        return tu.get_tensordict(scores, non_tensor_dict={"metrics": update.metrics})
+            result = self.engine.step_on(groups_of(data))
+        return tu.get_tensordict(score_fields(result), non_tensor_dict={"metrics": result.metrics})
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_discriminator(self, folder: str, step: int, keep: int | None) -> None:

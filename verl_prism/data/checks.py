@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
 from verl_prism.config import Prism
 from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
@@ -28,6 +28,7 @@ def check_inputs(prism: Prism) -> None:
     for key, folder in model_folders(prism).items():
         check_model_folder(key, folder)
     check_same_tokens(prism)
+    check_byte_level(prism)
     for key, path, columns in data_files(prism):
         check_columns(key, path, columns)
         check_images(path)
@@ -120,6 +121,7 @@ def _check_image(place: str, image: dict[str, Any]) -> None:
 def check_teacher(prism: Prism) -> None:
     """Each teacher response is in the response format, and each of its views within the discriminator's limit."""
     tokenizer = _tokenizer(prism.policy)
+    tokenizer.encode_special_tokens = True  # as the discriminator reads a text: what spells a special token is text
     limits = {
         View.PERCEPTION: ("max_perception_tokens", prism.discriminator.max_perception_tokens),
         View.REASONING: ("max_reasoning_tokens", prism.discriminator.max_reasoning_tokens),
@@ -154,6 +156,16 @@ def check_same_tokens(prism: Prism) -> None:
             f"{key}={folder} and {other_key}={other_folder} have different tokenizers: {token!r} is "
             f"{_number(vocabulary, token)} in the first and {_number(other, token)} in the second; "
             "start both from one base model"
+        )
+
+
+def check_byte_level(prism: Prism) -> None:
+    """Stage align finds the views in a response's tokens by their bytes."""
+    tokenizer = _tokenizer(prism.policy)
+    if prism.stage == "align" and (type(tokenizer.model), type(tokenizer.decoder)) != (models.BPE, decoders.ByteLevel):
+        raise UserError(
+            f"prism.policy={prism.policy}: its tokenizer is no byte-level BPE, so the views cannot be found among a "
+            "response's tokens; choose a policy with one, such as Qwen3-VL"
         )
 
 

@@ -2,21 +2,26 @@
 
 A span is the caption or the reasoning of a response. It is tokenised on its own, from its text, and ends on the same
 terminal token, so the teacher's and the policy's identical text are the same tokens, positions and score.
+
+A pack holds whole groups end to end, without padding: each prompt with its image once, then each distinct span once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from verl_prism.discriminator.attention import PackLayout, Segment
 from verl_prism.response import View
 
 VIEWS = (View.PERCEPTION, View.REASONING)
-PROMPT, PADDING = len(VIEWS), len(VIEWS) + 1  # kinds of token besides the views
+PROMPT = len(VIEWS)  # the kind of token that belongs to no view
 Spans = Mapping[View, str]
+SpanIds = tuple[int, ...]  # tokens of a span and the terminal token
 
 
 @dataclass(frozen=True)
@@ -38,30 +43,64 @@ class Group:
 
 
 @dataclass(frozen=True)
-class SpanBatch:
-    """R rows of prompt + span, padded on the right to L."""
+class EncodedGroup:
+    """A group, or some of its members, in tokens."""
 
-    input_ids: Tensor  # [R, L]
-    position_ids: Tensor  # [3, R, L] mRoPE: time, height, width
-    token_kinds: Tensor  # [R, L] index into VIEWS, PROMPT or PADDING
-    lengths: Tensor  # [R]
-    views: Tensor  # [R] index into VIEWS
-    image_tokens: Tensor  # [R, L] True where an image token stands
-    image_features: Tensor  # [image tokens of all rows] index of the feature that each shows
-    pixel_values: Tensor | None  # [patches, dim] of the distinct images
+    prompt: Prompt
+    positions: Tensor  # [3, P]
+    teacher: tuple[SpanIds, ...]  # per view
+    students: tuple[tuple[SpanIds, ...] | None, ...]  # per member, per view
+    group: int  # which of the groups this one is, or is part of
+    members: tuple[int, ...]  # which of the group's students stand here
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model processes for it."""
+        return len(self.prompt.input_ids) + sum(len(ids) for _, ids in self.spans())
+
+    def spans(self) -> dict[tuple[int, SpanIds], None]:
+        """The distinct (view, span), the teacher's first."""
+        sides = (self.teacher, *(student for student in self.students if student is not None))
+        return dict.fromkeys((view, ids) for side in sides for view, ids in enumerate(side))
+
+    def only(self, members: Sequence[int]) -> "EncodedGroup":
+        """The same prompt and teacher with some of the students, given by where they stand here."""
+        return replace(
+            self,
+            students=tuple(self.students[m] for m in members),
+            members=tuple(self.members[m] for m in members),
+        )
+
+
+@dataclass(frozen=True)
+class Pack:
+    """T tokens: groups end to end, each as its prompt and then its S distinct spans."""
+
+    input_ids: Tensor  # [T]
+    position_ids: Tensor  # [3, T] mRoPE: time, height, width
+    token_kinds: Tensor  # [T] index into VIEWS, or PROMPT
+    image_tokens: Tensor  # [T] True where an image token stands
+    terminals: Tensor  # [S] where each span's terminal token stands
+    views: Tensor  # [S] index into VIEWS
+    pixel_values: Tensor | None  # [patches, dim] of the groups' images, end to end
     image_grid_thw: Tensor | None  # [images, 3]
+    layout: PackLayout
 
-    def to(self, device: torch.device | str | int) -> "SpanBatch":
+    @property
+    def tokens(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str | int) -> "Pack":
         moved: list[Any] = [
-            None if tensor is None else tensor.to(device)
-            for tensor in (getattr(self, field.name) for field in fields(self))
+            None if value is None else value.to(device)
+            for value in (getattr(self, field.name) for field in fields(self))
         ]
-        return SpanBatch(*moved)
+        return Pack(*moved)
 
 
 @dataclass(frozen=True)
 class ScoreIndex:
-    """Where in a batch's rows the scores of G groups of N students stand: a text is scored once per group."""
+    """Which of a pack's spans hold the scores of G groups of N students: a text is scored once per group."""
 
     teacher: Tensor  # [views, G]
     student: Tensor  # [views, G, N], 0 where invalid
@@ -69,68 +108,119 @@ class ScoreIndex:
 
 
 class SpanEncoder:
-    """Tokenises spans and lays groups out as batches."""
+    """Tokenises groups and packs them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model_config):
         self._tokenizer = tokenizer
         self._image_token = model_config.image_token_id
         self._merge = model_config.vision_config.spatial_merge_size
         self._terminal = tokenizer.eos_token_id
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
-    def span_ids(self, text: str) -> list[int]:
+    def span_ids(self, text: str) -> SpanIds:
         """Tokens of a span and the terminal token. A text that spells a special token is text, and smuggles none in."""
-        return [*self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self._terminal]
+        return (*self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self._terminal)
 
-    def batch(self, groups: Sequence[Group]) -> tuple[SpanBatch, ScoreIndex]:
-        """One row for each distinct (group, view, text)."""
-        rows: dict[tuple[int, View, str], int] = {}
-
-        def row(group: int, view: View, text: str) -> int:
-            return rows.setdefault((group, view, text), len(rows))
-
-        teacher = [[row(g, view, group.teacher[view]) for g, group in enumerate(groups)] for view in VIEWS]
-        student = [
-            [[0 if spans is None else row(g, view, spans[view]) for spans in group.students]
-             for g, group in enumerate(groups)]
-            for view in VIEWS
-        ]  # fmt: skip
-        valid = [[spans is not None for spans in group.students] for group in groups]
-        index = ScoreIndex(torch.tensor(teacher), torch.tensor(student), torch.tensor(valid))
-        return self._lay_out(groups, list(rows)), index
-
-    def _lay_out(self, groups: Sequence[Group], rows: list[tuple[int, View, str]]) -> SpanBatch:
-        positions = [mrope_positions(group.prompt, self._image_token, self._merge) for group in groups]
-        spans = [self.span_ids(text) for _, _, text in rows]
-        lengths = [len(groups[g].prompt.input_ids) + len(span) for (g, _, _), span in zip(rows, spans, strict=True)]
-        shape = (len(rows), max(lengths))
-        input_ids = torch.full(shape, self._pad)
-        token_kinds = torch.full(shape, PADDING)
-        position_ids = torch.zeros(3, *shape, dtype=torch.long)
-        for r, ((g, view, _), span) in enumerate(zip(rows, spans, strict=True)):
-            prompt, stop = len(groups[g].prompt.input_ids), lengths[r]
-            input_ids[r, :prompt], input_ids[r, prompt:stop] = groups[g].prompt.input_ids, torch.tensor(span)
-            token_kinds[r, :prompt], token_kinds[r, prompt:stop] = PROMPT, VIEWS.index(view)
-            position_ids[:, r, :prompt] = positions[g]
-            position_ids[:, r, prompt:stop] = positions[g].max() + 1 + torch.arange(stop - prompt)
-        return SpanBatch(
-            input_ids,
-            position_ids,
-            token_kinds,
-            torch.tensor(lengths),
-            torch.tensor([VIEWS.index(view) for _, view, _ in rows]),
-            (input_ids == self._image_token) & (token_kinds == PROMPT),
-            *self._images([group.prompt for group in groups], [g for g, _, _ in rows]),
+    def encode(self, group: Group) -> EncodedGroup:
+        return EncodedGroup(
+            group.prompt,
+            mrope_positions(group.prompt, self._image_token, self._merge),
+            self._views(group.teacher),
+            tuple(None if spans is None else self._views(spans) for spans in group.students),
+            group=0,
+            members=tuple(range(len(group.students))),
         )
 
-    def _images(self, prompts: Sequence[Prompt], row_prompts: list[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Which image feature each image token of each row shows; the distinct images, end to end."""
-        counts = [int((prompt.input_ids == self._image_token).sum()) for prompt in prompts]
-        starts = [sum(counts[:g]) for g in range(len(prompts))]
-        shown = [torch.arange(starts[g], starts[g] + counts[g]) for g in row_prompts]
-        pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
-        grids = [prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]
-        return torch.cat(shown), torch.cat(pixels) if pixels else None, torch.cat(grids) if grids else None
+    def _views(self, spans: Spans) -> tuple[SpanIds, ...]:
+        return tuple(self.span_ids(spans[view]) for view in VIEWS)
+
+    def pack(self, groups: Sequence[EncodedGroup]) -> tuple[Pack, ScoreIndex]:
+        """The groups end to end, and where their scores stand. Groups of fewer members than others have N invalid."""
+        ids: list[Tensor] = []
+        positions: list[Tensor] = []
+        kinds: list[int] = []
+        segments: list[Segment] = []
+        where: dict[tuple[int, int, SpanIds], int] = {}
+        start = 0
+        for g, group in enumerate(groups):
+            stop = start + len(group.prompt.input_ids)
+            prompt = Segment(start, stop, prompt_start=start, prompt_stop=start)
+            segments.append(prompt)
+            ids.append(group.prompt.input_ids)
+            positions.append(group.positions)
+            kinds.append(PROMPT)
+            first = int(group.positions.max()) + 1
+            for view, span in group.spans():
+                start, stop = stop, stop + len(span)
+                where[g, view, span] = len(where)
+                segments.append(Segment(start, stop, prompt.start, prompt.stop))
+                ids.append(torch.tensor(span))
+                positions.append((first + torch.arange(len(span))).expand(3, -1))
+                kinds.append(view)
+            start = stop
+        return self._pack(groups, ids, positions, kinds, segments), _score_index(groups, where)
+
+    def _pack(self, groups, ids: list[Tensor], positions, kinds: list[int], segments: list[Segment]) -> Pack:
+        input_ids = torch.cat(ids)
+        token_kinds = torch.tensor(kinds).repeat_interleave(torch.tensor([len(part) for part in ids]))
+        pixels = [group.prompt.pixel_values for group in groups if group.prompt.pixel_values is not None]
+        grids = [group.prompt.image_grid_thw for group in groups if group.prompt.image_grid_thw is not None]
+        return Pack(
+            input_ids,
+            torch.cat(positions, dim=1),
+            token_kinds,
+            (input_ids == self._image_token) & (token_kinds == PROMPT),
+            torch.tensor([s.stop - 1 for s, kind in zip(segments, kinds, strict=True) if kind != PROMPT]),
+            torch.tensor([kind for kind in kinds if kind != PROMPT]),
+            torch.cat(pixels) if pixels else None,
+            torch.cat(grids) if grids else None,
+            PackLayout.of(segments),
+        )
+
+
+def _score_index(groups: Sequence[EncodedGroup], where: Mapping[tuple[int, int, SpanIds], int]) -> ScoreIndex:
+    students = max(len(group.students) for group in groups)
+    teacher = torch.zeros(len(VIEWS), len(groups), dtype=torch.long)
+    student = torch.zeros(len(VIEWS), len(groups), students, dtype=torch.long)
+    valid = torch.zeros(len(groups), students, dtype=torch.bool)
+    for g, group in enumerate(groups):
+        teacher[:, g] = torch.tensor([where[g, view, ids] for view, ids in enumerate(group.teacher)])
+        for n, spans in enumerate(group.students):
+            if spans is not None:
+                student[:, g, n] = torch.tensor([where[g, view, ids] for view, ids in enumerate(spans)])
+                valid[g, n] = True
+    return ScoreIndex(teacher, student, valid)
+
+
+def micro_batches(groups: Sequence[EncodedGroup], max_tokens: int) -> list[list[EncodedGroup]]:
+    """Groups that go through the model together, in order: as many as fit max_tokens, at least one.
+
+    A group over max_tokens is split into parts of as many students as fit, at least one. Each part repeats the prompt
+    and the teacher; as the loss is a sum over pairs, its gradient stays the same.
+    """
+    batches: list[list[EncodedGroup]] = []
+    room = 0
+    for part in _parts(groups, max_tokens):
+        if not batches or part.tokens > room:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(part)
+        room -= part.tokens
+    return batches
+
+
+def _parts(groups: Sequence[EncodedGroup], max_tokens: int) -> Iterator[EncodedGroup]:
+    for g, group in enumerate(groups):
+        whole = replace(group, group=g)
+        if whole.tokens <= max_tokens:
+            yield whole
+            continue
+        members: list[int] = []
+        for m in range(len(whole.students)):
+            if members and whole.only([*members, m]).tokens > max_tokens:
+                yield whole.only(members)
+                members = []
+            members.append(m)
+        yield whole.only(members)
 
 
 def mrope_positions(prompt: Prompt, image_token: int, merge: int) -> Tensor:
@@ -139,46 +229,19 @@ def mrope_positions(prompt: Prompt, image_token: int, merge: int) -> Tensor:
     Text advances all three together; an image of h x w merged patches spreads over its rows and columns and advances
     by the longer side.
     """
-    is_image = (prompt.input_ids == image_token).tolist()
     grids = iter([] if prompt.image_grid_thw is None else prompt.image_grid_thw.tolist())
     parts: list[Tensor] = []
-    position = token = 0
-    while token < len(is_image):
-        if is_image[token]:
+    position = 0
+    for is_image, run in groupby((prompt.input_ids == image_token).tolist()):
+        left = len(list(run))
+        if not is_image:
+            parts.append((position + torch.arange(left)).expand(3, -1))
+            position += left
+        while is_image and left:
             time, height, width = next(grids)
             height, width = height // merge, width // merge
-            grid = torch.stack(
-                torch.meshgrid(torch.arange(time), torch.arange(height), torch.arange(width), indexing="ij")
-            )
-            parts.append(position + grid.flatten(1))
-            token += time * height * width
+            axes = (torch.arange(time), torch.arange(height), torch.arange(width))
+            parts.append(position + torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1))
+            left -= time * height * width
             position += max(height, width)
-        else:
-            parts.append(torch.full((3, 1), position))
-            token += 1
-            position += 1
     return torch.cat(parts, dim=1)
-
-
-def micro_batches(groups: Sequence[Group], encoder: SpanEncoder, max_tokens: int) -> Iterator[list[int]]:
-    """Indices of groups that go through the model together: as many as fit max_tokens, at least one."""
-    batch: list[int] = []
-    total = 0
-    for g, group in enumerate(groups):
-        tokens = _group_tokens(group, encoder)
-        if batch and total + tokens > max_tokens:
-            yield batch
-            batch, total = [], 0
-        batch.append(g)
-        total += tokens
-    if batch:
-        yield batch
-
-
-def _group_tokens(group: Group, encoder: SpanEncoder) -> int:
-    texts = {(view, spans[view]) for spans in (group.teacher, *_valid(group.students)) for view in VIEWS}
-    return sum(len(group.prompt.input_ids) + len(encoder.span_ids(text)) for _, text in texts)
-
-
-def _valid(students: Iterable[Spans | None]) -> Iterator[Spans]:
-    return (spans for spans in students if spans is not None)

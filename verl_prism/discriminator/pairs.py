@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from verl_prism.config import Discriminator
 from verl_prism.discriminator.batch import Group, Spans
 from verl_prism.discriminator.prompts import tokenize_prompt
-from verl_prism.response import View, parse_response
+from verl_prism.response import Response, View, parse_response
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def warmup_groups(
     """
     groups = []
     for row, texts in zip(rows, rollouts, strict=True):
-        students = [scored_spans(text, processor.tokenizer, limits)[1] for text in texts]
+        students = [scored_spans(parse_response(text), processor.tokenizer, limits)[1] for text in texts]
         teacher = parse_response(row["teacher_response"])
         assert teacher.valid, "teacher responses are checked before the run starts"
         spans = {view: teacher.view_text(view) for view in View}
@@ -65,14 +65,13 @@ def view_limits(settings: Discriminator) -> dict[View, int]:
 
 
 def scored_spans(
-    text: str, tokenizer: PreTrainedTokenizerBase, limits: Mapping[View, int]
+    response: Response, tokenizer: PreTrainedTokenizerBase, limits: Mapping[View, int]
 ) -> tuple[str | None, Spans | None]:
     """The fault of a response, or its two spans. A view over its limit is a fault."""
-    response = parse_response(text)
     if response.fault is not None:
         return response.fault.name.lower(), None
     spans = {view: response.view_text(view) for view in View}
     for view, span in spans.items():
-        if len(tokenizer.encode(span, add_special_tokens=False)) > limits[view]:
+        if len(tokenizer.encode(span, add_special_tokens=False, split_special_tokens=True)) > limits[view]:
             return f"{view.value}_too_long", None
     return None, spans

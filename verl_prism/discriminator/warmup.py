@@ -5,127 +5,227 @@ discriminator learnt what distinguishes the two or the pairs by heart.
 """
 
 import json
-import logging
 import math
+import os
 import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 
 import pyarrow.parquet as pq
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.tensor import DTensor
 from transformers import AutoProcessor, get_cosine_schedule_with_warmup
 
 from verl_prism.config import Prism
 from verl_prism.discriminator.batch import Group, SpanEncoder
-from verl_prism.discriminator.loss import LossWeights, pair_metrics, pair_sums
-from verl_prism.discriminator.model import load_discriminator
+from verl_prism.discriminator.loss import pair_metrics, pair_sums
+from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification, load_discriminator
 from verl_prism.discriminator.pairs import WarmupGroups, add_swapped_teachers, view_limits, warmup_groups
+from verl_prism.discriminator.ranks import Ranks, gradient_sync, on_ranks, process_group, shard
+from verl_prism.discriminator.state import TrainingState
+from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepSettings
 from verl_prism.discriminator.upcycling import upcycle
-from verl_prism.discriminator.update import backward_groups, score_groups, valid_pairs
+from verl_prism.discriminator.update import MiniBatch, valid_pairs
 from verl_prism.errors import UserError
-from verl_prism.report.metrics import MetricsLog
+from verl_prism.report.metrics import METRICS, MetricsLog
 from verl_prism.response import View
-
-logger = logging.getLogger(__name__)
-Report = Callable[[int, dict[str, float]], None]
+from verl_prism.stages.resume import check_resumable, rollouts_file, saved_states, state_folder, upcycled_folder
 
 LR_WARMUP_SHARE = 0.1
 
 
-def train_discriminator(prism: Prism, groups: WarmupGroups, report: Report) -> dict[str, float]:
-    """Upcycle, train for `prism.steps` steps, save to `<output>/discriminator`; returns the held-out metrics.
-
-    Raises:
-        UserError: there are no pairs to train on.
-        FloatingPointError: a score is not finite; nothing is saved.
-    """
-    if not groups.train:
-        raise UserError(f"none of {groups.rollouts} rollouts of {prism.policy} is in the format; fine-tune it first")
-    settings, target = prism.discriminator, prism.output / "discriminator"
-    upcycling = settings.upcycle
-    upcycle(
-        upcycling.base,
-        target,
-        experts=upcycling.experts,
-        experts_per_token=upcycling.experts_per_token,
-        routing=upcycling.routing,
-        noise=upcycling.noise,
-        seed=prism.seed,
-    )
-    model = load_discriminator(target, attention=prism.hardware.attention).to(prism.hardware.device).train()
-    processor = AutoProcessor.from_pretrained(target)
-    encoder = SpanEncoder(processor.tokenizer, model.config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(LR_WARMUP_SHARE * prism.steps), prism.steps)
-    weights = LossWeights(settings.score_regularisation, settings.balance_coef)
-    training = add_swapped_teachers(groups.train, prism.warmup.swapped_teachers, prism.seed)
-    batches = _Batches(training, prism.warmup.pairs_per_step, prism.seed)
-    for step in range(1, prism.steps + 1):
-        batch = batches.next()
-        scores = backward_groups(
-            model, encoder, batch, weights, settings.micro_batch_tokens,
-            pairs=valid_pairs(batch), device=prism.hardware.device,
-        )  # fmt: skip
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        report(step, pair_metrics(pair_sums(scores)) | {"grad_norm": norm.item(), "lr": schedule.get_last_lr()[0]})
-    model.eval()
-    heldout = score_groups(model, encoder, groups.heldout, settings.micro_batch_tokens, prism.hardware.device)
-    model.save_pretrained(target)
-    return pair_metrics(pair_sums(heldout))
-
-
-class _Batches:
-    """Groups with about so many valid pairs, shuffled anew each time round."""
-
-    def __init__(self, groups: Sequence[Group], pairs: int, seed: int):
-        self._groups, self._pairs, self._random = list(groups), pairs, random.Random(seed)
-        self._order: list[Group] = []
-
-    def next(self) -> list[Group]:
-        batch: list[Group] = []
-        while valid_pairs(batch) < self._pairs:
-            if not self._order:
-                self._order = self._random.sample(self._groups, len(self._groups))
-            batch.append(self._order.pop())
-        return batch
-
-
 def run_warmup(prism: Prism) -> dict[str, float | str]:
-    """The stage `warmup`: sample the policy, pair, train, and say how well unseen pairs are told apart."""
-    with MetricsLog(prism.output) as log:
-        rows, rollouts = _rollouts(prism, log)
-        log.note("pairing")
-        processor, limits = AutoProcessor.from_pretrained(prism.policy), view_limits(prism.discriminator)
-        groups = warmup_groups(processor, rows, rollouts, limits, prism.warmup.heldout_fraction)
-        heldout = train_discriminator(prism, groups, log.step)
-    return _figures(groups, heldout)
+    """The stage `warmup`: sample the policy, pair, train, and say how well unseen pairs are told apart.
+
+    Writes `<output>/discriminator`. With `prism.warmup.resume` it goes on with what an unfinished run has left.
+    """
+    if prism.hardware.nodes > 1:
+        raise UserError(f"prism.hardware.nodes={prism.hardware.nodes}: the warm-up runs on the devices of one node")
+    if prism.warmup.resume:
+        check_resumable(prism)
+        shutil.copy(saved_states(state_folder(prism))[-1] / METRICS, prism.output)
+    else:
+        shutil.rmtree(state_folder(prism), ignore_errors=True)
+        with MetricsLog(prism.output) as log:
+            sample_policy(prism, log)
+            make_discriminator(prism, log)
+    figures = on_ranks(prism.hardware.devices_per_node, train_discriminator, prism)
+    assert figures is not None
+    return figures
 
 
-def _rollouts(prism: Prism, log: MetricsLog) -> tuple[list[dict], list[list[str]]]:
-    """The first `warmup.prompts` rows of the training data and the policy's answers, also written to rollouts.jsonl."""
+def sample_policy(prism: Prism, log: MetricsLog) -> None:
+    """The policy's answers to the first `warmup.prompts` rows of the training data, to `<output>/rollouts.jsonl`."""
     from verl_prism.sampling import PolicySampler
 
     log.note("starting vLLM")
-    rows = pq.read_table(prism.data.train).slice(0, prism.warmup.prompts).to_pylist()
     with PolicySampler(prism.policy, prism.hardware, prism.seed) as sampler:
         responses = sampler.sample(
-            rows,
+            _rows(prism),
             samples=prism.warmup.samples_per_prompt,
             temperature=prism.rollout.temperature,
             top_p=prism.rollout.top_p,
             max_tokens=prism.data.max_response_tokens,
             on_progress=lambda done, total: log.note(f"sampling the policy {done}/{total}"),
         )
-    answers = [[response.text for response in group] for group in responses]
-    _write_jsonl(prism.output / "rollouts.jsonl", answers)
-    return rows, answers
+    lines = [json.dumps([response.text for response in group], ensure_ascii=False) + "\n" for group in responses]
+    rollouts_file(prism).write_text("".join(lines), encoding="utf-8")
 
 
-def _write_jsonl(path: Path, items: Sequence[object]) -> None:
-    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+def make_discriminator(prism: Prism, log: MetricsLog) -> None:
+    """The discriminator that training starts from, in `<output>/upcycled`."""
+    settings = prism.discriminator.upcycle
+    upcycle(
+        settings.base,
+        upcycled_folder(prism),
+        experts=settings.experts,
+        experts_per_token=settings.experts_per_token,
+        routing=settings.routing,
+        noise=settings.noise,
+        seed=prism.seed,
+        on_progress=lambda done, total: log.note(f"upcycling {100 * done // max(total, 1)} %"),
+    )
+
+
+@record
+def train_discriminator(prism: Prism) -> dict[str, float | str]:
+    """On each rank: train for `prism.steps` steps, save, and measure on the held-out pairs.
+
+    Raises:
+        UserError: there are no pairs to train on.
+        FloatingPointError: numbers were not finite for too long; nothing is saved.
+    """
+    with process_group(prism.hardware.device) as ranks, _log(prism, ranks) as log:
+        if log:
+            log.note("pairing")
+        groups = _pairs(prism)
+        heldout = Warmup(prism, ranks).train(groups, log)
+        return _figures(groups, heldout)
+
+
+class Warmup:
+    """The discriminator of one rank, in training."""
+
+    def __init__(self, prism: Prism, ranks: Ranks):
+        self._prism, self._ranks = prism, ranks
+        settings = prism.discriminator
+        self.model = _load(prism, ranks)
+        self._encoder = SpanEncoder(AutoProcessor.from_pretrained(upcycled_folder(prism)).tokenizer, self.model.config)
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        warmup_steps = math.ceil(LR_WARMUP_SHARE * prism.steps)
+        self._schedule = get_cosine_schedule_with_warmup(self._optimizer, warmup_steps, prism.steps)
+        self._state = TrainingState(self.model, self._optimizer, self._schedule, ranks)
+        self._done = self._state.restore(prism) if prism.warmup.resume else 0
+        self._step = DiscriminatorStep(
+            self.model,
+            self._encoder,
+            replace(StepSettings.of(settings), updates=1, skip_above_accuracy=None),
+            Optimization(self._change, self._optimizer.zero_grad),
+            ranks,
+            prism.output,
+            sync=partial(gradient_sync, self.model),
+            autocast=partial(_autocast, prism),
+            steps=self._done,
+        )
+
+    def train(self, groups: WarmupGroups, log: MetricsLog | None) -> dict[str, float]:
+        """Make the remaining steps and publish the discriminator. Returns the held-out metrics."""
+        self.model.train()
+        batches = self._batches(groups)
+        for step in range(self._done + 1, self._prism.steps + 1):
+            torch.manual_seed(self._prism.seed + step * self._ranks.size + self._ranks.rank)  # a penalty's noise
+            result = self._step(self._ranks.share(next(batches)))
+            self._schedule.step()
+            if log:
+                log.step(step, result.metrics | {"lr": self._schedule.get_last_lr()[0]})
+            if step % self._prism.checkpoint_every == 0 and step < self._prism.steps:
+                self._state.save(self._prism, step)
+        heldout = self._measure(groups.heldout)
+        self._publish()
+        return heldout
+
+    def _batches(self, groups: WarmupGroups) -> Iterator[list[Group]]:
+        """Those of the steps to come."""
+        warmup, seed = self._prism.warmup, self._prism.seed
+        training = add_swapped_teachers(groups.train, warmup.swapped_teachers, seed)
+        return islice(shuffled_batches(training, warmup.pairs_per_step, seed), self._done, None)
+
+    def _change(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._prism.discriminator.grad_clip)
+        size = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        if math.isfinite(size):
+            self._optimizer.step()
+        return size
+
+    def _measure(self, groups: Sequence[Group]) -> dict[str, float]:
+        self.model.eval()
+        batch = MiniBatch(self._encoder, self._ranks.share(groups), self._prism.discriminator.micro_batch_tokens)
+        sums = pair_sums(self._step.score(batch, int(self._ranks.max(len(batch)))))
+        return pair_metrics(dict(zip(sums, self._ranks.sum(list(sums.values())), strict=True)))
+
+    def _publish(self) -> None:
+        """The whole of it, on rank 0, in the place where the next stage looks for it."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        tensors = get_model_state_dict(self.model, options=options)
+        if self._ranks.rank == 0:
+            target = self._prism.output / "discriminator"
+            self.model.save_pretrained(upcycled_folder(self._prism), state_dict=tensors)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(upcycled_folder(self._prism), target)
+            shutil.rmtree(state_folder(self._prism), ignore_errors=True)
+        self._ranks.wait()
+
+
+def shuffled_batches(groups: Sequence[Group], pairs: int, seed: int) -> Iterator[list[Group]]:
+    """Groups with about so many valid pairs, shuffled anew each time round, for ever."""
+    shuffler = random.Random(seed)
+    batch: list[Group] = []
+    while True:
+        for group in shuffler.sample(groups, len(groups)):
+            batch.append(group)
+            if valid_pairs(batch) >= pairs:
+                yield batch
+                batch = []
+
+
+def _load(prism: Prism, ranks: Ranks) -> PrismDiscriminatorForTokenClassification:
+    model = load_discriminator(upcycled_folder(prism), attention=prism.hardware.attention)
+    if prism.hardware.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if ranks.size > 1:
+        shard(model, ranks, getattr(torch, prism.hardware.dtype))
+        return model
+    return model.to(ranks.device)
+
+
+def _autocast(prism: Prism) -> torch.autocast:
+    """Activations are of the hardware's dtype, parameters float32."""
+    dtype = getattr(torch, prism.hardware.dtype)
+    return torch.autocast(prism.hardware.device, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _log(prism: Prism, ranks: Ranks) -> MetricsLog | nullcontext[None]:
+    return MetricsLog(prism.output) if ranks.rank == 0 else nullcontext()
+
+
+def _rows(prism: Prism) -> list[dict]:
+    return pq.read_table(prism.data.train).slice(0, prism.warmup.prompts).to_pylist()
+
+
+def _pairs(prism: Prism) -> WarmupGroups:
+    lines = rollouts_file(prism).read_text(encoding="utf-8").splitlines()
+    processor, limits = AutoProcessor.from_pretrained(prism.policy), view_limits(prism.discriminator)
+    answers = [json.loads(line) for line in lines]
+    groups = warmup_groups(processor, _rows(prism), answers, limits, prism.warmup.heldout_fraction)
+    if not groups.train:
+        raise UserError(f"none of {groups.rollouts} rollouts of {prism.policy} is in the format; fine-tune it first")
+    return groups
 
 
 def _figures(groups: WarmupGroups, heldout: dict[str, float]) -> dict[str, float | str]:

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+METRICS = "metrics.jsonl"
+
 
 class MetricsLog:
-    """Writes `metrics.jsonl` as verl's file logger does, plus lines that name the phase that the stage is in."""
+    """Appends to `metrics.jsonl`, as verl's file logger does, plus lines that name the phase that the stage is in."""
 
     def __init__(self, output: Path):
-        self._file = open(Path(output) / "metrics.jsonl", "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._file = open(Path(output) / METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ from verl_prism.report.console import StageConsole
 from verl_prism.report.table import results_table
 from verl_prism.stages.figures import SHOWN
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
+from verl_prism.stages.resume import check_resumable
 from verl_prism.stages.run import OUTCOME
 
 STARTING: dict[Stage, str] = {
@@ -35,6 +36,8 @@ def launch(config: DictConfig, prism: Prism) -> int:
 
     Raises UserError where the stage itself found a mistake in its input.
     """
+    if prism.stage == "warmup" and prism.warmup.resume:
+        check_resumable(prism)
     clear_output(prism)
     OmegaConf.save(config, prism.output / "config.yaml")
     for number in STOP_SIGNALS:

@@ -1,0 +1,214 @@
+"""Packed groups: who sees whom, and that a pack scores what each span alone under its prompt scores."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import AutoProcessor
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeModel
+
+from verl_prism.discriminator.attention import PackLayout, Segment, flex_mask, packed_attention
+from verl_prism.discriminator.batch import VIEWS, Group, Prompt, SpanEncoder, micro_batches
+from verl_prism.discriminator.prompts import tokenize_prompt
+from verl_prism.response import View
+
+
+def spans(caption: str, reasoning: str):
+    return {
+        View.PERCEPTION: f"<caption>{caption}</caption>",
+        View.REASONING: f"<think>{reasoning}</think><answer>3</answer>",
+    }
+
+
+TEACHER = spans("Left a 7, right a 8.", "Add left and right: 7 + 8 = 15.")
+STUDENTS = [spans("A 1.", "1 + 2 = 3, so the sum is 3."), None, spans("A 1.", "5"), TEACHER]
+
+
+@pytest.fixture
+def groups(prompts):
+    return [Group(prompt, TEACHER, STUDENTS) for prompt in prompts[:3]]
+
+
+@pytest.fixture
+def encoder(tokenizer, discriminator):
+    return SpanEncoder(tokenizer, discriminator.config)
+
+
+@st.composite
+def packs(draw):
+    """Segments of a pack of some groups."""
+    segments, start = [], 0
+    for _ in range(draw(st.integers(1, 3))):
+        prompt = Segment(start, start + draw(st.integers(1, 6)), start, start)
+        segments.append(prompt)
+        start = prompt.stop
+        for length in draw(st.lists(st.integers(1, 7), max_size=5)):
+            segments.append(Segment(start, start + length, prompt.start, prompt.stop))
+            start += length
+    return segments
+
+
+def dense_mask(segments: list[Segment]) -> torch.Tensor:
+    """[T, T] True where a query may see a key, the slow obvious way."""
+    visible = torch.zeros(segments[-1].stop, segments[-1].stop, dtype=torch.bool)
+    for segment in segments:
+        for query in range(segment.start, segment.stop):
+            visible[query, segment.prompt_start : segment.prompt_stop] = True
+            visible[query, segment.start : query + 1] = True
+    return visible
+
+
+@settings(deadline=None)
+@given(packs(), st.sampled_from([(2, 2), (4, 2)]))
+def test_blocks_attend_as_the_dense_mask_does(segments, heads):
+    torch.manual_seed(0)
+    tokens = segments[-1].stop
+    query, key, value = (torch.randn(1, n, tokens, 8, requires_grad=True) for n in (heads[0], heads[1], heads[1]))
+    module = torch.nn.Identity()
+    output, _ = packed_attention(module, query, key, value, None, 0.3, packing=PackLayout.of(segments))
+    expected = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=dense_mask(segments), scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(output, expected)
+    weight = torch.randn_like(output)
+    ours = torch.autograd.grad((output * weight).sum(), (query, key, value))
+    theirs = torch.autograd.grad((expected * weight).sum(), (query, key, value))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """FlexAttention by its plain formula: there is no CUDA device here to compile it for."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(packs())
+def test_the_mask_for_flex_attention_is_the_same(uncompiled, segments):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, segments[-1].stop, 8) for _ in range(3))
+    output = flex_attention(query, key, value, block_mask=flex_mask(PackLayout.of(segments), "cpu"))
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=dense_mask(segments))
+    torch.testing.assert_close(output, expected)
+
+
+def stock_score(stock, discriminator, prompt: Prompt, span, view: int) -> torch.Tensor:
+    """The score by transformers' own forward of one sequence, prompt and span."""
+    ids = torch.cat([prompt.input_ids, torch.tensor(span)])[None]
+    hidden = stock(
+        input_ids=ids,
+        pixel_values=prompt.pixel_values,
+        image_grid_thw=prompt.image_grid_thw,
+        mm_token_type_ids=(ids == stock.config.image_token_id).long(),
+    ).last_hidden_state
+    return discriminator.heads["shared"](hidden[0, -1])[0]
+
+
+def test_a_pack_scores_what_transformers_own_forward_scores(token_discriminator, tokenizer, groups):
+    encoder = SpanEncoder(tokenizer, token_discriminator.config)
+    stock = Qwen3VLMoeModel._from_config(deepcopy(token_discriminator.config), attn_implementation="sdpa")
+    stock.load_state_dict(token_discriminator.model.state_dict())
+    encoded = [encoder.encode(group) for group in groups]
+    pack, _ = encoder.pack(encoded)
+    with torch.no_grad():
+        scores, _ = token_discriminator(pack)
+        expected = [
+            stock_score(stock, token_discriminator, group.prompt, span, view)
+            for group in encoded
+            for view, span in group.spans()
+        ]
+    torch.testing.assert_close(scores, torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_a_pack_holds_each_prompt_and_each_text_once(encoder, groups):
+    encoded = [encoder.encode(group) for group in groups]
+    pack, index = encoder.pack(encoded)
+    assert pack.tokens == sum(group.tokens for group in encoded)
+    assert len(pack.views) == 3 * (2 + 3), (
+        "two captions and three reasonings: one caption occurs twice, one is the teacher's"
+    )
+    assert len(pack.image_grid_thw) == len(groups)
+    assert torch.equal(index.student[:, :, 3], index.teacher)
+    assert index.valid.tolist() == [[True, False, True, True]] * 3
+
+
+def test_positions_are_those_of_qwen3_vl(discriminator, encoder, prompt):
+    encoded = encoder.encode(Group(prompt, TEACHER, []))
+    pack, _ = encoder.pack([encoded])
+    for span, terminal in zip(encoded.teacher, pack.terminals.tolist(), strict=True):
+        ids = torch.cat([prompt.input_ids, torch.tensor(span)])[None]
+        expected, _ = discriminator.model.get_rope_index(
+            ids, (ids == discriminator.config.image_token_id).int(), image_grid_thw=prompt.image_grid_thw
+        )
+        own = pack.position_ids[:, terminal + 1 - len(span) : terminal + 1]
+        actual = torch.cat([pack.position_ids[:, : len(prompt.input_ids)], own], dim=1)
+        torch.testing.assert_close(actual, expected[:, 0])
+
+
+def test_two_images_in_a_row_have_the_positions_of_qwen3_vl(discriminator, dense_folder, rows, tokenizer):
+    row = rows[0]
+    content = row["prompt"][1]["content"].replace("<image>", "<image><image>")
+    prompt = tokenize_prompt(
+        AutoProcessor.from_pretrained(dense_folder),
+        row | {"prompt": [row["prompt"][0], {"role": "user", "content": content}], "images": row["images"] * 2},
+    )
+    encoded = SpanEncoder(tokenizer, discriminator.config).encode(Group(prompt, TEACHER, []))
+    ids = prompt.input_ids[None]
+    expected, _ = discriminator.model.get_rope_index(
+        ids, (ids == discriminator.config.image_token_id).int(), image_grid_thw=prompt.image_grid_thw
+    )
+    torch.testing.assert_close(encoded.positions, expected[:, 0])
+
+
+def test_a_prompt_without_an_image_scores_beside_one_with_an_image(discriminator, encoder, prompt, tokenizer):
+    bare = Prompt(torch.tensor(tokenizer.encode("What is 1 + 2?")))
+    encoded = [encoder.encode(Group(part, TEACHER, STUDENTS)) for part in (bare, prompt)]
+    together, _ = discriminator(encoder.pack(encoded)[0])
+    alone = torch.cat([discriminator(encoder.pack([group])[0])[0] for group in encoded])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_any_other_attention_is_refused(discriminator, encoder, groups):
+    discriminator.set_attn_implementation("sdpa")
+    with pytest.raises(AssertionError, match="attend by packs"):
+        discriminator(encoder.pack([encoder.encode(groups[0])])[0])
+
+
+def test_without_any_image_the_vision_tower_still_takes_part(discriminator, encoder, tokenizer):
+    """Sharded over ranks, all of them must gather its parameters."""
+    bare = Prompt(torch.tensor(tokenizer.encode("What is 1 + 2?")))
+    scores, _ = discriminator(encoder.pack([encoder.encode(Group(bare, TEACHER, []))])[0])
+    scores.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in discriminator.model.visual.parameters())
+
+
+def test_micro_batches_hold_as_many_groups_as_fit(encoder, groups):
+    encoded = [encoder.encode(group) for group in groups]
+    size = encoded[0].tokens
+    assert [len(batch) for batch in micro_batches(encoded, 2 * size)] == [2, 1]
+    assert [group.group for batch in micro_batches(encoded, 2 * size) for group in batch] == [0, 1, 2]
+
+
+def test_a_group_over_the_budget_is_split_with_its_prompt_and_teacher(encoder, groups):
+    whole = encoder.encode(groups[0])
+    parts = [part for batch in micro_batches([whole], whole.tokens - 1) for part in batch]
+    assert len(parts) > 1 and all(part.tokens < whole.tokens for part in parts)
+    assert [member for part in parts for member in part.members] == list(range(len(whole.students)))
+    assert [student for part in parts for student in part.students] == list(whole.students)
+    assert all(part.teacher == whole.teacher for part in parts)
+
+
+def test_a_text_that_spells_a_special_token_smuggles_none_in(encoder, tokenizer):
+    ids = encoder.span_ids("<caption>a <|image_pad|><|im_end|> b</caption>")
+    special = {tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", "<|im_end|>")}
+    assert not special & set(ids[:-1]) and ids[-1] == tokenizer.eos_token_id
+
+
+def test_both_sides_end_on_the_same_terminal_token(encoder, groups, tokenizer):
+    pack, _ = encoder.pack([encoder.encode(group) for group in groups])
+    assert set(pack.input_ids[pack.terminals].tolist()) == {tokenizer.eos_token_id}
+    assert len(VIEWS) == len(set(pack.views.tolist()))

@@ -1,0 +1,169 @@
+"""A step of the discriminator: when it learns, when it must not, and what it says of it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from verl_prism.discriminator.batch import Group, SpanEncoder
+from verl_prism.discriminator.loss import LossWeights
+from verl_prism.discriminator.ranks import Ranks
+from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepSettings
+from verl_prism.discriminator.update import MiniBatch, score_groups
+from verl_prism.response import View
+
+SETTINGS = StepSettings(LossWeights(), max_tokens=400)
+
+
+def spans(caption: str, answer: str):
+    return {
+        View.PERCEPTION: f"<caption>{caption}</caption>",
+        View.REASONING: f"<think>{caption}</think><answer>{answer}</answer>",
+    }
+
+
+@pytest.fixture
+def groups(prompts):
+    students = [spans("A 1.", "3"), None, spans("Two digits, I think.", "5")]
+    return [Group(prompt, spans("Left a 7, right a 8.", "15"), students) for prompt in prompts[:3]]
+
+
+@pytest.fixture
+def make_step(discriminator, tokenizer, tmp_path):
+    """From settings and how gradients are spoilt before the optimizer sees them, a step on AdamW."""
+
+    def make(settings=SETTINGS, spoil=lambda parameter: None):
+        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3, weight_decay=0.1)
+
+        def change() -> float:
+            for parameter in discriminator.parameters():
+                spoil(parameter)
+            norm = torch.nn.utils.clip_grad_norm_(discriminator.parameters(), 1.0).item()
+            if math.isfinite(norm):
+                optimizer.step()
+            return norm
+
+        encoder = SpanEncoder(tokenizer, discriminator.config)
+        optimization = Optimization(change, optimizer.zero_grad)
+        return DiscriminatorStep(discriminator, encoder, settings, optimization, Ranks(), tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def unchanged(discriminator):
+    """Whether no parameter has changed since, and no gradient is left."""
+    before = {name: parameter.detach().clone() for name, parameter in discriminator.named_parameters()}
+
+    def ask() -> bool:
+        same = all(torch.equal(before[name], p.nan_to_num()) for name, p in discriminator.named_parameters())
+        return same and all(p.grad is None for p in discriminator.parameters())
+
+    return ask
+
+
+def test_a_step_learns_and_returns_the_scores_from_before(make_step, discriminator, groups, tokenizer, unchanged):
+    before = score_groups(discriminator, MiniBatch(SpanEncoder(tokenizer, discriminator.config), groups, 400))
+    result = make_step()(groups)
+    torch.testing.assert_close(result.scores.student, before.student, atol=0, rtol=0)
+    assert not unchanged()
+    assert result.metrics["nonfinite"] == result.metrics["updates_skipped"] == 0
+    assert result.metrics["pairs"] == 6 and result.metrics["grad_norm"] > 0
+
+
+def test_several_updates_learn_more_and_score_the_same_first(make_step, discriminator, groups):
+    start = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
+    once = make_step()(groups)
+    discriminator.load_state_dict(start)
+    thrice = make_step(replace(SETTINGS, updates=3))(groups)
+    torch.testing.assert_close(thrice.scores.student, once.scores.student, atol=0, rtol=0)
+    torch.testing.assert_close(thrice.scores.teacher, once.scores.teacher, atol=0, rtol=0)
+    after_three = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
+    discriminator.load_state_dict(start)
+    step = make_step()
+    for _ in range(3):
+        step(groups)
+    for name, tensor in discriminator.state_dict().items():
+        torch.testing.assert_close(tensor, after_three[name], atol=0, rtol=0)
+
+
+def test_without_a_valid_pair_nothing_is_learnt_and_it_is_counted(make_step, groups, unchanged):
+    metrics = make_step()([replace(group, students=[None, None]) for group in groups]).metrics
+    assert unchanged()
+    assert metrics["updates_skipped"] == 1 and metrics["pairs"] == 0 and metrics["nonfinite"] == 0
+    assert "perception/accuracy" not in metrics and "grad_norm" not in metrics
+
+
+def test_a_discriminator_that_is_accurate_enough_is_left_as_it_is(make_step, groups, unchanged):
+    ties = [replace(group, students=[group.teacher]) for group in groups]  # accuracy 0.5
+    metrics = make_step(replace(SETTINGS, skip_above_accuracy=0.45))(ties).metrics
+    assert unchanged() and metrics["updates_skipped"] == 1 and "grad_norm" not in metrics
+    metrics = make_step(replace(SETTINGS, skip_above_accuracy=0.5))(ties).metrics
+    assert not unchanged() and metrics["updates_skipped"] == 0
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_changes_no_parameter(make_step, discriminator, groups, unchanged, number):
+    weight = discriminator.heads["perception"].weight
+    with torch.no_grad():
+        kept = weight[0, 0].item()
+        weight[0, 0] = number
+    step = make_step()
+    result = step(groups)
+    with torch.no_grad():
+        weight[0, 0] = kept
+    assert result.nonfinite and unchanged()
+    assert set(result.metrics) == {"pairs", "valid_ratio", "updates_skipped", "nonfinite"}
+    assert not step(groups).nonfinite and not unchanged(), "it goes on once numbers are finite again"
+
+
+def test_a_gradient_that_is_not_finite_changes_no_parameter(make_step, groups, unchanged):
+    def spoil(parameter):
+        if parameter.grad is not None:
+            parameter.grad += math.inf
+
+    result = make_step(spoil=spoil)(groups)
+    assert result.nonfinite and unchanged() and "grad_norm" not in result.metrics
+
+
+def test_no_further_update_follows_one_that_is_not_finite(make_step, discriminator, groups):
+    spoilt = []
+
+    def spoil(parameter):
+        spoilt.append(parameter)
+        parameter.grad.fill_(math.nan)
+
+    assert make_step(replace(SETTINGS, updates=3), spoil)(groups).nonfinite
+    assert len(spoilt) == len(list(discriminator.parameters()))
+
+
+def test_the_run_stops_after_some_in_a_row_and_keeps_the_batch(make_step, discriminator, groups, tmp_path):
+    with torch.no_grad():
+        discriminator.heads["reasoning"].weight[0, 0] = math.nan
+    step = make_step(replace(SETTINGS, max_nonfinite=2))
+    assert step(groups).nonfinite
+    with pytest.raises(FloatingPointError, match=r"not finite in 2 steps in a row.*nonfinite-2-rank0\.pt.*lr"):
+        step(groups)
+    kept = torch.load(tmp_path / "nonfinite-2-rank0.pt", weights_only=True)
+    assert len(kept["groups"]) == len(groups)
+    torch.testing.assert_close(kept["groups"][1]["prompt_ids"], groups[1].prompt.input_ids)
+    torch.testing.assert_close(kept["groups"][1]["pixel_values"], groups[1].prompt.pixel_values)
+    assert kept["groups"][0]["students"][1] is None
+    assert kept["groups"][0]["teacher"]["perception"] == groups[0].teacher[View.PERCEPTION]
+    assert kept["student_scores"][1, :, 0].isnan().all() and kept["student_scores"][0, :, 0].isfinite().all()
+
+
+def test_steps_in_between_that_are_finite_start_the_count_anew(make_step, discriminator, groups):
+    step, weight = make_step(replace(SETTINGS, max_nonfinite=2)), discriminator.heads["reasoning"].weight
+    for number in (math.nan, 0.0, math.nan):
+        with torch.no_grad():
+            weight[0, 0] = number
+        assert step(groups).nonfinite == math.isnan(number)
+
+
+def test_the_load_of_the_busiest_expert_is_reported_for_each_set(make_step, discriminator, groups):
+    metrics = make_step()(groups).metrics
+    top_k = discriminator.config.text_config.num_experts_per_tok
+    for name in ("perception", "reasoning", "prompt"):
+        assert 1 / discriminator.config.text_config.num_experts <= metrics[f"busiest_expert/{name}"] <= 1 / top_k + 1e-6

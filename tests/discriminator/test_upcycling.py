@@ -1,0 +1,339 @@
+"""Upcycling a tiny real Qwen3-VL: what the result computes, what it holds, its memory, and what is refused."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
+
+from verl_prism.discriminator import load_discriminator
+from verl_prism.discriminator.__main__ import main
+from verl_prism.discriminator.batch import VIEWS, Group, SpanEncoder
+from verl_prism.discriminator.shards import PROCESSOR_FILES
+from verl_prism.discriminator.upcycling import upcycle
+from verl_prism.errors import UserError
+from verl_prism.response import View
+
+SPANS = {
+    View.PERCEPTION: "<caption> a 3 </caption>",
+    View.REASONING: "<think> 3 </think><answer> 3 </answer>",
+}
+UP_PROJ = "model.language_model.layers.1.mlp.up_proj.weight"
+EXPERTS = "model.language_model.layers.1.mlp.experts"
+
+
+def load_folder(folder):
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def with_weights(dense_folder, folder, change):
+    """A copy of the dense model whose weights `change` has altered in place."""
+    shutil.copytree(dense_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded_folder(dense_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    Qwen3VLForConditionalGeneration.from_pretrained(dense_folder).save_pretrained(folder, max_shard_size="600KB")
+    AutoProcessor.from_pretrained(dense_folder).save_pretrained(folder)
+    return folder
+
+
+def dense_states(dense, prompt, span):
+    """hidden[P + span, h] of a prompt with its image and a span."""
+    ids = torch.cat([prompt.input_ids, torch.tensor(span)])[None]
+    return dense.model(
+        input_ids=ids,
+        pixel_values=prompt.pixel_values,
+        image_grid_thw=prompt.image_grid_thw,
+        mm_token_type_ids=(ids == dense.config.image_token_id).long(),
+    ).last_hidden_state[0]
+
+
+def packed_states(discriminator, pack):
+    """hidden[S, h] at the terminal tokens of the pack's spans."""
+    kept = []
+    discriminator.model.language_model.norm.register_forward_hook(lambda module, inputs, output: kept.append(output[0]))
+    discriminator(pack)
+    return kept[0]
+
+
+@pytest.mark.parametrize("routing", ["dedicated", "token", "dense"])
+@torch.no_grad()
+def test_upcycled_without_noise_computes_what_the_dense_model_computes(
+    dense_folder, tmp_path, prompt, tokenizer, routing
+):
+    upcycle(dense_folder, tmp_path / "target", routing=routing)
+    discriminator = load_discriminator(tmp_path / "target")
+    encoder = SpanEncoder(tokenizer, discriminator.config)
+    pack, _ = encoder.pack([encoder.encode(Group(prompt, SPANS, []))])
+    dense = Qwen3VLForConditionalGeneration.from_pretrained(dense_folder)
+    caption, reasoning = (dense_states(dense, prompt, encoder.span_ids(SPANS[view])) for view in VIEWS)
+    expected = torch.cat([caption, reasoning[len(prompt.input_ids) :]])
+    assert prompt.pixel_values is not None
+    torch.testing.assert_close(packed_states(discriminator, pack), expected[pack.terminals], rtol=0, atol=1e-5)
+
+
+def test_noise_is_seeded_and_relative_to_each_weight(dense_folder, tmp_path):
+    dense = with_weights(dense_folder, tmp_path / "dense", lambda tensors: tensors[UP_PROJ].mul_(10))
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        upcycle(dense, tmp_path / name, noise=0.01, seed=seed)
+    a, b, c = (load_folder(tmp_path / name) for name in "abc")
+    gate_up, down = f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj"
+    for name in (gate_up, down):
+        assert torch.equal(a[name], b[name]) and not torch.equal(a[name], c[name])
+    source = load_folder(dense)
+    for part, weight in zip(
+        (*a[gate_up].chunk(2, dim=1), a[down]),
+        (source[UP_PROJ.replace("up", "gate")], source[UP_PROJ], source[UP_PROJ.replace("up", "down")]),
+        strict=True,
+    ):
+        spreads = [(expert - weight).std().item() for expert in part]
+        assert spreads == pytest.approx([0.01 * weight.std().item()] * 4, rel=0.03)
+
+
+def test_the_shards_of_source_and_target_change_no_number(dense_folder, sharded_folder, tmp_path):
+    upcycle(dense_folder, tmp_path / "whole", noise=0.01, seed=3)
+    upcycle(sharded_folder, tmp_path / "sharded", noise=0.01, seed=3, max_shard_size="500KB")
+    assert len(list(tmp_path.glob("sharded/*.safetensors"))) > 3
+    whole, sharded = (load_discriminator(tmp_path / name).state_dict() for name in ("whole", "sharded"))
+    torch.testing.assert_close(sharded, whole, rtol=0, atol=0)
+
+
+def test_routers_and_heads_are_drawn_at_the_models_initial_deviation(discriminator_folder):
+    config = AutoConfig.from_pretrained(discriminator_folder)
+    tensors = load_folder(discriminator_folder)
+    new = [name for name in tensors if name.endswith("mlp.gate.weight") or name.startswith("heads.")]
+    assert len(new) == config.text_config.num_hidden_layers + len(VIEWS)
+    values = torch.cat([tensors[name].flatten() for name in new])
+    assert values.mean().item() == pytest.approx(0, abs=0.01)
+    assert values.std().item() == pytest.approx(config.text_config.initializer_range, rel=0.1)
+    assert len(values.unique()) > 0.99 * len(values)
+
+
+def test_the_stored_dtype_is_kept(dense_folder, tmp_path):
+    def halve(tensors):
+        tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
+
+    upcycle(with_weights(dense_folder, tmp_path / "dense", halve), tmp_path / "target", noise=0.01)
+    assert {tensor.dtype for tensor in load_folder(tmp_path / "target").values()} == {torch.bfloat16}
+    assert AutoConfig.from_pretrained(tmp_path / "target").dtype == torch.bfloat16
+
+
+def test_lm_head_is_dropped(dense_folder, tmp_path):
+    def untie(tensors):
+        tensors["lm_head.weight"] = torch.zeros(512, 128)
+
+    upcycle(with_weights(dense_folder, tmp_path / "dense", untie), tmp_path / "target")
+    load_discriminator(tmp_path / "target")
+
+
+def test_the_processor_comes_along(dense_folder, discriminator_folder):
+    before, after = (AutoProcessor.from_pretrained(folder) for folder in (dense_folder, discriminator_folder))
+    assert after.to_dict() == before.to_dict()
+    assert after.chat_template == before.chat_template
+    assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+
+
+def test_progress_counts_every_byte(dense_folder, tmp_path):
+    steps = []
+    upcycle(dense_folder, tmp_path / "target", on_progress=lambda done, total: steps.append((done, total)))
+    assert {total for _, total in steps} == {sum(tensor.nbytes for tensor in load_folder(tmp_path / "target").values())}
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps) and steps[-1][0] == steps[-1][1]
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from verl_prism.discriminator.upcycling import upcycle
+
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+small, dense, target = sys.argv[1:]
+upcycle(small, target)  # libraries load what they load at first use
+for size in ("10MB", "1GB"):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = memory("VmRSS")
+    upcycle(dense, target, noise=0.01, max_shard_size=size)
+    print(memory("VmHWM") - before)
+"""
+
+
+def test_memory_is_bounded_by_the_shards_and_not_by_the_model(dense_folder, tmp_path):
+    config = AutoConfig.from_pretrained(dense_folder)
+    config.text_config.intermediate_size, config.text_config.num_hidden_layers = 3072, 8
+    dense = tmp_path / "dense"
+    Qwen3VLForConditionalGeneration(config).save_pretrained(dense, max_shard_size="5MB")
+    for file in PROCESSOR_FILES:
+        if (dense_folder / file).exists():
+            shutil.copy(dense_folder / file, dense)
+    target = tmp_path / "target"
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, dense_folder, dense, target], capture_output=True, text=True, check=True
+    )
+    sharded, whole = map(int, run.stdout.split())
+    size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    assert len(list(dense.glob("*.safetensors"))) >= 8 and size > 150e6
+    assert whole > 0.75 * size  # what the measure shows when everything is in memory
+    assert sharded < 0.4 * size
+
+
+def drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def add(name):
+    return lambda tensors: tensors.update({name: torch.zeros(1)})
+
+
+def reshape(name):
+    return lambda tensors: tensors.update({name: tensors[name][1:].contiguous()})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop(UP_PROJ), r"missing: language_model\.layers\.1\.mlp\.up_proj\.weight\)"),
+        (add("model.visual.extra.weight"), r"unexpected: visual\.extra\.weight\)"),
+        (add("score.weight"), r"unexpected: score\.weight\)"),
+        (
+            reshape(UP_PROJ),
+            r"another shape: language_model\.layers\.1\.mlp\.up_proj\.weight \[383, 128\], not \[384, 128\]\)",
+        ),
+        (add("ema.model.visual.pos_embed.weight"), r"more than one model: .*ema\.model\.visual\.pos_embed\.weight"),
+    ],
+)
+def test_a_dense_model_that_is_not_whole_is_refused_by_the_tensors_name(dense_folder, tmp_path, change, message):
+    dense = with_weights(dense_folder, tmp_path / "dense", change)
+    with pytest.raises(UserError, match=message):
+        upcycle(dense, tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_what_is_no_dense_qwen3_vl_is_refused(discriminator_folder, tmp_path):
+    with pytest.raises(UserError, match="holds a prism_discriminator, where a qwen3_vl is needed"):
+        upcycle(discriminator_folder, tmp_path / "target")
+    with pytest.raises(UserError, match=r"holds no Hugging Face model: its config\.json cannot be read"):
+        upcycle(tmp_path / "nothing", tmp_path / "target")
+
+
+def test_weights_that_are_absent_are_named(dense_folder, sharded_folder, tmp_path):
+    bare, holed, torn = (tmp_path / name for name in ("bare", "holed", "torn"))
+    shutil.copytree(dense_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(UserError, match=r"bare holds no safetensors"):
+        upcycle(bare, tmp_path / "target")
+    shutil.copytree(sharded_folder, holed, ignore=shutil.ignore_patterns("model-00002-*"))
+    with pytest.raises(
+        UserError, match=r"holed lacks model-00002-of-\d+\.safetensors, named in model\.safetensors\.in"
+    ):
+        upcycle(holed, tmp_path / "target")
+    shutil.copytree(dense_folder, torn)
+    (torn / "model.safetensors").write_bytes((dense_folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"torn/model\.safetensors cannot be read"):
+        upcycle(torn, tmp_path / "target")
+
+
+def test_an_index_that_disagrees_with_its_shards_is_refused(sharded_folder, tmp_path):
+    shutil.copytree(sharded_folder, tmp_path / "dense")
+    index = tmp_path / "dense" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.ghost"] = content["weight_map"][UP_PROJ]
+    index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"disagree on model\.ghost"):
+        upcycle(tmp_path / "dense", tmp_path / "target")
+
+
+def test_a_folder_without_its_processor_is_refused(dense_folder, tmp_path):
+    shutil.copytree(dense_folder, tmp_path / "dense", ignore=shutil.ignore_patterns("*processor_config.json"))
+    with pytest.raises(UserError, match="no tokenizer or no image processor"):
+        upcycle(tmp_path / "dense", tmp_path / "target")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"experts": 3}, "dedicated routing"),
+        ({"experts": 4, "experts_per_token": 3}, "dedicated routing"),
+        ({"routing": "token", "experts": 2, "experts_per_token": 3}, "experts_per_token is 3, of 2 experts"),
+        ({"routing": "random"}, "routing=random"),
+        ({"routing": "dense", "noise": 0.1}, "no experts to add it to"),
+        ({"noise": -0.1}, "noise is -0.1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(dense_folder, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        upcycle(dense_folder, tmp_path / "target", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_run_leaves_the_target_as_it_was(dense_folder, tmp_path):
+    target = tmp_path / "target"
+    upcycle(dense_folder, target, seed=1)
+    before = load_folder(target)
+
+    def interrupt(done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upcycle(dense_folder, target, seed=2, max_shard_size="500KB", on_progress=interrupt)
+    torch.testing.assert_close(load_folder(target), before, rtol=0, atol=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_discriminator_is_replaced_whole_and_nothing_else_is(dense_folder, tmp_path):
+    target, notes = tmp_path / "target", tmp_path / "notes"
+    upcycle(dense_folder, target, max_shard_size="500KB")
+    upcycle(dense_folder, target)
+    assert [file.name for file in target.glob("*.safetensors*")] == ["model.safetensors"]
+    notes.mkdir()
+    (notes / "diary.txt").write_text("dear diary")
+    for precious in (notes, dense_folder):
+        with pytest.raises(UserError, match="exists and holds no discriminator; it is not replaced"):
+            upcycle(dense_folder, precious)
+    assert (notes / "diary.txt").exists() and (dense_folder / "model.safetensors").exists()
+
+
+BARE = """
+import runpy, sys
+sys.modules |= dict.fromkeys(["verl", "ray", "vllm", "torchvision", "qwen_vl_utils", "pydantic", "pyarrow", "hydra"])
+runpy.run_module("verl_prism.discriminator", run_name="__main__")
+"""
+
+
+def test_the_command_needs_little_more_than_torch_and_transformers(dense_folder, tmp_path):
+    target = tmp_path / "target"
+    run = subprocess.run(
+        [sys.executable, "-c", BARE, "upcycle", dense_folder, target, "--routing", "token", "--seed", "5"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert re.fullmatch(rf"{re.escape(str(target))}: discriminator of \d\.\d MB in 1 file\n", run.stdout)
+    upcycle(dense_folder, tmp_path / "same", routing="token", seed=5)
+    torch.testing.assert_close(load_folder(target), load_folder(tmp_path / "same"), rtol=0, atol=0)
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
+    assert main(["upcycle", str(tmp_path / "nothing"), str(tmp_path / "target")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and error.startswith(
+        f"verl_prism.discriminator: {tmp_path / 'nothing'} holds no Hugging Face model"
+    )
+
+
+def test_the_command_refuses_what_it_does_not_know(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["upcycle", "a", "b", "--routing", "random"])
+    assert "invalid choice: 'random'" in capsys.readouterr().err

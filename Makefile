@@ -4,7 +4,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # The first run compiles what it imports, and the dozen processes of every later one find it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-slow bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -21,6 +21,9 @@ test: setup ## run the tests
 
 test-slow: setup ## run the tests that take long
 	@.venv/bin/python -m pytest -m slow
+
+bench: setup ## time a discriminator step against the reference algorithm
+	@.venv/bin/python tests/benchmarks/discriminator.py
 
 lint: setup ## check style and types
 	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy

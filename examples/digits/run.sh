@@ -26,7 +26,7 @@ prism stage=warmup prism.steps=200 prism.discriminator.lr=1e-3 prism.warmup.prom
 prism stage=align prism.steps=45 prism.optim.lr=1e-4 prism.discriminator.lr=2e-4
 
 # 3. Reinforcement learning with verifiable rewards.
-prism stage=rlvr algorithm=grpo prism.steps=60 prism.optim.lr=1e-4
+prism stage=rlvr algorithm=grpo prism.steps=50 prism.optim.lr=1e-4
 
 # How each stage's policy answers 600 questions on handwriting that none has seen.
 prism stage=eval prism.eval.metrics=$here/metrics.py:measure \

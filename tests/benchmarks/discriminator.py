@@ -31,13 +31,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 import torch
 import transformers
 from problem import CPU, CUDA, QUICK, Setting, real_tokens, step_flops
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from sides import SIDES, Problem, Side, build_model, build_sides, make_side
 from torch import Tensor, nn
 
 TOLERANCE = 1e-5  # in fp32, relative to the largest entry
-LABELS = {"reference": "reference", "ours": "ours, token", "dedicated": "ours, dedicated"}  # routing
+LABELS = {"reference": "reference", "ours": "ours, token", "dedicated": "ours, by view"}  # routing
 
 
 @contextmanager
@@ -177,7 +178,7 @@ def device_name(s: Setting) -> str:
 
 
 def results_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("N", "algorithm")
+    table = Table("N", Column("algorithm", no_wrap=True), box=box.SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("seconds", "ratio", "images", "tokens", "memory", "GFLOP", "GFLOP/s"):
         table.add_column(heading, justify="right")
     for row in rows:

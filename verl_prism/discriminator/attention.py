@@ -24,7 +24,7 @@ _MOST_PADDING = 1.15  # times the scores that exist, in a block of segments of u
 
 
 class Segment(NamedTuple):
-    """Tokens [start, stop) of a pack, which see themselves causally and all of the prompt's [prompt_start, start_stop).
+    """Tokens [start, stop) of a pack, which see themselves causally and the prompt's, [prompt_start, prompt_stop).
 
     A prompt is a segment of its own with an empty prompt before it.
     """
@@ -98,7 +98,7 @@ def _like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
 def _block(segments: list[Segment]) -> AttentionBlock:
     prompts = sorted({(s.prompt_start, s.prompt_stop) for s in segments})
     prompt_of = torch.tensor([prompts.index((s.prompt_start, s.prompt_stop)) for s in segments])
-    own, prompt = _ranges([(s.start, s.stop) for s in segments]), _ranges(prompts)
+    own, prompt = _own(segments), _ranges(prompts)
     return AttentionBlock(own, prompt, prompt_of, _visible(segments, own.shape[1], prompt.shape[1]))
 
 

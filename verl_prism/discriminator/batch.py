@@ -9,7 +9,7 @@ A pack holds whole groups end to end, without padding: each prompt with its imag
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,46 +135,47 @@ class SpanEncoder:
 
     def pack(self, groups: Sequence[EncodedGroup]) -> tuple[Pack, ScoreIndex]:
         """The groups end to end, and where their scores stand. Groups of fewer members than others have N invalid."""
-        ids: list[Tensor] = []
-        positions: list[Tensor] = []
-        kinds: list[int] = []
-        segments: list[Segment] = []
+        parts: list[_Part] = []
         where: dict[tuple[int, int, SpanIds], int] = {}
-        start = 0
         for g, group in enumerate(groups):
-            stop = start + len(group.prompt.input_ids)
-            prompt = Segment(start, stop, prompt_start=start, prompt_stop=start)
-            segments.append(prompt)
-            ids.append(group.prompt.input_ids)
-            positions.append(group.positions)
-            kinds.append(PROMPT)
+            start = parts[-1].segment.stop if parts else 0
+            prompt = Segment(start, start + len(group.prompt.input_ids), prompt_start=start, prompt_stop=start)
+            parts.append(_Part(group.prompt.input_ids, group.positions, PROMPT, prompt))
             first = int(group.positions.max()) + 1
             for view, span in group.spans():
-                start, stop = stop, stop + len(span)
                 where[g, view, span] = len(where)
-                segments.append(Segment(start, stop, prompt.start, prompt.stop))
-                ids.append(torch.tensor(span))
-                positions.append((first + torch.arange(len(span))).expand(3, -1))
-                kinds.append(view)
-            start = stop
-        return self._pack(groups, ids, positions, kinds, segments), _score_index(groups, where)
+                start = parts[-1].segment.stop
+                segment = Segment(start, start + len(span), prompt.start, prompt.stop)
+                positions = (first + torch.arange(len(span))).expand(3, -1)
+                parts.append(_Part(torch.tensor(span), positions, view, segment))
+        return self._join(parts, [group.prompt for group in groups]), _score_index(groups, where)
 
-    def _pack(self, groups, ids: list[Tensor], positions, kinds: list[int], segments: list[Segment]) -> Pack:
-        input_ids = torch.cat(ids)
-        token_kinds = torch.tensor(kinds).repeat_interleave(torch.tensor([len(part) for part in ids]))
-        pixels = [group.prompt.pixel_values for group in groups if group.prompt.pixel_values is not None]
-        grids = [group.prompt.image_grid_thw for group in groups if group.prompt.image_grid_thw is not None]
+    def _join(self, parts: "Sequence[_Part]", prompts: Sequence[Prompt]) -> Pack:
+        input_ids = torch.cat([part.ids for part in parts])
+        token_kinds = torch.cat([torch.full_like(part.ids, part.kind) for part in parts])
+        spans = [part for part in parts if part.kind != PROMPT]
+        pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
+        grids = [prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]
         return Pack(
             input_ids,
-            torch.cat(positions, dim=1),
+            torch.cat([part.positions for part in parts], dim=1),
             token_kinds,
             (input_ids == self._image_token) & (token_kinds == PROMPT),
-            torch.tensor([s.stop - 1 for s, kind in zip(segments, kinds, strict=True) if kind != PROMPT]),
-            torch.tensor([kind for kind in kinds if kind != PROMPT]),
+            torch.tensor([span.segment.stop - 1 for span in spans]),
+            torch.tensor([span.kind for span in spans]),
             torch.cat(pixels) if pixels else None,
             torch.cat(grids) if grids else None,
-            PackLayout.of(segments),
+            PackLayout.of([part.segment for part in parts]),
         )
+
+
+class _Part(NamedTuple):
+    """A prompt or a span, where it stands in a pack."""
+
+    ids: Tensor  # [L]
+    positions: Tensor  # [3, L]
+    kind: int
+    segment: Segment
 
 
 def _score_index(groups: Sequence[EncodedGroup], where: Mapping[tuple[int, int, SpanIds], int]) -> ScoreIndex:

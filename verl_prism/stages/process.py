@@ -75,11 +75,22 @@ class ProcessTree:
         return [p for p in processes if p.pid not in self._foreign and _running(p)]
 
     def _reap(self) -> None:
-        """Takes the exit status of adopted processes: they would stay zombies where nobody else asks for it."""
-        for process in psutil.Process().children():
-            if process.pid not in self._foreign and process.pid != self._child.pid and not _running(process):
+        """Takes the exit status of adopted processes: they would stay zombies where nobody else asks for it.
+
+        A process whose first thread has ended counts as a zombie, but has no status until its last one has.
+        """
+        deadline = time.monotonic() + GRACE_SECONDS
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(GRACE_SECONDS)
+        while (ended := self._ended()) and time.monotonic() < deadline:
+            for process in ended:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
+            time.sleep(0.02)
+
+    def _ended(self) -> list[psutil.Process]:
+        ours = [p for p in psutil.Process().children() if p.pid not in self._foreign and p.pid != self._child.pid]
+        return [process for process in ours if not _running(process)]
 
     def _remove_shared_memory(self) -> None:
         """What a living process still uses is not ours alone."""

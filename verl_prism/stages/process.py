@@ -51,10 +51,9 @@ class ProcessTree:
         try:
             self._held |= self._shared_memory()
             self._ask_to_end()
-            for process in (survivors := self._alive()):
+            for process in self._alive():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            psutil.wait_procs(survivors, timeout=GRACE_SECONDS)
             self._reap()
             self._remove_shared_memory()
         finally:
@@ -68,29 +67,28 @@ class ProcessTree:
         deadline = time.monotonic() + GRACE_SECONDS
         while self._alive() and time.monotonic() < deadline:
             time.sleep(0.1)
-        self._child.poll()
 
     def _alive(self) -> list[psutil.Process]:
         processes = psutil.Process().children(recursive=True)
         return [p for p in processes if p.pid not in self._foreign and _running(p)]
 
     def _reap(self) -> None:
-        """Takes the exit status of adopted processes: they would stay zombies where nobody else asks for it.
+        """Waits for all that were killed, and takes the exit status of those that we adopted: nobody else asks for it.
 
-        A process whose first thread has ended counts as a zombie, but has no status until its last one has.
+        A killed process is gone only when its memory is freed and its last thread has ended, and its children become
+        ours only then.
         """
         deadline = time.monotonic() + GRACE_SECONDS
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(GRACE_SECONDS)
-        while (ended := self._ended()) and time.monotonic() < deadline:
-            for process in ended:
+        while (left := self._left()) and time.monotonic() < deadline:
+            for process in (process for process in left if process.pid != self._child.pid):
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
             time.sleep(0.02)
 
-    def _ended(self) -> list[psutil.Process]:
-        ours = [p for p in psutil.Process().children() if p.pid not in self._foreign and p.pid != self._child.pid]
-        return [process for process in ours if not _running(process)]
+    def _left(self) -> list[psutil.Process]:
+        """Our own children; the command itself is not among them once its status is known."""
+        self._child.poll()
+        return [process for process in psutil.Process().children() if process.pid not in self._foreign]
 
     def _remove_shared_memory(self) -> None:
         """What a living process still uses is not ours alone."""

@@ -1,0 +1,89 @@
+import os
+import threading
+import time
+
+import pytest
+
+from verl_prism.rewards import formulas
+from verl_prism.rewards.deadline import deadline, remaining
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started():
+    formulas.start()
+
+
+def test_math_verify_judges_what_arithmetic_cannot():
+    with deadline():
+        assert formulas.verified("xy = 1", "y = 1/x")
+        assert not formulas.verified("x y = 1", "y = 2/x")
+
+
+def test_a_process_that_misses_the_deadline_is_replaced(monkeypatch):
+    worker = formulas._pool.idle.get_nowait()
+    formulas._pool.idle.put(worker)
+    start = time.perf_counter()
+    with deadline(0.2):
+        assert not formulas.verified("(x+1)^{99}(y+1)^{99}(z+1)^{99}", "x! y! z!")
+    assert time.perf_counter() - start < 1
+    assert worker.process.poll() is not None
+    formulas.start()
+    with deadline():
+        assert formulas.verified("x^2", "x \\cdot x")
+
+
+def test_a_process_that_has_died_costs_one_verdict():
+    worker = formulas._pool.idle.get_nowait()
+    formulas._pool.idle.put(worker)
+    worker.process.kill()
+    worker.process.wait()
+    with deadline():
+        assert not formulas.verified("x^2", "x \\cdot x")
+    formulas.start()
+    with deadline():
+        assert formulas.verified("x^2", "x \\cdot x")
+
+
+def test_more_threads_than_processes_get_verdicts():
+    verdicts = []
+
+    def ask():
+        with deadline(30):
+            verdicts.append(formulas.verified("xy = 1", "y = 1/x"))
+
+    threads = [threading.Thread(target=ask) for _ in range(2 * formulas.PROCESSES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == [True] * len(threads)
+    assert formulas._pool.idle.qsize() <= formulas.PROCESSES
+
+
+def test_a_forked_child_has_processes_of_its_own():
+    child = os.fork()
+    if child == 0:
+        with deadline(30):
+            right = formulas.verified("x^2", "x \\cdot x")
+        formulas._pool.close()
+        os._exit(0 if right else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with deadline():
+        assert formulas.verified("x^2", "x \\cdot x")
+
+
+def test_prose_and_towers_are_not_formulas():
+    assert formulas.is_formula(r"\begin{pmatrix} 1 & 2 \end{pmatrix} = A")
+    for text in ["a rectangle = a square", "9^9^9", "9^{99999}", "(" * 40 + "x^2" + ")" * 40, "x^2" * 200, "dog"]:
+        assert not formulas.is_formula(text)
+
+
+def test_the_deadline_is_of_the_thread_that_set_it():
+    with deadline(1):
+        assert 0 < remaining() <= 1
+        other = []
+        thread = threading.Thread(target=lambda: other.append(remaining()))
+        thread.start()
+        thread.join()
+    assert other == [float("inf")]
+    assert remaining() == float("inf")

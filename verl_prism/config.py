@@ -159,8 +159,14 @@ class Overlong(Section):
     penalty: NonNegativeFloat
 
 
+class Distillation(Section):
+    enable: bool
+    teacher: AbsolutePath
+    devices: PositiveInt
+
+
 class Algorithm(Section):
-    name: Literal["grpo", "dapo", "gspo"]
+    name: Literal["grpo", "dapo", "gspo", "opd_whitebox"]
     policy_loss: Literal["vanilla", "gspo"]
     loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
     clip_low: PositiveFloat
@@ -168,10 +174,16 @@ class Algorithm(Section):
     dual_clip: Annotated[float, Field(gt=1.0)]
     dynamic_sampling: bool
     filter_metric: str | None
+    batches_in_flight: PositiveInt
+    max_batches: PositiveInt
     reward_manager: Literal["naive", "dapo"]
     overlong: Overlong
     weight_decay: NonNegativeFloat
     warmup_steps: NonNegativeInt
+    warmup_ratio: Fraction
+    validation_temperature: NonNegativeFloat
+    validation_top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    distillation: Distillation
 
     @model_validator(mode="after")
     def _filter_has_a_metric(self) -> "Algorithm":
@@ -180,9 +192,28 @@ class Algorithm(Section):
         return self
 
 
+class Judge(Section):
+    endpoint: str | None
+    model: str | None
+    api_key_env: str | None
+    concurrency: PositiveInt
+    timeout_seconds: PositiveFloat
+    retries: NonNegativeInt
+    budget: PositiveInt
+    cache: AbsolutePath
+    when_down: Literal["stop", "unjudged"]
+
+    @model_validator(mode="after")
+    def _model_of_the_endpoint(self) -> "Judge":
+        if (self.endpoint is None) != (self.model is None):
+            raise ValueError("endpoint and model go together")
+        return self
+
+
 class Reward(Section):
     accuracy_weight: Fraction
     format_weight: Fraction
+    judge: Judge
 
 
 class Eval(Section):
@@ -224,6 +255,16 @@ class Prism(Section):
         wanted, given = self.hardware.devices_per_node + pool, self.hardware.ray_gpus
         if self.stage == "align" and given is not None and given < wanted:
             raise ValueError(f"prism.hardware.ray_gpus={given} is less than devices_per_node + pool_devices = {wanted}")
+        return self
+
+    @model_validator(mode="after")
+    def _some_of_the_judge_for_each_worker(self) -> "Prism":
+        judge, workers = self.reward.judge, self.hardware.reward_workers
+        for key, total in {"concurrency": judge.concurrency, "budget": judge.budget}.items():
+            if judge.endpoint is not None and total < workers:
+                raise ValueError(
+                    f"prism.reward.judge.{key}={total} is less than the {workers} reward workers sharing it"
+                )
         return self
 
     @model_validator(mode="before")

@@ -1,16 +1,25 @@
 """The response format: `<caption>…</caption><think>…</think><answer>…</answer>`, parsed once, in one pass.
 
-A valid response has exactly one of each block, in this order, each with visible content, and nothing but white space
-before, between and after them. A tag inside a block makes the response invalid, so an answer hidden in the reasoning
-or a second caption earns nothing. Tags are matched to the letter: `<Caption>` is text.
+A valid response has exactly one of each block, in this order, each with content, and nothing but white space before,
+between and after them. A tag inside a block makes the response invalid, so an answer hidden in the reasoning or a
+second caption earns nothing. Tags are matched to the letter: `<Caption>` is text. Content is a letter, digit or symbol
+at least, in an answer any visible character, and neither a special token spelt out nor one phrase over and over.
 """
 
 import re
+import unicodedata
+import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 
 BLOCK_NAMES = ("caption", "think", "answer")
 _TAG = re.compile(rf"<(/?)({'|'.join(BLOCK_NAMES)})>")
+_SPECIAL_TOKEN = re.compile(
+    r"<\|(?:endoftext|im_(?:start|end)|(?:vision|image|video)_pad|(?:vision|object_ref|box|quad)_(?:start|end))\|>"
+)
+_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # Hangul fillers and the empty Braille cell: shown as nothing
+# Prose shrinks to a third or a half; only what says the same over and over shrinks to a twentieth.
+REPETITIVE_BYTES, REPETITIVE_RATIO = 1000, 20
 
 
 class View(StrEnum):
@@ -26,7 +35,9 @@ class FormatFault(StrEnum):
     UNOPENED = "closing tag without its opening tag"
     NESTED = "tag inside a block"
     UNCLOSED = "block is not closed"
-    EMPTY = "block without visible content"
+    EMPTY = "block without content"
+    SPECIAL_TOKEN = "special token spelt out in a block"
+    REPETITIVE = "block that repeats itself over and over"
     DUPLICATE = "block occurs twice"
     MISSING = "block is missing"
     ORDER = "blocks out of order"
@@ -108,7 +119,9 @@ def _read_blocks(text: str) -> tuple[Block, ...]:
         else:
             _require(closes and name == opening[2], FormatFault.NESTED)
             content = text[opening.end() : tag.start()].strip()
-            _require(_visible(content), FormatFault.EMPTY)
+            _require(not _SPECIAL_TOKEN.search(content), FormatFault.SPECIAL_TOKEN)
+            _require(_has_content(name, content), FormatFault.EMPTY)
+            _require(not _repetitive(content), FormatFault.REPETITIVE)
             end = tag.end()
             blocks[name] = Block(name, opening.start(), end, content)
             opening = None
@@ -119,9 +132,15 @@ def _read_blocks(text: str) -> tuple[Block, ...]:
     return tuple(blocks.values())
 
 
-def _visible(content: str) -> bool:
-    """Zero-width and control characters are no content."""
-    return any(character.isprintable() and not character.isspace() for character in content)
+def _has_content(name: str, content: str) -> bool:
+    """Blanks, control and zero-width characters and lone accents show nothing; a dot is an answer, but no caption."""
+    kinds = "LNSP" if name == "answer" else "LNS"
+    return any(unicodedata.category(each)[0] in kinds and each not in _BLANKS for each in content)
+
+
+def _repetitive(content: str) -> bool:
+    data = content.encode("utf-8", "surrogatepass")
+    return len(data) >= REPETITIVE_BYTES and len(zlib.compress(data, 1)) * REPETITIVE_RATIO < len(data)
 
 
 def _require(condition: bool, fault: FormatFault) -> None:

@@ -1,5 +1,6 @@
 import pytest
 
+from verl_prism.errors import UserError
 from verl_prism.response import FormatFault
 from verl_prism.rewards.score import compute_score
 
@@ -26,8 +27,13 @@ def test_invalid_format_earns_nothing_and_says_why(response):
 
 
 def test_equivalent_answers_of_the_row():
-    assert compute_score("digits", RIGHT, "eight", {"index": 0, "equivalent_answers": ["8"]})["acc"] == 1.0
-    assert compute_score("digits", RIGHT, "eight", {"index": 0, "equivalent_answers": None})["acc"] == 0.0
+    assert compute_score("digits", RIGHT, "a zebra", {"index": 0, "equivalent_answers": ["8"]})["acc"] == 1.0
+    assert compute_score("digits", RIGHT, "a zebra", {"index": 0, "equivalent_answers": None})["acc"] == 0.0
+
+
+def test_equivalent_answers_are_a_list():
+    with pytest.raises(UserError, match=r"equivalent_answers='0\.5' is a text; it should be a list"):
+        compute_score("digits", RIGHT, "a zebra", {"equivalent_answers": "0.5"})
 
 
 def test_what_verl_adds_to_the_call_is_ignored():

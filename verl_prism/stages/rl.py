@@ -3,6 +3,7 @@
 import ray
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
+from ray.exceptions import RayTaskError
 from verl.trainer.main_ppo import run_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
@@ -20,6 +21,10 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     check_with_verl(config)
     try:
         run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):  # its own message, without the traceback that Ray puts in its place
+            raise error.cause from None
+        raise
     finally:
         ray.shutdown()
     publish_policy(prism, part="actor")

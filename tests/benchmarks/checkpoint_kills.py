@@ -26,8 +26,6 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "VERL_PLATFORM": "cpu", "TRANSFORMERS_VERBOSITY": "error"}  # before torch, verl
 
 import torch
@@ -45,6 +43,7 @@ from verl_prism.stages.checkpoints import MANIFEST, POINTER, checkpoints_folder,
 from verl_prism.stages.launch import clear_output
 from verl_prism.stages.resume import checkpoint_to_resume
 
+ROOT = Path(__file__).parents[2]
 CONTENTS = ["model", "optimizer", "extra", "hf_model"]
 OPENED_HALF_ONE, DAMAGED = 3, 4
 

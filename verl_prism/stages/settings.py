@@ -7,10 +7,11 @@ from verl_prism.config import Prism, Stage
 
 ALL_STAGES = ("seed", "steps", "policy", "data.train", "data.max_prompt_tokens", "data.max_response_tokens",
               "hardware.dtype")  # fmt: skip
+# The place in the data is kept for each of the processes that read them.
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
-    "sft": ("optim.", "sft.examples_per_step"),
+    "sft": ("optim.", "sft."),
     "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),
-    "align": ("optim.", "rollout.", "align.", "discriminator."),
+    "align": ("optim.", "rollout.", "align.", "discriminator.", "hardware.data_workers"),
     "rlvr": (
         "optim.",
         "rollout.",
@@ -20,7 +21,7 @@ OF_STAGE: dict[Stage, tuple[str, ...]] = {
         "reward.judge.model",
     ),
     "eval": (),
-}
+}  # fmt: skip
 FREE: dict[Stage, tuple[str, ...]] = {
     "sft": (),
     "warmup": ("discriminator.path", "discriminator.placement", "discriminator.pool_devices",

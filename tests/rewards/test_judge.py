@@ -14,7 +14,8 @@ from aiohttp import web
 from verl_prism.compose import compose_run
 from verl_prism.config import Judge
 from verl_prism.errors import UserError
-from verl_prism.rewards.judge import PROMPT, JudgeClient, Opinion, VerdictCache
+from verl_prism.rewards.judge import PROMPT, JudgeClient, VerdictCache
+from verl_prism.rewards.opinion import Opinion
 from verl_prism.rewards.score import compute_judged_score, compute_score
 
 RIGHT, WRONG = '{"correct": true}', '{"correct": false}'

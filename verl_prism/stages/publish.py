@@ -9,24 +9,24 @@ from typing import Any
 from safetensors import safe_open
 
 from verl_prism.config import Prism
+from verl_prism.files import written_aside
 
 
-def publish_policy(prism: Prism, part: str) -> Path:
-    """Makes `<output>/policy` from the last checkpoint; the checkpoint stays whole and no weight is copied.
+def publish_policy(prism: Prism, part: Path) -> Path:
+    """Makes `<output>/policy` from a checkpoint, which stays whole; no weight is copied.
 
-    part: the checkpoint's subfolder that holds `huggingface/`. Small files that verl does not write (a generation
+    part: the checkpoint's folder that holds `huggingface/`. Small files that verl does not write (a generation
     config, say) come from the folder that the stage started from.
     """
-    checkpoints = prism.output / "checkpoints"
-    step = (checkpoints / "latest_checkpointed_iteration.txt").read_text().strip()
-    policy = prism.output / "policy"
-    shutil.copytree(checkpoints / f"global_step_{step}" / part / "huggingface", policy, copy_function=_link_weights)
-    for file in prism.policy.iterdir():
-        small = file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(".index.json")
-        if small and not (policy / file.name).exists():
-            shutil.copy(file, policy)
-    _correct_config(policy)
-    return policy
+    target = prism.output / "policy"
+    with written_aside(target) as policy:
+        shutil.copytree(part / "huggingface", policy, copy_function=_link_weights, dirs_exist_ok=True)
+        for file in prism.policy.iterdir():
+            small = file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(".index.json")
+            if small and not (policy / file.name).exists():
+                shutil.copy(file, policy)
+        _correct_config(policy)
+    return target
 
 
 def _link_weights(source: str, target: str) -> None:

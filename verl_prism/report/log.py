@@ -23,8 +23,7 @@ class StageLog:
     """
 
     def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
-        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        os.fchmod(self.file, 0o600)
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._end, self.pipe = os.pipe()
         self._redact = redact
         self._unfinished = b""

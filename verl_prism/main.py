@@ -1,6 +1,7 @@
 """python -m verl_prism.main: compose the configuration, check it and what it names, run one stage."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from omegaconf import OmegaConf
 
 from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
+from verl_prism.redaction import check_uploads, command_redactor, run_redactor
 
 HELP = """\
 python -m verl_prism.main stage=… [algorithm=…] [model=…] [hardware=…] [key=value …]
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except UserError as error:
-        sys.stderr.write(f"verl_prism: {error}\n")
+        sys.stderr.write(f"verl_prism: {command_redactor(options.overrides, os.environ)(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -74,13 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     config, prism = compose_run(options.overrides)
     if options.cfg:
-        part = OmegaConf.select(config, options.package) if options.package else config
+        shown = run_redactor(config, os.environ).config(config)
+        part = OmegaConf.select(shown, options.package) if options.package else shown
         if not OmegaConf.is_config(part):
             raise UserError(f"--package {options.package}: no such part of the configuration")
         sys.stdout.write(OmegaConf.to_yaml(part))
         return 0
     from verl_prism.data.checks import check_inputs
 
+    check_uploads(config)
     check_inputs(prism)
     if options.check:
         return 0

@@ -37,6 +37,7 @@ from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
 from verl_prism.stages.checkpoints import Checkpoint, checkpoints_folder, newest_checkpoint
 from verl_prism.stages.end_request import end_requested
+from verl_prism.stages.model_card import write_card
 from verl_prism.stages.resume import rollouts_file, upcycled_folder
 
 LR_WARMUP_SHARE = 0.1
@@ -115,7 +116,11 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[di
         groups = _pairs(prism)
         warmup = Warmup(prism, ranks, checkpoint)
         warmup.train(groups, log)
-        return _figures(groups, warmup.finish(groups)) if warmup.step == prism.steps else {}, warmup.step
+        if warmup.step < prism.steps:
+            return {}, warmup.step
+        figures = _figures(groups, warmup.measure(groups.heldout))
+        warmup.publish(figures)
+        return figures, warmup.step
 
 
 class Warmup:
@@ -157,12 +162,6 @@ class Warmup:
             if asked:
                 return
 
-    def finish(self, groups: WarmupGroups) -> dict[str, float]:
-        """Publish the discriminator. Returns the held-out metrics."""
-        heldout = self._measure(groups.heldout)
-        self._publish()
-        return heldout
-
     def _train_step(self, batch: list[Group], log: MetricsLog | None) -> None:
         self.step += 1
         torch.manual_seed(self._prism.seed + self.step * self._ranks.size + self._ranks.rank)  # a penalty's noise
@@ -184,13 +183,13 @@ class Warmup:
             self._optimizer.step()
         return size
 
-    def _measure(self, groups: Sequence[Group]) -> dict[str, float]:
+    def measure(self, groups: Sequence[Group]) -> dict[str, float]:
         self.model.eval()
         batch = MiniBatch(self._encoder, self._ranks.share(groups), self._prism.discriminator.micro_batch_tokens)
         sums = pair_sums(self._learn.score(batch, int(self._ranks.max(len(batch)))))
         return pair_metrics(dict(zip(sums, self._ranks.sum(list(sums.values())), strict=True)))
 
-    def _publish(self) -> None:
+    def publish(self, figures: dict[str, float | str]) -> None:
         """The whole of it, on rank 0, in the place where the next stage looks for it."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         tensors = get_model_state_dict(self.model, options=options)
@@ -199,6 +198,7 @@ class Warmup:
             with written_aside(self._prism.output / "discriminator") as folder:
                 shutil.copytree(start, folder, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)
                 self.model.save_pretrained(folder, state_dict=tensors)
+                write_card(folder, self._prism, "discriminator", self._prism.discriminator.upcycle.base, figures)
             for done in (checkpoints_folder(self._prism), start):
                 shutil.rmtree(done, ignore_errors=True)
         self._ranks.wait()

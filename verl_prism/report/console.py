@@ -67,6 +67,7 @@ class StageConsole:
         self._note = "starting"
         self._step = self._first_step = first_step
         self._pace = _Pace()
+        self._log_start = 0
 
     def __enter__(self) -> Self:
         self.output.mkdir(parents=True, exist_ok=True)

@@ -108,9 +108,11 @@ def clear_output(prism: Prism, checkpoint: Checkpoint | None) -> None:
     if prism.stage == "eval":
         return
     for key, folder in model_folders(prism).items():
-        if folder.is_relative_to(result(prism)) or folder.is_relative_to(checkpoints_folder(prism)):
+        made = (prism.output / "policy", prism.output / "discriminator", checkpoints_folder(prism))
+        if any(map(folder.is_relative_to, made)):
             raise UserError(f"prism.output={prism.output}: the stage would write over {key}, which it starts from")
-    shutil.rmtree(result(prism), ignore_errors=True)
+    for part in ("policy", "discriminator"):
+        shutil.rmtree(prism.output / part, ignore_errors=True)
     shutil.rmtree(unfinished_folder(prism), ignore_errors=True)
     if checkpoint:
         keep_steps(prism.output, checkpoint.folder / METRICS, checkpoint.step)

@@ -13,7 +13,7 @@ from verl_prism.config import Prism
 from verl_prism.errors import UserError
 from verl_prism.stages.checkpoints import last_checkpoint, last_step_saved
 from verl_prism.stages.figures import figures
-from verl_prism.stages.publish import publish_policy
+from verl_prism.stages.publish import publish_part
 from verl_prism.task_runner import PrismTaskRunner
 
 
@@ -22,9 +22,11 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     check_with_verl(config)
     if not last_step_saved(prism):
         train(config)
-    checkpoint = last_checkpoint(prism)
-    publish_policy(prism, checkpoint / "actor")
-    return figures(prism)
+    checkpoint, shown = last_checkpoint(prism), figures(prism)
+    if prism.stage == "align":
+        publish_part(prism, "discriminator", checkpoint / "discriminator", shown)
+    publish_part(prism, "policy", checkpoint / "actor", shown)
+    return shown
 
 
 def train(config: DictConfig) -> None:

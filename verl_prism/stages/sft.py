@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from verl_prism.config import Prism
 from verl_prism.stages.checkpoints import last_checkpoint, last_step_saved
 from verl_prism.stages.figures import figures
-from verl_prism.stages.publish import publish_policy
+from verl_prism.stages.publish import publish_part
 
 
 def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
@@ -24,5 +24,6 @@ def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
         train(config)
     if os.environ["RANK"] != "0":
         return {}
-    publish_policy(prism, last_checkpoint(prism))
-    return figures(prism)
+    checkpoint, shown = last_checkpoint(prism), figures(prism)
+    publish_part(prism, "policy", checkpoint, shown)
+    return shown

@@ -18,7 +18,7 @@ from verl_prism.errors import UserError
 from verl_prism.redaction import run_redactor
 from verl_prism.report.console import StageConsole
 from verl_prism.report.table import results_table
-from verl_prism.stages.figures import SHOWN
+from verl_prism.stages.figures import shown
 from verl_prism.stages.network import network_environment
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 from verl_prism.stages.resume import check_resumable
@@ -50,8 +50,8 @@ def launch(config: DictConfig, prism: Prism) -> int:
     OmegaConf.save(redact.config(config), prism.output / CONFIG)
     OmegaConf.save(config, scratch / CONFIG)  # with its secrets: the folder is open to the user alone
     steps = None if prism.stage == "eval" else prism.steps
-    headline = [f"{label}={key}" for label, key in SHOWN[prism.stage].items()]
-    console = StageConsole(prism.stage, prism.output, steps, headline, redact)
+    headline = [f"{label}={key}" for label, key in shown(prism).items()]
+    console = StageConsole(prism.stage, prism.output, steps, headline, redact=redact)
     try:
         with console, ProcessTree(command(prism, scratch), variables) as tree:
             console.note(STARTING[prism.stage])

@@ -9,6 +9,7 @@ import torch
 import transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe as moe
 import verl
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.single_controller.ray.base import RayWorkerGroup
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
@@ -17,7 +18,7 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.trainer.sft_trainer import SFTTrainer
-from verl.utils import tensordict_utils
+from verl.utils import distributed, tensordict_utils
 from verl.utils.checkpoint import CheckpointHandler
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngine
@@ -173,3 +174,10 @@ def test_the_moe_layer_calls_its_router_as_ours_answers():
     assert {"inputs_embeds", "position_ids", "visual_pos_masks", "deepstack_visual_embeds"} <= set(
         parameters(moe.Qwen3VLMoeTextModel, "forward")
     )
+
+
+def test_verl_lets_the_environment_say_where_its_workers_meet():
+    for function in (distributed.initialize_global_process_group, distributed.initialize_global_process_group_ray):
+        assert 'init_method=os.environ.get("DIST_INIT_METHOD", None)' in inspect.getsource(function)
+    told = inspect.getsource(RayWorkerGroup._create_worker)
+    assert '"WG_BACKEND": "ray"' in told and '"WG_PREFIX": self.name_prefix' in told

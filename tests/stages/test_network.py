@@ -13,11 +13,14 @@ from verl_prism.compose import compose_run
 from verl_prism.stages.launch import environment
 from verl_prism.stages.network import network_environment
 
-USAGE = """
+LIBRARIES = """
+import ray
 from huggingface_hub import constants
 from ray._common.usage.usage_lib import usage_stats_enabled
 from vllm import envs
+from vllm.utils.network_utils import get_ip
 print(usage_stats_enabled(), envs.VLLM_DO_NOT_TRACK, constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_OFFLINE)
+print(ray.util.get_node_ip_address(), get_ip())
 """
 
 
@@ -25,11 +28,15 @@ def variables(tmp_path, *overrides: str) -> dict[str, str]:
     return network_environment(compose_run(["stage=align", *overrides])[1], tmp_path)
 
 
-def test_no_library_reports_usage_or_asks_the_hub(tmp_path):
+def test_libraries_report_to_nobody_and_take_loopback_for_the_address_of_the_host(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", USAGE], env=os.environ | variables(tmp_path), capture_output=True, text=True, check=True
+        [sys.executable, "-c", LIBRARIES],
+        env=os.environ | variables(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.split() == ["False", "True", "True", "True"]
+    assert done.stdout.splitlines() == ["False True True True", "127.0.0.1 127.0.0.1"]
 
 
 @pytest.mark.parametrize("cluster", ["prism.hardware.ray_address=auto", "prism.hardware.nodes=2"])

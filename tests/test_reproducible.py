@@ -1,0 +1,184 @@
+"""`prism.reproducible=true`: the same seed gives the same run, to the last bit."""
+
+import asyncio
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import transfer_queue as tq
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
+from verl.utils import tensordict_utils as tu
+from vllm import SamplingParams
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from verl_prism.alignment.trainer import AdversarialOPDTrainer
+from verl_prism.compose import compose_run
+from verl_prism.errors import UserError
+from verl_prism.replay_buffer import ConfiguredReplayBuffer
+from verl_prism.reproducible import Batch, SeededAgentLoop, SeededAgentLoopManager, request_seed, requests_beside
+from verl_prism.rollout import WholeBatchScheduler
+
+ROLLOUT = dict(n=2, seed=7, tensor_model_parallel_size=1, data_parallel_size=1, pipeline_model_parallel_size=1)
+
+
+def batch_of(step: int, prompts: int, **fields: Any) -> TensorDict:
+    return tu.get_tensordict({"uid": list("abcdefgh")[:prompts]}, {"global_steps": step, **fields})
+
+
+@pytest.fixture
+def handed_out(monkeypatch) -> list[TensorDict]:
+    """What the manager hands to verl's, and so to the agent loops."""
+    batches: list[TensorDict] = []
+    monkeypatch.setattr(AgentLoopManagerTQ, "generate_sequences", lambda self, prompts: batches.append(prompts))
+    return batches
+
+
+def manager() -> SeededAgentLoopManager:
+    rollout = OmegaConf.create({**ROLLOUT, "val_kwargs": {"n": 1}})
+    return SeededAgentLoopManager(OmegaConf.create({"actor_rollout_ref": {"rollout": rollout, "model": {}}}), None)
+
+
+def requests(prompts: TensorDict, samples: int, monkeypatch) -> list[dict[str, Any]]:
+    """What an agent loop on one device asks vLLM for, for each sample of each prompt."""
+    asked = []
+
+    async def run(self, sampling_params, **kwargs):
+        asked.append({**sampling_params, "priority": kwargs["priority"]})
+
+    monkeypatch.setattr(SingleTurnAgentLoop, "run", run)
+    loop = SeededAgentLoop.__new__(SeededAgentLoop)
+    loop.rollout_config = OmegaConf.create(ROLLOUT)
+    loop.config = OmegaConf.create({"trainer": {"nnodes": 1, "n_gpus_per_node": 1}})
+    step, batch = prompts["global_steps"], prompts["batch"]
+    for place, session in product(prompts["place"], range(samples)):
+        kwargs = {"place": place, "session_id": session, "batch": batch, "global_steps": step}
+        asyncio.run(loop.run({"temperature": 1.0}, **kwargs))
+    return asked
+
+
+def test_a_request_is_seeded_by_where_it_stands_and_not_by_what_was_drawn_before(handed_out, monkeypatch):
+    straight, resumed = manager(), manager()
+    for step in (1, 2):
+        straight.generate_sequences(batch_of(step, 2))
+    resumed.generate_sequences(batch_of(2, 2))
+    first, second, again = (requests(prompts, 2, monkeypatch) for prompts in handed_out)
+    assert second == again
+    assert len({request["seed"] for request in first + second}) == 8
+    assert [request["priority"] for request in second] == [0, 1, 2, 3]
+    assert all(request["extra_args"] == {"requests": 4} for request in second)
+    assert all(request["temperature"] == 1.0 for request in second)
+
+
+def test_prompts_drawn_later_in_a_step_have_places_of_their_own(handed_out, monkeypatch):
+    """As dynamic sampling draws them."""
+    one = manager()
+    for prompts in (2, 3):
+        one.generate_sequences(batch_of(1, prompts))
+    first, later = (requests(prompts, 2, monkeypatch) for prompts in handed_out)
+    assert [request["priority"] for request in later] == [4, 5, 6, 7, 8, 9]
+    assert {request["extra_args"]["requests"] for request in later} == {6}
+    assert len({request["seed"] for request in first + later}) == 10
+
+
+def test_validation_counts_its_own_samples(handed_out):
+    manager().generate_sequences(batch_of(1, 3, validate=True))
+    assert handed_out[0]["batch"] == Batch(0, 3, samples=1)
+
+
+def test_seeds_differ_with_every_part_of_the_position():
+    positions = [(0, 1, 2, 3), (1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4), (0, 1, 3, 2)]
+    seeds = [request_seed(*position) for position in positions]
+    assert len(set(seeds)) == len(positions)
+    assert seeds == [request_seed(*position) for position in positions]
+
+
+def test_each_server_waits_for_its_own_share_of_a_batch():
+    batch = Batch(3, 8, samples=4)
+    beside = [requests_beside(priority, batch, servers=2) for priority in range(12, 32)]
+    assert all(requests_beside(priority, batch, servers=1) == 20 for priority in range(12, 32))
+    assert len(set(beside)) <= 2 and sum(set(beside)) == 20
+    assert all(beside.count(share) == share for share in set(beside))
+
+
+def test_vllm_begins_when_all_requests_of_a_batch_are_there(monkeypatch):
+    waiting: list[Any] = []
+    monkeypatch.setattr(Scheduler, "add_request", lambda self, request: waiting.append(request))
+    monkeypatch.setattr(Scheduler, "get_request_counts", lambda self: (0, len(waiting)))
+    scheduler, states = WholeBatchScheduler.__new__(WholeBatchScheduler), []
+    for _ in range(3):
+        scheduler.add_request(SimpleNamespace(sampling_params=SamplingParams(extra_args={"requests": 3})))
+        states.append(scheduler.pause_state)
+    assert states == [PauseState.PAUSED_NEW, PauseState.PAUSED_NEW, PauseState.UNPAUSED]
+
+
+def test_rollouts_come_in_the_order_of_the_data(monkeypatch):
+    """Whichever was finished first, and whatever verl has named the prompts."""
+    prompt = {"is_prompt": True, "status": "finished", "global_steps": 1}
+    finished = ["p_10_0", "a_0_0", "p_9_0", "z_1_0", "z_0_0", "a_1_0"]
+    partition = {uid: dict(prompt) for uid in "zap"} | {key: {"status": "success"} for key in finished}
+    monkeypatch.setattr(tq, "kv_list", lambda: {"train": partition})
+    monkeypatch.setattr(tq, "kv_clear", lambda partition_id, keys: None)
+    batch, _ = buffer().sample(global_steps=1, partition_id="train", batch_size=2)
+    assert batch.keys == ["z_0_0", "z_1_0", "a_0_0", "a_1_0"]
+
+
+def test_nothing_is_decided_while_a_rollout_is_under_way(monkeypatch):
+    """The slow prompt of the two that were drawn first is taken, and not one that overtook it."""
+    polls = iter(["running", "running", "finished"])
+
+    def kv_list():
+        statuses = {"slow": next(polls), "fast": "finished", "faster": "finished"}
+        return {"train": {uid: {"is_prompt": True, "status": s, "global_steps": 1} for uid, s in statuses.items()}
+                | {f"{uid}_0_0": {"status": "success"} for uid in statuses}}  # fmt: skip
+
+    monkeypatch.setattr(tq, "kv_list", kv_list)
+    monkeypatch.setattr(tq, "kv_clear", lambda partition_id, keys: None)
+    batch, _ = buffer(wait_for_all=True).sample(global_steps=1, partition_id="train", batch_size=2)
+    assert batch.keys == ["slow_0_0", "fast_0_0"]
+
+
+def buffer(**options: Any) -> ConfiguredReplayBuffer:
+    return ConfiguredReplayBuffer(
+        trainer_mode="sync", trainer_config={}, max_off_policy_threshold=8, max_off_policy_strategy="drop",
+        sampler_kwargs=OmegaConf.create({"poll_interval": 0.001, **options}), refill_fn=lambda count: None,
+    )  # fmt: skip
+
+
+def test_the_discriminator_gets_groups_in_the_order_of_the_batch():
+    """verl's names of groups are random; rows of a group may stand apart when they were balanced over ranks."""
+    seen: list[KVBatchMeta] = []
+
+    def update(rollouts: KVBatchMeta) -> SimpleNamespace:
+        seen.append(rollouts)
+        return SimpleNamespace(extra_info={"metrics": [{}]})
+
+    trainer = SimpleNamespace(discriminator_wg=SimpleNamespace(update_discriminator=update))
+    keys = ["z_0_0", "a_1_0", "pad_0_0", "z_1_0", "a_0_0"]
+    tags = [{"is_padding": True} if key.startswith("pad") else {} for key in keys]
+    AdversarialOPDTrainer._update_discriminator(trainer, KVBatchMeta(partition_id="train", keys=keys, tags=tags), {})
+    assert seen[0].keys == ["z_0_0", "z_1_0", "a_1_0", "a_0_0"]
+
+
+def test_nothing_changes_where_it_was_not_asked_for():
+    config, _ = compose_run(["stage=rlvr"])
+    rollout = config.actor_rollout_ref.rollout
+    assert rollout.agent.agent_loop_manager_class is None and config.actor_rollout_ref.model.external_lib is None
+    assert rollout.engine_kwargs.vllm.scheduler_cls is None and not rollout.full_determinism
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [
+        ("prism.algorithm.distillation.enable", ["algorithm=opd_whitebox"]),
+        ("prism.reward.judge.endpoint", ["prism.reward.judge.endpoint=http://judge/v1", "prism.reward.judge.model=m"]),
+    ],
+)
+def test_what_comes_from_outside_the_run_is_refused(key, overrides):
+    with pytest.raises(UserError, match=f"prism.reproducible=true, but .*{key}"):
+        compose_run(["stage=rlvr", "prism.reproducible=true", *overrides])

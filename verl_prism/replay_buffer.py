@@ -19,6 +19,7 @@ from verl_prism.alignment.groups import column
 from verl_prism.errors import UserError
 from verl_prism.response import FormatFault
 from verl_prism.rewards.opinion import Opinion
+from verl_prism.stages.figures import FILTERED
 
 
 class ConfiguredReplayBuffer(ReplayBuffer):
@@ -71,6 +72,8 @@ class RewardReplayBuffer(ConfiguredReplayBuffer):
         """verl's batch and metrics, and `reward_metrics` of the batch."""
         self._drawn = batch_size
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        if self.filter_groups_metric is not None:
+            metrics = {FILTERED: 0} | metrics  # verl has it only where there was one
         data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
         infos = [fields["reward_extra_info"] for fields in column(data["extra_fields"])]
         return batch, metrics | reward_metrics(infos)

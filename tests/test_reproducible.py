@@ -1,14 +1,20 @@
 """`prism.reproducible=true`: the same seed gives the same run, to the last bit."""
 
 import asyncio
+from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import transfer_queue as tq
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from tensordict import TensorDict
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import keystr, tree_flatten_with_path
 from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
@@ -182,3 +188,70 @@ def test_nothing_changes_where_it_was_not_asked_for():
 def test_what_comes_from_outside_the_run_is_refused(key, overrides):
     with pytest.raises(UserError, match=f"prism.reproducible=true, but .*{key}"):
         compose_run(["stage=rlvr", "prism.reproducible=true", *overrides])
+
+
+# What the runs themselves show. Times, and what is made of them, are not a matter of the seed.
+TIMES = ("timing_", "perf/", "actor/perf/", "train/mfu")
+SMALL = ("prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4", "prism.optim.lr=1e-3")
+STAGES = {
+    "sft": ("prism.steps=4", "prism.sft.examples_per_step=16", "prism.optim.lr=2e-3"),
+    "warmup": ("prism.steps=3", "prism.warmup.prompts=60", "prism.warmup.samples_per_prompt=2",
+               "prism.warmup.pairs_per_step=16"),
+    "align": ("prism.steps=3", "prism.discriminator.lr=1e-3", *SMALL),
+    "rlvr": ("prism.steps=3", *SMALL),
+    "eval": ("prism.eval.questions=20",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage left: metrics of each step, without times, and every tensor that it saved."""
+
+    metrics: list[dict]
+    tensors: dict[str, torch.Tensor]
+    texts: dict[str, str]
+
+    @classmethod
+    def of(cls, output: Path, metrics: list[dict]) -> "Run":
+        without_times = [{key: v for key, v in step.items() if not key.startswith(TIMES)} for step in metrics]
+        texts = {name: (output / name).read_text() for name in ("rollouts.jsonl", "responses.jsonl")
+                 if (output / name).exists()}  # fmt: skip
+        return cls(without_times, saved_tensors(output), texts)
+
+
+def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """By file and place in it: parameters, moments of the optimizers, states of random generators."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.rglob("*.pt")):
+        leaves = tree_flatten_with_path(torch.load(file, weights_only=False))[0]
+        found |= {f"{file.relative_to(folder)} {keystr(path)}": leaf for path, leaf in leaves
+                  if isinstance(leaf, torch.Tensor)}  # fmt: skip
+    for file in sorted(folder.rglob("*.safetensors")):
+        found |= {f"{file.relative_to(folder)} {name}": tensor for name, tensor in load_file(file).items()}
+    return {name: t.to_local() if isinstance(t, DTensor) else t for name, t in found.items()}
+
+
+def assert_equal(one: Run, other: Run) -> None:
+    for step, (metrics, others) in enumerate(zip(one.metrics, other.metrics, strict=True), start=1):
+        different = [key for key in metrics | others if not same(metrics.get(key), others.get(key))]
+        assert not different, f"step {step}: {different}"
+    assert one.texts == other.texts
+    assert one.tensors.keys() == other.tensors.keys()
+    assert not [name for name, tensor in one.tensors.items() if not torch.equal(tensor, other.tensors[name])]
+
+
+def same(one: object, other: object) -> bool:
+    return one == other or (one != one and other != other)  # NaN is where it was
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_run_again_gives_the_same_to_the_last_bit(pipeline, tmp_path, stage):
+    policy = [f"prism.policy={pipeline.root}/sft/policy"] if stage in ("rlvr", "eval") else []
+    runs = []
+    for name in ("one", "other"):
+        metrics = pipeline.run(stage, "prism.reproducible=true", *STAGES[stage], *policy, output=tmp_path / name)
+        runs.append(Run.of(tmp_path / name, metrics))
+    assert_equal(*runs)
+    assert runs[0].tensors or runs[0].texts

@@ -29,7 +29,7 @@ class ConfiguredReplayBuffer(ReplayBuffer):
     less. verl does not pass the options of group filtering to a buffer chosen by config, so DAPO names them here too.
 
     Rollouts come in the order of the data; verl's come in that in which they were finished. With `wait_for_all`, an
-    option of ours, nothing is decided while a rollout is under way: with dynamic sampling it would be by which was first.
+    option of ours, nothing is decided while a rollout is under way: dynamic sampling would go by which was first.
     """
 
     def __init__(self, *, sampler_kwargs: DictConfig, **kwargs: Any):

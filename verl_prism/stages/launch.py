@@ -30,6 +30,16 @@ STARTING: dict[Stage, str] = {
     "eval": "loading the policy",
 }
 
+# The order of sets, and kernels on GPUs whose sums come in one order; verl sets them too, in the stages that use Ray.
+REPRODUCIBLE = {
+    "PYTHONHASHSEED": "0",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_BATCH_INVARIANT": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "FLASH_ATTENTION_DETERMINISTIC": "1",
+    "NCCL_ALGO": "Ring",
+}
+
 
 def launch(config: DictConfig, prism: Prism) -> int:
     """Returns the exit code: 0; 1 where the stage failed; 130 where it was stopped by Ctrl-C, SIGTERM or SIGHUP.
@@ -103,7 +113,8 @@ def environment(prism: Prism, scratch: Path) -> dict[str, str]:
         "VERL_FILE_LOGGER_PATH": str(prism.output / "metrics.jsonl"),
     }
     hardware = cpu_environment() if prism.hardware.device == "cpu" else {}
-    return {**hardware, **os.environ, **ours}
+    repeatable = REPRODUCIBLE if prism.reproducible else {}
+    return {**hardware, **os.environ, **repeatable, **ours}
 
 
 def result(prism: Prism) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transfer_queue as tq
@@ -255,3 +256,38 @@ def test_a_stage_run_again_gives_the_same_to_the_last_bit(pipeline, tmp_path, st
         runs.append(Run.of(tmp_path / name, metrics))
     assert_equal(*runs)
     assert runs[0].tensors or runs[0].texts
+
+
+EPOCH = 3  # steps, of 4 prompts each
+ALIGN = (*STAGES["align"][1:], "prism.reproducible=true")
+
+
+@pytest.fixture(scope="module")
+def few_prompts(digits_folder, tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("few") / "train.parquet"
+    pq.write_table(pq.read_table(digits_folder / "data" / "train.parquet").slice(0, 4 * EPOCH), file)
+    return f"prism.data.train={file}"
+
+
+@pytest.fixture(scope="module")
+def straight(pipeline, few_prompts, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """Six steps of alignment without a stop, all checkpoints kept."""
+    output = tmp_path_factory.mktemp("straight")
+    saving = ("prism.checkpoint_every=1", "prism.keep_checkpoints=6")
+    return output, pipeline.run("align", "prism.steps=6", few_prompts, *ALIGN, *saving, output=output)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "half", [pytest.param(1, id="within an epoch"), pytest.param(2, id="over an epoch's end"),
+             pytest.param(EPOCH, id="stopped at an epoch's end")]
+)  # fmt: skip
+def test_a_resumed_run_ends_where_one_that_was_not_stopped_does(pipeline, few_prompts, straight, tmp_path, half):
+    """Parameters, both optimizers, random states, metrics: bit-equal."""
+    pipeline.run("align", f"prism.steps={half}", few_prompts, *ALIGN, output=tmp_path)
+    resumed = ("prism.resume=true", f"prism.steps={2 * half}")
+    metrics = pipeline.run("align", *resumed, few_prompts, *ALIGN, output=tmp_path)
+    output, all_metrics = straight
+    last = Path("checkpoints", f"global_step_{2 * half}")
+    assert_equal(Run.of(tmp_path / last, metrics), Run.of(output / last, all_metrics[: 2 * half]))

@@ -42,6 +42,16 @@ STARTING: dict[Stage, str] = {
     "eval": "loading the policy",
 }
 
+# The order of sets, and kernels on GPUs whose sums come in one order; verl sets them too, in the stages that use Ray.
+REPRODUCIBLE = {
+    "PYTHONHASHSEED": "0",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_BATCH_INVARIANT": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "FLASH_ATTENTION_DETERMINISTIC": "1",
+    "NCCL_ALGO": "Ring",
+}
+
 
 def launch(config: DictConfig, prism: Prism) -> int:
     """Returns the exit code: 0; 1 where the stage failed; 75 where it saved and ended early, as SIGUSR1 asks; 130 where
@@ -146,7 +156,8 @@ def environment(prism: Prism, scratch: Path) -> dict[str, str]:
         "VERL_FILE_LOGGER_PATH": str(prism.output / "metrics.jsonl"),
     }
     hardware = cpu_environment() if prism.hardware.device == "cpu" else {}
-    return {**network_environment(prism, scratch), **hardware, **os.environ, **ours}
+    repeatable = REPRODUCIBLE if prism.reproducible else {}
+    return {**network_environment(prism, scratch), **hardware, **os.environ, **repeatable, **ours}
 
 
 def result(prism: Prism) -> Path:

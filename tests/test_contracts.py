@@ -17,7 +17,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils
 from verl.workers.engine import EngineRegistry
-from verl.workers.engine.fsdp import FSDPEngine
+from verl.workers.engine.fsdp import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from verl_prism.alignment.engine import MODEL_TYPE, DiscriminatorEngine
@@ -25,6 +25,7 @@ from verl_prism.alignment.estimator import ESTIMATOR
 from verl_prism.alignment.reward_manager import DiscriminatorRewardManager
 from verl_prism.alignment.trainer import AdversarialOPDTrainer
 from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorker
+from verl_prism.stages.frozen_vision import VENDOR, FrozenVisionEngine
 
 OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
@@ -42,6 +43,7 @@ OVERRIDDEN = [
     (TrainingWorker, DiscriminatorWorker, "__init__", ["self", "config"]),
     (TrainingWorker, DiscriminatorWorker, "reset", ["self"]),
     (FSDPEngine, DiscriminatorEngine, "_build_module", ["self"]),
+    (FSDPEngineWithLMHead, FrozenVisionEngine, "_build_module", ["self"]),
     (RewardManagerBase, DiscriminatorRewardManager, "run_single", ["self", "data"]),
 ]
 CALLED = [
@@ -97,6 +99,13 @@ def test_registrations_are_found_where_verl_looks():
     assert trainer_base.get_trainer_cls("adversarial_opd") is AdversarialOPDTrainer
     assert core_algos.get_adv_estimator_fn(ESTIMATOR).__module__ == "verl_prism.alignment.estimator"
     assert MODEL_TYPE in EngineRegistry._engines
+
+
+def test_an_engine_is_chosen_by_its_vendor(monkeypatch):
+    monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
+    assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FSDPEngineWithLMHead
+    monkeypatch.setenv("VERL_ENGINE_VENDOR", VENDOR)
+    assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FrozenVisionEngine
 
 
 def test_the_setup_order_in_which_the_discriminator_is_built():

@@ -19,6 +19,10 @@ def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     from verl_prism import plugin
 
     plugin.assert_loaded()
+    if prism.sft.freeze_vision:
+        from verl_prism.stages.frozen_vision import VENDOR
+
+        os.environ["VERL_ENGINE_VENDOR"] = VENDOR
     sft_trainer.run_sft(config)
     if os.environ["RANK"] != "0":
         return {}

@@ -1,7 +1,7 @@
 """The paper's settings in verl's own keys, for the two models and the machine that it used.
 
-Where the paper is silent its published scripts speak. DIFFERENT_ON_PURPOSE holds every setting that is another here, and
-why; the YAML says so beside it.
+Where the paper is silent its published scripts speak. DIFFERENT_ON_PURPOSE holds every setting that is another here,
+and why; the YAML says so beside it.
 """
 
 import functools
@@ -186,7 +186,9 @@ def compose(stage: str, model: str, *overrides: str) -> tuple[DictConfig, Prism]
 
 def values(config: DictConfig, keys) -> dict[str, object]:
     chosen = {key: OmegaConf.select(config, key, throw_on_missing=True) for key in keys}
-    return {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in chosen.items()}
+    return {
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in chosen.items()
+    }
 
 
 @pytest.mark.parametrize("model", MODELS)

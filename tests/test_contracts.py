@@ -24,7 +24,7 @@ from verl.trainer.sft_trainer import SFTTrainer
 from verl.utils import distributed, tensordict_utils
 from verl.utils.checkpoint import CheckpointHandler
 from verl.workers.engine import EngineRegistry
-from verl.workers.engine.fsdp import FSDPEngine
+from verl.workers.engine.fsdp import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -37,6 +37,7 @@ from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorke
 from verl_prism.replay_buffer import ConfiguredReplayBuffer
 from verl_prism.reproducible import SeededAgentLoop, SeededAgentLoopManager
 from verl_prism.rollout import WholeBatchScheduler
+from verl_prism.stages.frozen_vision import VENDOR, FrozenVisionEngine
 from verl_prism.stages.sft_trainer import PrismSFTTrainer, PublishingHandler
 from verl_prism.trainer import PrismTrainer, PublishCheckpoint
 
@@ -67,6 +68,7 @@ OVERRIDDEN = [
     (TrainingWorker, DiscriminatorWorker, "__init__", ["self", "config"]),
     (TrainingWorker, DiscriminatorWorker, "reset", ["self"]),
     (FSDPEngine, DiscriminatorEngine, "_build_module", ["self"]),
+    (FSDPEngineWithLMHead, FrozenVisionEngine, "_build_module", ["self"]),
     (RewardManagerBase, DiscriminatorRewardManager, "run_single", ["self", "data"]),
     (AgentLoopManagerTQ, SeededAgentLoopManager, "generate_sequences", ["self", "prompts"]),
     (SingleTurnAgentLoop, SeededAgentLoop, "run", ["self", "sampling_params", "priority", "kwargs"]),
@@ -134,6 +136,13 @@ def test_registrations_are_found_where_verl_looks():
     assert trainer_base.get_trainer_cls("adversarial_opd") is AdversarialOPDTrainer
     assert core_algos.get_adv_estimator_fn(ESTIMATOR).__module__ == "verl_prism.alignment.estimator"
     assert MODEL_TYPE in EngineRegistry._engines
+
+
+def test_an_engine_is_chosen_by_its_vendor(monkeypatch):
+    monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
+    assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FSDPEngineWithLMHead
+    monkeypatch.setenv("VERL_ENGINE_VENDOR", VENDOR)
+    assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FrozenVisionEngine
 
 
 def test_the_setup_order_in_which_the_discriminator_is_built():

@@ -34,7 +34,7 @@ def test_cfg_prints_the_whole_config():
 
 def test_cfg_of_one_part():
     done = command("stage=sft", "--cfg", "job", "--package", "prism.sft")
-    assert yaml.safe_load(done.stdout) == {"examples_per_step": 32, "data_workers": 1}
+    assert yaml.safe_load(done.stdout) == {"examples_per_step": 16, "freeze_vision": False, "data_workers": 1}
 
 
 @pytest.mark.parametrize(

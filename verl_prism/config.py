@@ -85,12 +85,19 @@ class Optim(Section):
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
     warmup_steps: NonNegativeInt
+    warmup_ratio: Fraction
     schedule: Literal["constant", "cosine"]
     grad_clip: PositiveFloat
 
 
+class Lora(Section):
+    rank: NonNegativeInt
+    alpha: PositiveInt
+
+
 class Sft(Section):
     examples_per_step: PositiveInt
+    freeze_vision: bool
     data_workers: NonNegativeInt
 
 
@@ -242,6 +249,7 @@ class Prism(Section):
     hardware: Hardware
     rollout: Rollout
     optim: Optim
+    lora: Lora
     sft: Sft
     discriminator: Discriminator
     warmup: Warmup

@@ -27,7 +27,7 @@ stages
 flags
   algorithm=grpo|dapo|gspo                       of stage=rlvr; default grpo
   model=digits|qwen3_vl_4b|qwen3_vl_8b           sizes and limits that suit a model; default digits
-  hardware=cpu|cuda                              default cpu
+  hardware=cpu|cuda|8xh100|1gpu_lora             default cpu
   prism.root=FOLDER      a whole pipeline's folder; data are in data/, the base model is in base/
   prism.output=FOLDER    this run's folder; default <root>/<stage>
   prism.policy=FOLDER    the Hugging Face folder to start from; default: what the stage before wrote
@@ -45,7 +45,7 @@ Any key of trainer_configs/prism.yaml, where all are explained, and any key of v
 examples
   python -m verl_prism.main stage=sft prism.root=outputs/digits prism.steps=300 prism.optim.lr=1e-3
   python -m verl_prism.main stage=align prism.root=outputs/digits prism.align.perception_weight=0.7
-  python -m verl_prism.main stage=rlvr algorithm=dapo model=qwen3_vl_4b hardware=cuda prism.policy=models/aligned
+  python -m verl_prism.main stage=rlvr algorithm=dapo model=qwen3_vl_4b hardware=8xh100 prism.policy=models/aligned
   python -m verl_prism.main stage=eval 'prism.eval.policies={sft: runs/sft/policy, rlvr: runs/rlvr/policy}'
   python -m verl_prism.main stage=rlvr algorithm=gspo actor_rollout_ref.actor.ppo_mini_batch_size=8 --cfg job
 """

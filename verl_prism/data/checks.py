@@ -19,6 +19,7 @@ from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
 
+TEACHER = "prism.algorithm.distillation.teacher"
 GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # NVIDIA, AMD, Windows' Linux
 
 
@@ -32,6 +33,7 @@ def check_inputs(prism: Prism) -> None:
     for key, path, columns in data_files(prism):
         check_columns(key, path, columns)
         check_images(path)
+        check_answers(path)
     if "teacher_response" in TRAIN_COLUMNS[prism.stage]:
         check_teacher(prism)
 
@@ -45,6 +47,8 @@ def model_folders(prism: Prism) -> dict[str, Path]:
             return {"prism.policy": prism.policy, "prism.discriminator.upcycle.base": prism.discriminator.upcycle.base}
         case "align":
             return {"prism.policy": prism.policy, "prism.discriminator.path": prism.discriminator.path}
+        case "rlvr" if prism.algorithm.distillation.enable:
+            return {"prism.policy": prism.policy, TEACHER: prism.algorithm.distillation.teacher}
     return {"prism.policy": prism.policy}
 
 
@@ -118,6 +122,23 @@ def _check_image(place: str, image: dict[str, Any]) -> None:
         raise UserError(f"{place}: unreadable image ({error})") from None
 
 
+def check_answers(path: Path) -> None:
+    """Further gold answers stand where verl hands them to the reward function, and are a list of texts."""
+    schema = pq.read_schema(path)
+    kinds = {name: schema.field(name).type for name in ("reward_model", "extra_info") if name in schema.names}
+    holders = [name for name, kind in kinds.items()
+               if pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0]  # fmt: skip
+    for number, row in _rows(path, holders) if holders else ():
+        place = f"{path}, row {number}: equivalent_answers"
+        for holder in holders:
+            answers = row[holder]["equivalent_answers"] if row[holder] is not None else None
+            if answers is not None and holder == "reward_model":
+                raise UserError(f"{place} stands in reward_model, of which verl hands on ground_truth alone; "
+                                "move it to extra_info")  # fmt: skip
+            if answers is not None and not (isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
+                raise UserError(f"{place}={answers!r} in extra_info is no list of texts")
+
+
 def check_teacher(prism: Prism) -> None:
     """Each teacher response is in the response format, and each of its views within the discriminator's limit."""
     tokenizer = _tokenizer(prism.policy)
@@ -142,13 +163,11 @@ def check_teacher(prism: Prism) -> None:
 
 
 def check_same_tokens(prism: Prism) -> None:
-    """Policy and discriminator read the same tokens: the discriminator is given the policy's."""
+    """The model beside the policy, a discriminator or a white-box teacher, reads the same tokens: it is given them."""
     folders = model_folders(prism)
-    if prism.stage not in ("warmup", "align"):
+    if prism.stage == "eval" or len(set(folders.values())) == 1:
         return
     (key, folder), (other_key, other_folder) = folders.items()
-    if folder == other_folder:
-        return
     vocabulary, other = (_tokenizer(path).get_vocab(with_added_tokens=True) for path in (folder, other_folder))
     if differing := sorted(vocabulary.items() ^ other.items(), key=lambda item: item[1]):
         token = differing[0][0]

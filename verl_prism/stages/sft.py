@@ -20,6 +20,10 @@ def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     from verl_prism.stages.sft_trainer import train
 
     plugin.assert_loaded()
+    if prism.sft.freeze_vision:
+        from verl_prism.stages.frozen_vision import VENDOR
+
+        os.environ["VERL_ENGINE_VENDOR"] = VENDOR
     if not last_step_saved(prism):
         train(config)
     if os.environ["RANK"] != "0":

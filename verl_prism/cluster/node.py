@@ -11,7 +11,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import TextIO
 
@@ -20,6 +19,7 @@ from verl_prism.config import Hardware
 from verl_prism.stages.launch import environment
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 
+POLL_SECONDS = 0.2
 EXIT_STOPPED = 128 + signal.SIGTERM
 ADDRESS_FILE = "ray_current_cluster"  # written by `ray start` when the node is up
 
@@ -42,9 +42,9 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
     try:
         with ProcessTree(ray_start(order["address"], prism.hardware, scratch), environment(prism, scratch)) as ray:
-            if order["address"] is None:
-                _report_address(report, scratch)
-            ray.wait()
+            while ray.wait(POLL_SECONDS) is None:
+                if order["address"] is None and not report.closed:
+                    _report_address(report, scratch)
             return 1
     except KeyboardInterrupt:
         return 0 if released.is_set() else EXIT_STOPPED
@@ -56,8 +56,8 @@ def ray_start(head: str | None, hardware: Hardware, scratch: Path) -> list[str]:
     """The command. Every port is one that is free, so that several jobs may share a host; no dashboard, no client."""
     given = {"--num-cpus": hardware.ray_cpus, "--num-gpus": hardware.ray_gpus}
     return [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--temp-dir={scratch}", "--disable-usage-stats",
-        "--min-worker-port=0", "--max-worker-port=0", "--ray-client-server-port=0",
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--temp-dir={scratch}",
+        "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0", "--ray-client-server-port=0",
         *(["--head", "--port=0", "--include-dashboard=false"] if head is None else [f"--address={head}"]),
         *(f"{option}={number}" for option, number in given.items() if number is not None),
     ]  # fmt: skip
@@ -68,7 +68,8 @@ def _when_stdin_ends() -> threading.Event:
     released = threading.Event()
 
     def wait() -> None:
-        sys.stdin.read()
+        while os.read(0, 4096):  # not through sys.stdin, whose lock this thread would hold at the end
+            pass
         released.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -77,12 +78,11 @@ def _when_stdin_ends() -> threading.Event:
 
 
 def _report_address(report: TextIO, scratch: Path) -> None:
-    """The launcher waits for it, with a deadline, and closes stdin when that has passed."""
+    """Once there is one."""
     file = scratch / ADDRESS_FILE
-    while not file.exists():
-        time.sleep(0.1)
-    report.write(f"{file.read_text().strip()}\n")
-    report.flush()
+    if file.exists() and (address := file.read_text().strip()):
+        with report:
+            report.write(f"{address}\n")
 
 
 if __name__ == "__main__":

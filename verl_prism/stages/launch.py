@@ -49,7 +49,8 @@ def launch(config: DictConfig, prism: Prism) -> int:
     try:
         with console, ProcessTree(command(prism), environment(prism, scratch)) as tree:
             console.note(STARTING[prism.stage])
-            status = tree.wait()
+            while (status := tree.wait(1.0)) is None:
+                pass
             outcome = read_outcome(prism)
             if status == 0:
                 console.finish(outcome["figures"], made=result(prism))

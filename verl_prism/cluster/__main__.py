@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from verl_prism.compose import compose_run
+from verl_prism.config import ON_RAY
 from verl_prism.errors import UserError
 
 HELP = """\
@@ -30,7 +31,6 @@ stopped a host's part of the run with SIGTERM, as Slurm does when it takes a nod
 save, and the stage goes on from its newest checkpoint.
 """
 EXIT_AGAIN = 75
-ON_RAY = ("align", "rlvr")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,9 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
     logs = options.logs or prism.output / "nodes"
     with RayNodes(hosts, options.shell, overrides, prism, logs.absolute(), options.wait) as nodes:
-        # What Ray was started with is said to Ray alone: one that is there takes no sizes.
-        there = [f"prism.hardware.ray_address={nodes.address}", "prism.hardware.ray_cpus=null"]
-        return run_stage([*overrides, *there, "prism.hardware.ray_gpus=null"], watch=nodes.lost)
+        return run_stage([*overrides, f"prism.hardware.ray_address={nodes.address}"], watch=nodes.lost)
 
 
 def run_stage(overrides: Sequence[str], watch: Callable[[], dict[str, int]]) -> int:

@@ -12,10 +12,10 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from verl_prism.compose import compose_run
-from verl_prism.config import Hardware
+from verl_prism.config import Hardware, Prism
 from verl_prism.stages.launch import environment
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 
@@ -41,7 +41,7 @@ def main() -> int:
     released = _when_stdin_ends()
     scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
     try:
-        with ProcessTree(ray_start(order["address"], prism.hardware, scratch), environment(prism, scratch)) as ray:
+        with ProcessTree(ray_start(order["address"], prism.hardware, scratch), ray_environment(prism, scratch)) as ray:
             while ray.wait(POLL_SECONDS) is None:
                 if order["address"] is None and not report.closed:
                     _report_address(report, scratch)
@@ -52,12 +52,21 @@ def main() -> int:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def ray_environment(prism: Prism, scratch: Path) -> dict[str, str]:
+    return environment(prism, scratch) | {"RAY_START_HOOK": f"{__package__}.node.without_client_server"}
+
+
+def without_client_server(parameters: Any, head: bool) -> None:
+    """Called by `ray start`, which has no option for it: nobody asked for a server on port 10001."""
+    parameters.ray_client_server_port = None
+
+
 def ray_start(head: str | None, hardware: Hardware, scratch: Path) -> list[str]:
-    """The command. Every port is one that is free, so that several jobs may share a host; no dashboard, no client."""
+    """The command. Every port is one that is free, so that several jobs may share a host; no dashboard."""
     given = {"--num-cpus": hardware.ray_cpus, "--num-gpus": hardware.ray_gpus}
     return [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--temp-dir={scratch}",
-        "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0", "--ray-client-server-port=0",
+        "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0",
         *(["--head", "--port=0", "--include-dashboard=false"] if head is None else [f"--address={head}"]),
         *(f"{option}={number}" for option, number in given.items() if number is not None),
     ]  # fmt: skip

@@ -19,6 +19,8 @@ from verl_prism.task_runner import PrismTaskRunner
 def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     plugin.assert_loaded()
     check_with_verl(config)
+    if prism.hardware.ray_address is not None:  # a Ray that is there has its size
+        config.ray_kwargs.ray_init.update(num_cpus=None, num_gpus=None)
     try:
         run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
     except RayTaskError as error:

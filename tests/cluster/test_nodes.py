@@ -81,7 +81,7 @@ def wait_until_gone(processes):
 
 
 def test_workers_on_each_host_have_the_runs_environment_and_a_folder_of_their_own(script, tmp_path):
-    nodes = script("env PRISM_HOST={host}", tmp_path)
+    nodes = script("bash -c 'echo Welcome to {host}; PRISM_HOST={host} exec \"$@\"' --", tmp_path)
     found = nodes.answer()
     assert {worker["PRISM_HOST"] for worker in found} == {"a", "b"}
     assert all(worker["VERL_PLATFORM"] == "cpu" and worker["FROM_LAUNCHER"] == "yes" for worker in found)
@@ -127,7 +127,7 @@ def test_a_host_that_was_stopped_is_told_from_one_that_failed(script, tmp_path):
 
 def test_a_head_that_cannot_be_reached_is_named_with_its_log(script, tmp_path):
     said = script("ls /no/such/{host}", tmp_path).answer()
-    assert said == f"Ray's head on a ended; see {tmp_path}/a.log"
+    assert said == f"Ray's head on a did not start within 120 s; see {tmp_path}/a.log"
     assert "/no/such/a" in (tmp_path / "a.log").read_text()
 
 

@@ -21,6 +21,7 @@ from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 
 POLL_SECONDS = 0.2
 EXIT_STOPPED = 128 + signal.SIGTERM
+ADDRESS = "address of Ray: "
 ADDRESS_FILE = "ray_current_cluster"  # written by `ray start` when the node is up
 
 
@@ -91,7 +92,7 @@ def _report_address(report: TextIO, scratch: Path) -> None:
     file = scratch / ADDRESS_FILE
     if file.exists() and (address := file.read_text().strip()):
         with report:
-            report.write(f"{address}\n")
+            report.write(f"{ADDRESS}{address}\n")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,17 @@ import contextlib
 import json
 import os
 import secrets
-import selectors
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import ray
-
+from verl_prism.cluster.node import ADDRESS
 from verl_prism.config import Prism
 from verl_prism.errors import UserError
 
@@ -84,22 +83,25 @@ class RayNodes:
             node.stdin.flush()
 
     def _head_address(self) -> str:
+        """Among whatever else the host says at a login."""
         host = self._hosts[0]
         head = self._nodes[host]
         assert head.stdout
-        with selectors.DefaultSelector() as selector:
-            selector.register(head.stdout, selectors.EVENT_READ)
-            said = selector.select(max(0.0, self._deadline - time.monotonic()))
-        address = head.stdout.readline().strip() if said else ""
-        if not address:
-            how = "ended" if said else f"said nothing for {self._seconds:.0f} s"
-            raise UserError(f"Ray's head on {host} {how}; see {self.log(host)}")
+        timer = threading.Timer(max(0.0, self._deadline - time.monotonic()), head.terminate)
+        timer.start()
+        said = (line.removeprefix(ADDRESS).strip() for line in head.stdout if line.startswith(ADDRESS))
+        address = next(said, None)
+        timer.cancel()
+        if address is None:
+            raise UserError(f"Ray's head on {host} did not start within {self._seconds:.0f} s; see {self.log(host)}")
         return address
 
     def _wait_for_ray(self) -> None:
+        import ray  # which looks for its token at once
+
         ray.init(self.address, log_to_driver=False, logging_level="ERROR")
         try:
-            while missing := self._missing():
+            while missing := self._missing(ray.nodes()):
                 if lost := self.lost():
                     raise UserError("\n".join(f"Ray on {host} ended; see {self.log(host)}" for host in lost))
                 if time.monotonic() > self._deadline:
@@ -108,10 +110,10 @@ class RayNodes:
         finally:
             ray.shutdown()
 
-    def _missing(self) -> str:
+    def _missing(self, nodes: Sequence[Mapping[str, Any]]) -> str:
         """What Ray lacks of what the run wants; empty if it is complete. verl would wait for it for ever."""
         hardware = self._prism.hardware
-        devices = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+        devices = [int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
         pool = self._prism.discriminator.pool_devices if self._prism.discriminator.placement == "pool" else 0
         wanted = hardware.nodes * hardware.devices_per_node + (pool if self._prism.stage == "align" else 0)
         if len(devices) < hardware.nodes:

@@ -37,7 +37,7 @@ SAME = {
     "algorithm.norm_adv_by_std_in_grpo": True,
     "algorithm.use_kl_in_reward": False,
     "trainer.total_training_steps": 1500,
-    "trainer.v1.trainer_mode": "sync",
+    "trainer.v1.trainer_mode": "prism",
     "reward.reward_kwargs.max_resp_len": 8192,
     "reward.custom_reward_function.reward_kwargs.accuracy_weight": 0.8,
     "reward.custom_reward_function.reward_kwargs.format_weight": 0.2,

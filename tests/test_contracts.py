@@ -11,11 +11,14 @@ import verl
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.trainer.sft_trainer import SFTTrainer
 from verl.utils import tensordict_utils
+from verl.utils.checkpoint import CheckpointHandler
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngine
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
@@ -25,6 +28,8 @@ from verl_prism.alignment.estimator import ESTIMATOR
 from verl_prism.alignment.reward_manager import DiscriminatorRewardManager
 from verl_prism.alignment.trainer import AdversarialOPDTrainer
 from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorker
+from verl_prism.stages.sft_trainer import PrismSFTTrainer, PublishingHandler
+from verl_prism.trainer import PrismTrainer, PublishCheckpoint
 
 OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
@@ -38,6 +43,17 @@ OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_update_actor", ["self", "batch", "metrics"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_save_checkpoint", ["self"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_load_checkpoint", ["self"]),
+    (PPOTrainerSync, PrismTrainer, "step", ["self", "metrics", "timing_raw"]),
+    (
+        CheckpointCallback,
+        PublishCheckpoint,
+        "on_save",
+        ["self", "trainer", "global_step", "checkpoint_dir", "async_save", "kwargs"],
+    ),
+    (SFTTrainer, PrismSFTTrainer, "_build_ckpt_handler", ["self"]),
+    (SFTTrainer, PrismSFTTrainer, "_get_batch_seqlens", ["self", "data"]),
+    (CheckpointHandler, PublishingHandler, "save_checkpoint", ["self", "step"]),
+    (CheckpointHandler, PublishingHandler, "_load_dataloader_state", ["self", "checkpoint_path"]),
     (ActorRolloutRefWorker, AdversarialOPDWorker, "init_model", ["self"]),
     (TrainingWorker, DiscriminatorWorker, "__init__", ["self", "config"]),
     (TrainingWorker, DiscriminatorWorker, "reset", ["self"]),
@@ -105,6 +121,27 @@ def test_the_setup_order_in_which_the_discriminator_is_built():
     steps = ["_init_resource_pool_mgr", "create_resource_pool()", "init_model()", "_load_checkpoint()"]
     places = [source.index(step) for step in steps]
     assert places == sorted(places)
+
+
+def test_the_ppo_trainer_ends_after_a_step_that_is_said_to_be_its_last():
+    """What an end that was asked for relies on: both are read again after the step."""
+    source = inspect.getsource(trainer_base.PPOTrainer.fit)
+    save = "self.config.trainer.save_freq > 0 and (\n                    is_last_step or self.global_steps % self"
+    loop = "while current_epoch < self.config.trainer.total_epochs and self.global_steps <= self.total_training_steps:"
+    assert source.index(loop) < source.index("self.step(metrics") < source.index(save)
+
+
+def test_the_sft_trainer_asks_after_a_step_whether_it_was_the_last():
+    source = inspect.getsource(SFTTrainer.fit)
+    steps = ["self._get_batch_seqlens(", "train_batch(", "is_last_step = global_step >= self.total_training_steps",
+             "self.ckpt_handler.save_checkpoint(step=global_step)"]  # fmt: skip
+    places = [source.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+def test_a_checkpoint_is_announced_when_all_of_it_is_written():
+    source = inspect.getsource(trainer_base.PPOTrainer._save_checkpoint)
+    assert source.index("torch.save(self.train_dataloader") < source.rindex("self.checkpoint_callback.on_save(")
 
 
 def test_a_role_may_be_a_string():

@@ -136,7 +136,6 @@ class Warmup(Section):
     pairs_per_step: PositiveInt
     swapped_teachers: NonNegativeInt
     heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
-    resume: bool
 
 
 class Align(Section):
@@ -236,6 +235,8 @@ class Prism(Section):
     policy: AbsolutePath
     steps: PositiveInt
     checkpoint_every: PositiveInt
+    keep_checkpoints: PositiveInt
+    resume: bool
     data: Data
     model: Model
     hardware: Hardware

@@ -31,6 +31,7 @@ flags
   prism.policy=FOLDER    the Hugging Face folder to start from; default: what the stage before wrote
   prism.data.train=FILE  prism.data.heldout=FILE                         parquet
   prism.steps=N  prism.seed=N  prism.optim.lr=X
+  prism.checkpoint_every=N  prism.resume=true    go on from the newest complete checkpoint of this output folder
   prism.rollout.prompts_per_step=N  prism.rollout.samples_per_prompt=N
   prism.hardware.devices_per_node=N  prism.hardware.nodes=N
 Any key of trainer_configs/prism.yaml, where all are explained, and any key of verl's own configuration may be given.
@@ -49,7 +50,8 @@ examples
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 where the stage failed, 2 for a mistake in the input, 130 where it was stopped."""
+    """Returns the exit code: 0, 1 where the stage failed, 2 for a mistake in the input, 75 where it saved and ended
+    early, 130 where it was stopped."""
     parser = argparse.ArgumentParser(prog="verl_prism", add_help=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")

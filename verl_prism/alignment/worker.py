@@ -77,12 +77,13 @@ class DiscriminatorWorker(TrainingWorker):
         return tu.get_tensordict(score_fields(result), non_tensor_dict={"metrics": result.metrics})
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def save_discriminator(self, folder: str, step: int, keep: int | None) -> None:
-        self.save_checkpoint(folder, None, step, keep)
+    def save_discriminator(self, folder: str, step: int) -> None:
+        self.save_checkpoint(folder, None, step)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_discriminator(self, folder: str) -> None:
+    def load_discriminator(self, folder: str, step: int) -> None:
         self.load_checkpoint(folder)
+        self.engine.prepare_steps(self._settings, self._faults, step)
 
 
 class AdversarialOPDWorker(ActorRolloutRefWorker):
@@ -100,9 +101,9 @@ class AdversarialOPDWorker(ActorRolloutRefWorker):
         return self.discriminator.update_discriminator(data)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def save_discriminator(self, folder: str, step: int, keep: int | None) -> None:
-        self.discriminator.save_discriminator(folder, step, keep)
+    def save_discriminator(self, folder: str, step: int) -> None:
+        self.discriminator.save_discriminator(folder, step)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_discriminator(self, folder: str) -> None:
-        self.discriminator.load_discriminator(folder)
+    def load_discriminator(self, folder: str, step: int) -> None:
+        self.discriminator.load_discriminator(folder, step)

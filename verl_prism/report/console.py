@@ -39,9 +39,12 @@ class StageConsole:
 
     headline: metrics shown on the line, each the key of a metric or `label=key`.
     total_steps: may be set later, once it is known (`console.total_steps = n`).
+    first_step: the step that a resumed run goes on from; its log is added to the earlier one's.
     """
 
-    def __init__(self, stage: str, output: Path, total_steps: int | None, headline: Sequence[str] = ()) -> None:
+    def __init__(
+        self, stage: str, output: Path, total_steps: int | None, headline: Sequence[str] = (), first_step: int = 0
+    ) -> None:
         self.stage = stage
         self.output = Path(output)
         self.total_steps = total_steps
@@ -50,8 +53,9 @@ class StageConsole:
         self._headline = [tuple(h.split("=", 1)) if "=" in h else (h, h) for h in headline]
         self._metrics_path = self.output / "metrics.jsonl"
         self._note = "starting"
-        self._step = 0
+        self._step = self._first_step = first_step
         self._pace = _Pace()
+        self._log_start = 0
 
     def __enter__(self) -> Self:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -60,7 +64,10 @@ class StageConsole:
         _flush_streams()
         self._saved_fds = (os.dup(1), os.dup(2))
         self._terminal = open(os.dup(1), "w", encoding="utf-8", errors="replace")
-        self._log_fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        if not self._first_step:
+            self.log_path.unlink(missing_ok=True)
+        self._log_fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._log_start = os.fstat(self._log_fd).st_size
         _point_output_to(self._log_fd)
         self._animated = self._terminal.isatty()
         self._console = Console(file=self._terminal, highlight=False, width=None if self._animated else 120)
@@ -96,6 +103,10 @@ class StageConsole:
         """Print to the terminal, above the progress line."""
         self._console.print(*renderables)
 
+    def say(self, text: str) -> None:
+        """A line of its own, above the progress line."""
+        self._console.print(Text(text), soft_wrap=True)
+
     def finish(self, figures: Mapping[str, Any], made: Path | None = None) -> None:
         """Print the three-line summary and write `<output>/summary.json`.
 
@@ -105,7 +116,7 @@ class StageConsole:
         seconds = self._pace.elapsed()
         self._stop_line()
         shown = " · ".join(f"{label} {_short(value)}" for label, value in figures.items())
-        steps = f"{self._step} steps in " if self._step else ""
+        steps = f"{self._step - self._first_step} steps in " if self._step else ""
         self._console.print(Text(f"✓ {self.stage}: {made}", style="bold"), soft_wrap=True)
         self._console.print(Text(f"  {shown or 'no figures'}"), soft_wrap=True)
         self._console.print(Text(f"  {steps}{_clock(seconds)} · log in {self.log_path}"), soft_wrap=True)
@@ -115,9 +126,10 @@ class StageConsole:
         (self.output / "summary.json").write_text(text + "\n")
 
     def last_errors(self, count: int = 8) -> list[str]:
-        """The last lines of the log that name an error or, where none does, its last lines."""
+        """The last lines of this run's log that name an error or, where none does, its last lines."""
         _flush_streams()
-        lines = [ANSI_CODE.sub("", line).rstrip() for line in self.log_path.read_text(errors="replace").splitlines()]
+        text = self.log_path.read_bytes()[self._log_start :].decode(errors="replace")
+        lines = [ANSI_CODE.sub("", line).rstrip() for line in text.splitlines()]
         lines = [line for line in lines if line]
         errors = list(dict.fromkeys(line for line in lines if ERROR_LINE.search(line)))
         return (errors or lines)[-count:]
@@ -150,7 +162,7 @@ class StageConsole:
             self.note(record["note"])
 
     def _set_step(self, step: int) -> None:
-        if self._step == 0 and step > 0:
+        if self._step == self._first_step and step > self._first_step:
             self._note = ""
         if step > self._step:
             self._step = step

@@ -8,12 +8,15 @@ import pytest
 import torch
 import transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe as moe
 import verl
+from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import trainer_base
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.trainer.sft_trainer import SFTTrainer
@@ -22,12 +25,17 @@ from verl.utils.checkpoint import CheckpointHandler
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngine
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.rollout.router import GlobalRequestLoadBalancer
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from verl_prism.alignment.engine import MODEL_TYPE, DiscriminatorEngine
 from verl_prism.alignment.estimator import ESTIMATOR
 from verl_prism.alignment.reward_manager import DiscriminatorRewardManager
 from verl_prism.alignment.trainer import AdversarialOPDTrainer
 from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorker
+from verl_prism.replay_buffer import ConfiguredReplayBuffer
+from verl_prism.reproducible import SeededAgentLoop, SeededAgentLoopManager
+from verl_prism.rollout import WholeBatchScheduler
 from verl_prism.stages.sft_trainer import PrismSFTTrainer, PublishingHandler
 from verl_prism.trainer import PrismTrainer, PublishCheckpoint
 
@@ -59,6 +67,16 @@ OVERRIDDEN = [
     (TrainingWorker, DiscriminatorWorker, "reset", ["self"]),
     (FSDPEngine, DiscriminatorEngine, "_build_module", ["self"]),
     (RewardManagerBase, DiscriminatorRewardManager, "run_single", ["self", "data"]),
+    (AgentLoopManagerTQ, SeededAgentLoopManager, "generate_sequences", ["self", "prompts"]),
+    (SingleTurnAgentLoop, SeededAgentLoop, "run", ["self", "sampling_params", "priority", "kwargs"]),
+    (ReplayBuffer, ConfiguredReplayBuffer, "_sync_metadata_from_transfer_queue", ["self"]),
+    (
+        ReplayBuffer,
+        ConfiguredReplayBuffer,
+        "_select_prompt_uids",
+        ["self", "partition_id", "sampleable_keys", "batch_size"],
+    ),
+    (Scheduler, WholeBatchScheduler, "add_request", ["self", "request"]),
 ]
 CALLED = [
     (FSDPEngine, "optimizer_zero_grad", ["self"]),
@@ -70,6 +88,8 @@ CALLED = [
     (TrainingWorker, "load_checkpoint", ["self", "local_path", "hdfs_path", "del_local_after_load"]),
     (ActorRolloutRefWorker, "set_dispatch_collect", ["self", "mesh_name", "dispatch_dp_rank", "collect_dp_rank"]),
     (TrainingWorker, "get_dispatch_collect", ["self"]),
+    (Scheduler, "get_request_counts", ["self"]),
+    (Scheduler, "set_pause_state", ["self", "pause_state"]),
 ]
 
 
@@ -151,6 +171,23 @@ def test_a_role_may_be_a_string():
 
 def test_the_replay_buffer_takes_a_poll_interval():
     assert "poll_interval" in parameters(ReplayBuffer, "__init__")
+
+
+def test_a_request_reaches_the_server_that_we_count_it_for():
+    assert 'f"det-{priority}"' in inspect.getsource(inspect.unwrap(SingleTurnAgentLoop.run))
+    assert "hash(request_id) % len(self._servers)" in inspect.getsource(GlobalRequestLoadBalancer.acquire_server)
+
+
+def test_an_agent_loop_is_told_where_its_rollout_stands():
+    source = inspect.getsource(AgentLoopWorkerTQ.__ray_actor_class__)
+    assert "session_id=i, **prompt" in source and "agent_loop.run(sampling_params, **kwargs)" in inspect.getsource(
+        AgentLoopWorker
+    )
+
+
+def test_vllm_schedules_no_new_request_while_it_is_paused():
+    source = inspect.getsource(Scheduler.schedule)
+    assert "if not preempted_reqs and self._pause_state == PauseState.UNPAUSED:" in source
 
 
 def test_the_advantage_reads_the_reward_that_we_write():

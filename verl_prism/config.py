@@ -230,6 +230,7 @@ class Prism(Section):
 
     stage: Stage
     seed: NonNegativeInt
+    reproducible: bool
     root: AbsolutePath
     output: AbsolutePath
     policy: AbsolutePath
@@ -267,6 +268,17 @@ class Prism(Section):
                 raise ValueError(
                     f"prism.reward.judge.{key}={total} is less than the {workers} reward workers sharing it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_random_from_outside(self) -> "Prism":
+        outside = {
+            "reward.judge.endpoint": self.reward.judge.endpoint is not None,
+            "algorithm.distillation.enable": self.algorithm.distillation.enable,
+        }
+        for key, used in outside.items():
+            if self.reproducible and used and self.stage == "rlvr":
+                raise ValueError(f"prism.reproducible=true, but what prism.{key} brings in would not repeat itself")
         return self
 
     @model_validator(mode="before")

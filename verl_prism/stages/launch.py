@@ -26,7 +26,7 @@ from verl_prism.stages.checkpoints import (
     unfinished_folder,
 )
 from verl_prism.stages.end_request import EXIT_SAVED, ignore_requests, listen_for_requests, request_file
-from verl_prism.stages.figures import SHOWN
+from verl_prism.stages.figures import shown
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 from verl_prism.stages.resume import checkpoint_to_resume, finished, starting_point
 from verl_prism.stages.run import OUTCOME
@@ -37,6 +37,16 @@ STARTING: dict[Stage, str] = {
     "align": "starting Ray, the policy, vLLM and the discriminator",
     "rlvr": "starting Ray, the policy and vLLM",
     "eval": "loading the policy",
+}
+
+# The order of sets, and kernels on GPUs whose sums come in one order; verl sets them too, in the stages that use Ray.
+REPRODUCIBLE = {
+    "PYTHONHASHSEED": "0",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_BATCH_INVARIANT": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "FLASH_ATTENTION_DETERMINISTIC": "1",
+    "NCCL_ALGO": "Ring",
 }
 
 
@@ -59,7 +69,7 @@ def launch(config: DictConfig, prism: Prism) -> int:
     ignore_requests()
     scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
     steps = None if prism.stage == "eval" else prism.steps
-    headline = [f"{label}={key}" for label, key in SHOWN[prism.stage].items()]
+    headline = [f"{label}={key}" for label, key in shown(prism).items()]
     console = StageConsole(prism.stage, prism.output, steps, headline, checkpoint.step if checkpoint else 0)
     try:
         with console, ProcessTree(command(prism), environment(prism, scratch)) as tree:
@@ -140,7 +150,8 @@ def environment(prism: Prism, scratch: Path) -> dict[str, str]:
         "VERL_FILE_LOGGER_PATH": str(prism.output / "metrics.jsonl"),
     }
     hardware = cpu_environment() if prism.hardware.device == "cpu" else {}
-    return {**hardware, **os.environ, **ours}
+    repeatable = REPRODUCIBLE if prism.reproducible else {}
+    return {**hardware, **os.environ, **repeatable, **ours}
 
 
 def result(prism: Prism) -> Path:

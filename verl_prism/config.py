@@ -23,6 +23,7 @@ from pydantic import (
 from verl_prism.errors import UserError
 
 Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
+ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # the others run on one node
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -179,6 +179,15 @@ def test_a_host_without_gpu(prism):
     assert refusal(on_gpu) == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
 
 
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [("align", " wants a Ray that was started on all of them: "), ("sft", ": stage sft runs on one node")],
+)
+def test_several_nodes_want_a_stage_and_a_ray_that_have_them(prism, stage, said):
+    several = prism.model_copy(update={"stage": stage, "hardware": prism.hardware.model_copy(update={"nodes": 2})})
+    assert refusal(several).startswith(f"prism.hardware.nodes=2{said}")
+
+
 def test_other_stages_need_less(prism):
     """RL needs neither teacher nor discriminator; SFT needs messages."""
     write(prism.data.train, [question()], without="teacher_response")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer, decoders, models
 
-from verl_prism.config import Prism
+from verl_prism.config import ON_RAY, Prism
 from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
@@ -26,6 +26,7 @@ GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # NVID
 def check_inputs(prism: Prism) -> None:
     """All that `prism.stage` will read, and the device that it will run on."""
     check_device(prism)
+    check_nodes(prism)
     for key, folder in model_folders(prism).items():
         check_model_folder(key, folder)
     check_same_tokens(prism)
@@ -66,6 +67,18 @@ def check_device(prism: Prism) -> None:
     """A GPU's device file, where the run is to be on this host."""
     if prism.hardware.device == "cuda" and prism.hardware.ray_address is None and not any(map(Path.exists, GPU_FILES)):
         raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
+
+
+def check_nodes(prism: Prism) -> None:
+    """Several are for the stages on Ray, and for a Ray that was started on them: its own is of this host alone."""
+    given = f"prism.hardware.nodes={prism.hardware.nodes}"
+    if prism.hardware.nodes > 1 and prism.stage not in ON_RAY:
+        raise UserError(f"{given}: stage {prism.stage} runs on one node")
+    if prism.hardware.nodes > 1 and prism.hardware.ray_address is None:
+        raise UserError(
+            f"{given} wants a Ray that was started on all of them: python -m verl_prism.cluster --hosts=… starts it, "
+            "or prism.hardware.ray_address names one that is there"
+        )
 
 
 def check_model_folder(key: str, folder: Path) -> None:

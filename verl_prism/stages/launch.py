@@ -84,7 +84,8 @@ def launch(config: DictConfig, prism: Prism) -> int:
                 console.say(line)
             listen_for_requests(prism)
             console.note(STARTING[prism.stage])
-            status = tree.wait()
+            while (status := tree.wait(1.0)) is None:
+                pass
             outcome = read_outcome(prism)
             if status == 0 and "figures" in outcome:
                 console.finish(outcome["figures"], made=result(prism))

@@ -30,6 +30,9 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
 
 
 def train(config: DictConfig) -> None:
+    init = config.ray_kwargs.ray_init
+    if init.address is not None:  # a Ray that is there has its size
+        init.update(num_cpus=None, num_gpus=None)
     try:
         run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
     except RayTaskError as error:

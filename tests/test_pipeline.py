@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from openai_endpoint import RIGHT, Endpoint
 
 from verl_prism.discriminator import load_discriminator
 
@@ -102,3 +103,24 @@ def test_align_on_two_ranks(pipeline, placement):
                          "prism.rollout.samples_per_prompt=4", "prism.optim.lr=1e-3", *ranks)  # fmt: skip
     assert_rollouts_are_the_actors(steps)
     assert all(step["discriminator/pairs"] + 16 * step["align/invalid"] == pytest.approx(16) for step in steps)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_gspo_with_a_judge_that_goes_down(pipeline):
+    """Step 1 takes the judge's word for every answer; afterwards the rules' verdict stands, and the metrics say so. Of
+    the two updates of each step the second sees a policy that has moved, and GSPO's narrow clip acts."""
+    metrics = pipeline.root / "rlvr" / "metrics.jsonl"
+    with Endpoint() as endpoint:
+        endpoint.answer = lambda question: 503 if metrics.exists() and metrics.read_text() else RIGHT
+        metrics.unlink(missing_ok=True)
+        judge = {"endpoint": endpoint.url, "model": "judge", "when_down": "unjudged", "retries": 0}
+        steps = pipeline.run("rlvr", "algorithm=gspo", f"prism.policy={pipeline.root}/sft/policy", "prism.steps=3",
+                             "prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4",
+                             "prism.optim.lr=1e-3", "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+                             *(f"prism.reward.judge.{key}={value}" for key, value in judge.items()))  # fmt: skip
+    assert endpoint.requests
+    assert steps[0]["reward/judged"] == 1.0 and steps[0]["reward/opinion/right"] > 0
+    assert steps[0]["reward/acc"] == steps[0]["reward/format"]
+    assert all(step["reward/judged"] == 1 - step["reward/opinion/down"] < 1 for step in steps[1:])
+    assert all(step["actor/pg_clipfrac"] > 0 for step in steps)

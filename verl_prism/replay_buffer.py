@@ -1,7 +1,8 @@
-"""The replay buffer of stage 3: says what the rewards of each batch are made of, and does not train on what failed.
+"""verl's replay buffer with the options of its constructor in the config, selected by `trainer.v1.sampler`.
 
-verl averages what a reward function leaves beside the reward in its validation alone, and takes a group whose rollouts
-failed for a smaller group. Selected by `trainer.v1.sampler.custom_sampler`.
+That of stage 3 also says what the rewards of each batch are made of, and does not train on what failed: verl averages
+what a reward function leaves beside the reward in its validation alone, and takes a group whose rollouts failed for a
+smaller group.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,25 @@ from typing import Any
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from verl_prism.alignment.groups import column
-from verl_prism.cpu.replay_buffer import ConfiguredReplayBuffer
 from verl_prism.errors import UserError
 from verl_prism.response import FormatFault
-from verl_prism.rewards.judge import Opinion
+from verl_prism.rewards.opinion import Opinion
+from verl_prism.stages.figures import FILTERED
+
+
+class ConfiguredReplayBuffer(ReplayBuffer):
+    """Takes `trainer.v1.sampler.sampler_kwargs` as arguments of verl's own buffer.
+
+    verl polls for finished rollouts every 2 s, which on a tiny policy is most of a step: `{poll_interval: 0.1}` waits
+    less. verl does not pass the options of group filtering to a buffer chosen by config, so DAPO names them here too.
+    """
+
+    def __init__(self, *, sampler_kwargs: DictConfig, **kwargs: Any):
+        options = {str(name): value for name, value in sampler_kwargs.items()}
+        super().__init__(sampler_kwargs=sampler_kwargs, **kwargs, **options)
 
 
 class RewardReplayBuffer(ConfiguredReplayBuffer):
@@ -33,6 +47,8 @@ class RewardReplayBuffer(ConfiguredReplayBuffer):
         """verl's batch and metrics, and `reward_metrics` of the batch."""
         self._drawn = batch_size
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        if self.filter_groups_metric is not None:
+            metrics = {FILTERED: 0} | metrics  # verl has it only where there was one
         data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
         infos = [fields["reward_extra_info"] for fields in column(data["extra_fields"])]
         return batch, metrics | reward_metrics(infos)

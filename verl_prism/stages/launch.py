@@ -17,7 +17,7 @@ from verl_prism.data.checks import model_folders
 from verl_prism.errors import UserError
 from verl_prism.report.console import StageConsole
 from verl_prism.report.table import results_table
-from verl_prism.stages.figures import SHOWN
+from verl_prism.stages.figures import shown
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 from verl_prism.stages.resume import check_resumable
 from verl_prism.stages.run import OUTCOME
@@ -44,7 +44,7 @@ def launch(config: DictConfig, prism: Prism) -> int:
         signal.signal(number, signal.default_int_handler)
     scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
     steps = None if prism.stage == "eval" else prism.steps
-    headline = [f"{label}={key}" for label, key in SHOWN[prism.stage].items()]
+    headline = [f"{label}={key}" for label, key in shown(prism).items()]
     console = StageConsole(prism.stage, prism.output, steps, headline)
     try:
         with console, ProcessTree(command(prism), environment(prism, scratch)) as tree:

@@ -235,6 +235,8 @@ class Prism(Section):
     policy: AbsolutePath
     steps: PositiveInt
     checkpoint_every: PositiveInt
+    stall_seconds: PositiveFloat | None
+    max_restarts: NonNegativeInt
     data: Data
     model: Model
     hardware: Hardware

@@ -1,8 +1,8 @@
 """verl's replay buffer with the options of its constructor in the config, selected by `trainer.v1.sampler`.
 
-That of stage 3 also says what the rewards of each batch are made of, and does not train on what failed: verl averages
-what a reward function leaves beside the reward in its validation alone, and takes a group whose rollouts failed for a
-smaller group.
+It does not train on what failed: verl takes a group whose rollouts failed for a smaller group. That of stage 3 also
+says what the rewards of each batch are made of: verl averages what a reward function leaves beside the reward in its
+validation alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,12 @@ class ConfiguredReplayBuffer(ReplayBuffer):
     def __init__(self, *, sampler_kwargs: DictConfig, **kwargs: Any):
         options = {str(name): value for name, value in sampler_kwargs.items()}
         super().__init__(sampler_kwargs=sampler_kwargs, **kwargs, **options)
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        """Also notices a rollout that failed, its reward included; verl logs why and goes on without it."""
+        super()._sync_metadata_from_transfer_queue()
+        if failed := set().union(*self.failure_keys.values()):
+            raise RuntimeError(f"rollouts of {len(failed)} prompts failed: in the log, below `Error in _run_prompt`")
 
 
 class RewardReplayBuffer(ConfiguredReplayBuffer):
@@ -62,12 +68,6 @@ class RewardReplayBuffer(ConfiguredReplayBuffer):
                 "Take easier or harder questions, more prism.rollout.samples_per_prompt, or algorithm=grpo"
             )
         return self._draw(prompts)
-
-    def _sync_metadata_from_transfer_queue(self) -> None:
-        """Also notices a rollout that failed, its reward included; verl logs why and goes on without it."""
-        super()._sync_metadata_from_transfer_queue()
-        if failed := set().union(*self.failure_keys.values()):
-            raise RuntimeError(f"rollouts of {len(failed)} prompts failed: in the log, below `Error in _run_prompt`")
 
 
 def reward_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -19,10 +19,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from verl_prism.report.errors import last_errors, plain_lines
+
 POLL_SECONDS = 0.25
 PLAIN_LINE_SECONDS = 30.0
-ERROR_LINE = re.compile(r"\b\w*(Error|Exception|Interrupt)\b|\b(ERROR|CRITICAL|FATAL)\b|Killed|out of memory")
-ANSI_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class StageConsole:
@@ -39,6 +39,7 @@ class StageConsole:
 
     headline: metrics shown on the line, each the key of a metric or `label=key`.
     total_steps: may be set later, once it is known (`console.total_steps = n`).
+    progressed: when (`time.monotonic()`) a step or a phase was last reported.
     """
 
     def __init__(self, stage: str, output: Path, total_steps: int | None, headline: Sequence[str] = ()) -> None:
@@ -52,6 +53,7 @@ class StageConsole:
         self._note = "starting"
         self._step = 0
         self._pace = _Pace()
+        self.progressed = time.monotonic()
 
     def __enter__(self) -> Self:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -87,6 +89,7 @@ class StageConsole:
     def note(self, text: str) -> None:
         """Name the phase that the stage is in now, e.g. "starting Ray and vLLM"."""
         self._note = text
+        self.progressed = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
         """Count steps; for stages that write no metrics.jsonl."""
@@ -114,13 +117,18 @@ class StageConsole:
         text = json.dumps(summary, indent=2, ensure_ascii=False, default=float)
         (self.output / "summary.json").write_text(text + "\n")
 
+    @property
+    def step(self) -> int:
+        """The last step that was reported."""
+        return self._step
+
+    def log_lines(self) -> list[str]:
+        _flush_streams()
+        return plain_lines(self.log_path.read_text(errors="replace"))
+
     def last_errors(self, count: int = 8) -> list[str]:
         """The last lines of the log that name an error or, where none does, its last lines."""
-        _flush_streams()
-        lines = [ANSI_CODE.sub("", line).rstrip() for line in self.log_path.read_text(errors="replace").splitlines()]
-        lines = [line for line in lines if line]
-        errors = list(dict.fromkeys(line for line in lines if ERROR_LINE.search(line)))
-        return (errors or lines)[-count:]
+        return last_errors(self.log_lines(), count)
 
     def _stop_line(self) -> None:
         self._stop.set()
@@ -150,6 +158,7 @@ class StageConsole:
             self.note(record["note"])
 
     def _set_step(self, step: int) -> None:
+        self.progressed = time.monotonic()
         if self._step == 0 and step > 0:
             self._note = ""
         if step > self._step:

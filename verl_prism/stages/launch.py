@@ -17,10 +17,13 @@ from verl_prism.data.checks import model_folders
 from verl_prism.errors import UserError
 from verl_prism.report.console import StageConsole
 from verl_prism.report.table import results_table
+from verl_prism.stages.failure import failure_text
 from verl_prism.stages.figures import shown
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 from verl_prism.stages.resume import check_resumable
 from verl_prism.stages.run import OUTCOME
+from verl_prism.stages.stacks import STACKS_VARIABLE
+from verl_prism.stages.watch import Watch
 
 STARTING: dict[Stage, str] = {
     "sft": "loading the model and the demonstrations",
@@ -49,7 +52,8 @@ def launch(config: DictConfig, prism: Prism) -> int:
     try:
         with console, ProcessTree(command(prism), environment(prism, scratch)) as tree:
             console.note(STARTING[prism.stage])
-            status = tree.wait()
+            watch = Watch(tree, console, prism, stacks_file(scratch))
+            status = watch.wait()
             outcome = read_outcome(prism)
             if status == 0:
                 console.finish(outcome["figures"], made=result(prism))
@@ -63,8 +67,7 @@ def launch(config: DictConfig, prism: Prism) -> int:
     if "mistake" in outcome:
         raise UserError(outcome["mistake"])
     if status:
-        errors = "\n".join(f"  {line}" for line in console.last_errors())
-        sys.stderr.write(f"stage {prism.stage} failed; log in {console.log_path}, its last errors:\n{errors}\n")
+        sys.stderr.write(failure_text(prism, status, console, watch))
     return 1 if status else 0
 
 
@@ -98,12 +101,18 @@ def environment(prism: Prism, scratch: Path) -> dict[str, str]:
     """Variables that must be there before Python starts, or that Ray's workers inherit."""
     ours = {
         "PYTHONUNBUFFERED": "1",
+        STACKS_VARIABLE: str(stacks_file(scratch)),
         "RAY_TMPDIR": str(scratch),
         "VLLM_RPC_BASE_PATH": str(scratch),
         "VERL_FILE_LOGGER_PATH": str(prism.output / "metrics.jsonl"),
     }
     hardware = cpu_environment() if prism.hardware.device == "cpu" else {}
     return {**hardware, **os.environ, **ours}
+
+
+def stacks_file(scratch: Path) -> Path:
+    """Where processes write their stacks when asked."""
+    return scratch / "stacks"
 
 
 def result(prism: Prism) -> Path:

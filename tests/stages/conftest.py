@@ -9,8 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-SMALL = ["prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4"]
-
 
 class StageRun:
     """A stage on the digits; what it has started is looked at once, when it has got somewhere."""

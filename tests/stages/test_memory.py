@@ -10,8 +10,8 @@ from verl_prism.stages.memory import find_shortage, kernel_kills, memory_advice
 
 # torch/csrc/…/CUDACachingAllocator.cpp
 CUDA = (
-    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of "
-    "which 1.20 GiB is free. Process 7 has 77.89 GiB memory in use."
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB "
+    "of which 1.20 GiB is free. Process 7 has 77.89 GiB memory in use."
 )
 POLICY = """\
 ray.exceptions.RayTaskError(OutOfMemoryError): ray::WorkerDict.actor_rollout_update_actor() (pid=41, ip=10.0.0.1)
@@ -19,14 +19,14 @@ ray.exceptions.RayTaskError(OutOfMemoryError): ray::WorkerDict.actor_rollout_upd
   File "/env/verl/workers/engine/fsdp/transformer_impl.py", line 740, in forward_backward_batch
 """
 DISCRIMINATOR = """\
-ray.exceptions.RayTaskError(OutOfMemoryError): ray::WorkerDict.actor_rollout_update_discriminator() (pid=41, ip=10.0.0.1)
+ray.exceptions.RayTaskError(OutOfMemoryError): ray::WorkerDict.actor_rollout_update_discriminator() (pid=41)
   File "/env/verl_prism/alignment/worker.py", line 95, in update_discriminator
   File "/env/verl_prism/discriminator/step.py", line 120, in run
 """
 ENGINE = "(vLLMHttpServer pid=42) (EngineCore pid=43) "
 KILLED_BY_RAY = (  # ray/core/src/ray/raylet
-    "ray.exceptions.OutOfMemoryError: ray::AgentLoopWorkerTQ.generate_sequences() 1 worker(s) were killed due to the node "
-    "running low on memory. Refer to the documentation on how to address the out of memory issue: https://docs.ray.io"
+    "ray.exceptions.OutOfMemoryError: ray::AgentLoopWorkerTQ.generate_sequences() 1 worker(s) were killed due to the "
+    "node running low on memory. Refer to the documentation on how to address the out of memory issue: https://docs.ray.io"
 )
 UNRELATED = 'Traceback (most recent call last):\n  File "x.py", line 3, in f\nValueError: no memory of it\n'
 
@@ -61,9 +61,8 @@ def prism():
             "prism.data.max_response_tokens (is 6144) or prism.data.max_prompt_tokens (is 2048)",
         ),
         (  # vllm/v1/worker/utils.py
-            ENGINE
-            + "ValueError: Free memory on device cuda:0 (40.11/79.10 GiB) on startup is less than desired GPU memory "
-            "utilization (0.6, 47.46 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
+            ENGINE + "ValueError: Free memory on device cuda:0 (40.11/79.10 GiB) on startup is less than desired GPU "
+            "memory utilization (0.6, 47.46 GiB). Decrease GPU memory utilization or reduce GPU memory used by other",
             "vLLM finds less device memory free than its share; lower prism.hardware.engine_memory (is 0.6)",
         ),
         (

@@ -11,6 +11,8 @@ from verl.utils.config import validate_config
 from verl_prism import plugin
 from verl_prism.config import Prism
 from verl_prism.errors import UserError
+from verl_prism.report.metrics import METRICS
+from verl_prism.stages.actors import watched_actors
 from verl_prism.stages.figures import figures
 from verl_prism.stages.publish import publish_policy
 from verl_prism.task_runner import PrismTaskRunner
@@ -20,7 +22,8 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     plugin.assert_loaded()
     check_with_verl(config)
     try:
-        run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
+        with watched_actors(prism.output / METRICS):
+            run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
     except RayTaskError as error:
         if isinstance(error.cause, UserError):  # its own message, without the traceback that Ray puts in its place
             raise error.cause from None

@@ -19,6 +19,7 @@ from verl_prism.stages.stacks import report_stacks
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 20.0  # for a run to end by itself once a process of it has died: what it says then says more
 ON_RAY = ("align", "rlvr")
+RAYS_OWN = ("raylet", "gcs_server")
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Death:
     step: int
 
     def __str__(self) -> str:
-        where = f"in step {self.step}" if self.step else "before the first step"
-        return f"the {in_words(self.name)}, process {self.pid}, died {where}; it held {self.memory / 2**30:.1f} GiB"
+        held = f"{self.memory / 2**30:.1f} GiB"
+        return f"the {in_words(self.name)}, process {self.pid}, died in step {self.step}; it held {held}"
 
 
 class Watch:
@@ -78,10 +79,10 @@ class Watch:
         alive = {
             process: (name, _memory(process)) for process in self._tree.alive() if (name := process_class(process))
         }
-        gone = self._seen.keys() - alive.keys()
+        gone = [(process.pid, *self._seen[process]) for process in self._seen.keys() - alive.keys()]
         if gone and self._console.step > self._first_step:
-            step = self._console.step + 1
-            self.deaths = [Death(name, p.pid, memory, step) for p, (name, memory) in self._seen.items() if p in gone]
+            first = [each for each in gone if each[1] in RAYS_OWN] or gone  # the others end with these
+            self.deaths = [Death(name, pid, memory, self._console.step + 1) for pid, name, memory in first]
             self._died_at = time.monotonic()
         self._seen = alive
 

@@ -1,6 +1,7 @@
 """Small trees of processes by the names of Ray's and vLLM's: what the parent of a stage notices, and what it says."""
 
 import os
+import re
 import sys
 
 import pytest
@@ -29,6 +30,8 @@ def kill(number):
     time.sleep(1)
     started[number].kill()
     started[number].wait()
+def python(name, code):
+    return subprocess.Popen([name, "-c", code], executable=sys.executable)
 def wait_for_ever():
     time.sleep(300)
 exec(act)
@@ -88,9 +91,15 @@ def test_processes_that_come_and_go_are_no_failure(outcome):
 
 def test_what_a_process_has_forked_may_end(outcome):
     """A loader of data, say: it has its parent's name."""
-    fork = "import os, time; os.fork() and time.sleep(4) or time.sleep(2)"
-    act = f"subprocess.Popen(['bash', '-c', 'exec -a ray::WorkerDict {sys.executable} -c \"{fork}\"'])"
-    assert outcome("", f"{act}; time.sleep(1); report(1); time.sleep(2)") == (0, "")
+    fork = "import os, time; time.sleep(60) if os.fork() else time.sleep(3)"
+    act = f"""
+actor = python("ray::WorkerDict", {fork!r})
+time.sleep(1.5)
+report(1)
+time.sleep(3)
+assert actor.poll() is None
+"""
+    assert outcome("", act) == (0, "")
 
 
 def test_the_end_of_all_processes_after_the_last_step_is_no_failure(outcome):
@@ -104,14 +113,15 @@ def test_a_stage_killed_itself_is_said_to_be(outcome):
 
 
 def test_a_stall_shows_where_every_process_stands(outcome, tmp_path):
-    status, text = outcome("ray::WorkerDict", "report(1); wait_for_ever()", "prism.stall_seconds=2")
+    server = "from verl_prism.stages.stacks import *; answer_requests(); time.sleep(300)"
+    act = f"python('ray::vLLMHttpServer', {server!r}); report(1); wait_for_ever()"
+    status, text = outcome("ray::WorkerDict", act, "prism.stall_seconds=4")
     assert status == 1
-    assert "stage align failed: no progress for prism.stall_seconds=2." in text
-    assert "<string>:15 in wait_for_ever" in text, text
-    assert "the policy worker (WorkerDict), process " not in text
-    assert "policy worker (WorkerDict), process " in text and "S (sleeping)" in text
+    assert "stage align failed: no progress for prism.stall_seconds=4." in text
+    assert re.search(r"\n  policy worker \(WorkerDict\), process \d+: S \(sleeping\)", text)
+    assert re.search(r"\n  vLLM server \(vLLMHttpServer\), process \d+: <string>:1 in <module>", text)
     log = (tmp_path / "log.txt").read_text()
-    assert 'File "<string>", line 15 in wait_for_ever' in log
+    assert 'File "<string>", line 17 in wait_for_ever' in log
 
 
 def test_progress_is_a_step_or_a_phase(outcome):

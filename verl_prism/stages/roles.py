@@ -32,8 +32,8 @@ def process_class(process: psutil.Process) -> str | None:
     A copy that such a process has forked has the name of its parent, and is none.
     """
     with contextlib.suppress(psutil.Error):
-        name, parent = _class(process.cmdline()), process.parent()
-        return name if parent is None or name != _class(parent.cmdline()) else None
+        name, parent = _class(_command(process)), process.parent()
+        return name if parent is None or name != _class(_command(parent)) else None
     return None
 
 
@@ -52,12 +52,20 @@ def in_words(name: str) -> str:
     return f"{ROLES[name]} ({name})" if name in ROLES else name
 
 
+def role(process: psutil.Process) -> str | None:
+    """In words, for the stage's own process (of SFT, each rank) and those with a class."""
+    if name := process_class(process):
+        return in_words(name)
+    return "stage's own process" if _STAGE in _command(process) else None
+
+
 def title(process: psutil.Process) -> str:
-    """Of any process: its role where it has one, otherwise its program."""
-    with contextlib.suppress(psutil.Error):
-        if name := process_class(process):
-            return in_words(name)
-        command = process.cmdline()
-        words = " ".join(command).split() or [process.name()]
-        return "the stage's own process" if _STAGE in command else " ".join(words)[:60]
-    return "a process that has ended"
+    """Of any process: its role where it has one, otherwise its command."""
+    return role(process) or " ".join(" ".join(_command(process)).split())[:60] or "a process that has ended"
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

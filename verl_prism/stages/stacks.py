@@ -35,14 +35,14 @@ def answer_requests() -> None:
 
 def report_stacks(processes: "Sequence[psutil.Process]", answers: Path, log: Path) -> list[str]:
     """Adds the stacks of all to the log. Returns a line for each process with a role: what it waits for."""
-    from verl_prism.stages.roles import process_class, title
+    from verl_prism.stages.roles import role, title
 
     lines = []
     with open(log, "a", encoding="utf-8") as file:
         for process in processes:
             name, state, stacks = title(process), _kernel_state(process.pid), _ask(process.pid, answers)
             file.write(f"\n{HEADING}{name}, process {process.pid}, {state}\n{stacks}")
-            if stacks or process_class(process):
+            if role(process):
                 lines.append(f"{name}, process {process.pid}: {where(stacks) or state}")
     return lines
 

@@ -97,6 +97,12 @@ def test_the_kernel_tells_by_its_count_that_it_killed(prism):
     assert kernel_kills() >= 0
 
 
+def test_who_died_tells_the_role_where_the_log_does_not(prism):
+    said = ["(raylet) 1 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed due to other"]
+    assert "host memory: a reward worker; lower prism.hardware" in memory_advice(said, ["RewardLoopWorker"], 0, prism)
+    assert "host memory: the stage's own process; lower" in memory_advice(said, [], 0, prism)
+
+
 ALLOCATIONS = {
     "torch": "import torch; limit(); torch.zeros(1 << 36)",
     "Python": "limit(); bytearray(1 << 36)",
@@ -111,4 +117,4 @@ def test_a_host_without_memory_is_recognised(library):
     done = subprocess.run([sys.executable, "-c", limit + ALLOCATIONS[library]], capture_output=True, text=True)
     assert done.returncode == 1
     shortage = find_shortage(done.stderr.splitlines())
-    assert shortage is not None and not shortage.device and shortage.role == "stage"
+    assert shortage is not None and not shortage.device and shortage.role is None

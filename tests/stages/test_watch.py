@@ -91,12 +91,12 @@ def test_processes_that_come_and_go_are_no_failure(outcome):
 
 def test_what_a_process_has_forked_may_end(outcome):
     """A loader of data, say: it has its parent's name."""
-    fork = "import os, time; time.sleep(60) if os.fork() else time.sleep(3)"
+    fork = "import os, time; time.sleep(60) if os.fork() else time.sleep(2.5)"
     act = f"""
 actor = python("ray::WorkerDict", {fork!r})
 time.sleep(1.5)
 report(1)
-time.sleep(3)
+time.sleep(5)
 assert actor.poll() is None
 """
     assert outcome("", act) == (0, "")

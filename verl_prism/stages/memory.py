@@ -22,7 +22,7 @@ HOST = re.compile(
     r"can't allocate memory: you tried to allocate|^(.*\W)?MemoryError\b|std::bad_alloc|_ArrayMemoryError"
     r"|Cannot allocate memory|[Uu]nable to mmap \d+ bytes"
 )
-RAY = re.compile(r"ray\.exceptions\.OutOfMemoryError|killed due to the node running low on memory")
+RAY = re.compile(r"ray\.exceptions\.OutOfMemoryError|killed due to (the node running low on memory|memory pressure)")
 SHARED = re.compile(
     r"No space left on device.*(/dev/shm|shm)|(/dev/shm|shm).*No space left on device|insufficient shared memory"
 )
@@ -72,9 +72,9 @@ _HOST_KEYS: dict[Role, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Shortage:
-    """role: who asked for memory that was not there. device: of a GPU, not of the host."""
+    """role: who asked for memory that was not there, where that is told. device: of a GPU, not of the host."""
 
-    role: Role
+    role: Role | None
     device: bool
     message: str
 
@@ -85,21 +85,19 @@ def memory_advice(lines: Sequence[str], dead: Sequence[str], kernel_kills: int, 
     lines: of the log. dead: classes of the processes that died. kernel_kills: how many processes the kernel has killed
     for want of memory meanwhile.
     """
-    shortage = find_shortage(lines) or _killed(dead, kernel_kills)
+    shortage = find_shortage(lines) or (Shortage(None, False, "killed") if kernel_kills > 0 else None)
     if shortage is None:
         return None
     if CACHE_TOO_SMALL.search(shortage.message):
-        return _sentence("vLLM has no room for its cache", "raise", ["hardware.engine_memory"], prism, (
-            "or lower", ["data.max_response_tokens", "data.max_prompt_tokens"]))  # fmt: skip
+        lower = _keys(["data.max_response_tokens", "data.max_prompt_tokens"], prism)
+        return f"vLLM has no room for its cache; raise {_keys(['hardware.engine_memory'], prism)}, or lower {lower}"
     if SHARE_TOO_LARGE.search(shortage.message):
-        return _sentence(
-            "vLLM finds less device memory free than its share", "lower", ["hardware.engine_memory"], prism
-        )
-    keys = list((_DEVICE_KEYS if shortage.device else _HOST_KEYS).get(shortage.role, ("hardware.tokens_per_device",)))
-    where = "device" if shortage.device else "host"
-    return _sentence(f"out of {where} memory: {_NAMES[shortage.role]}", "lower", keys, prism) + _offload(
-        shortage, prism
-    )
+        return f"vLLM finds less device memory free than its share; lower {_keys(['hardware.engine_memory'], prism)}"
+    killed: list[Role] = [_ROLE_OF_CLASS[name] for name in dead if name in _ROLE_OF_CLASS]
+    role: Role = shortage.role or (killed or ["stage"])[0]
+    where, settings = ("device", _DEVICE_KEYS) if shortage.device else ("host", _HOST_KEYS)
+    lower = _keys(settings.get(role, settings["stage"]), prism)
+    return f"out of {where} memory: {_NAMES[role]}; lower {lower}{_offload(role, shortage.device, prism)}"
 
 
 def find_shortage(lines: Sequence[str]) -> Shortage | None:
@@ -114,40 +112,26 @@ def find_shortage(lines: Sequence[str]) -> Shortage | None:
     return None
 
 
-def _role(context: Sequence[str]) -> Role:
+def _role(context: Sequence[str]) -> Role | None:
     """Who is named in the traceback that ends with the last line, or in that line's own prefix `(Name pid=…)`."""
     starts = [n for n, line in enumerate(context) if "Traceback (most recent call last)" in line or "ray::" in line]
     text = "\n".join(context[starts[-1] if starts else -1 :])
-    return next((role for role, pattern in _OF_ROLE.items() if re.search(pattern, text)), "stage")
+    return next((role for role, pattern in _OF_ROLE.items() if re.search(pattern, text)), None)
 
 
-def _killed(dead: Sequence[str], kernel_kills: int) -> Shortage | None:
-    if kernel_kills <= 0:
-        return None
-    role: Role = next((_ROLE_OF_CLASS[name] for name in dead if name in _ROLE_OF_CLASS), "stage")
-    return Shortage(role, False, "killed by the kernel")
+def _keys(keys: Sequence[str], prism: Prism) -> str:
+    """With their values, such as "prism.hardware.engine_memory (is 0.6)"."""
+    sections = [key.split(".") for key in keys]
+    return " or ".join(f"prism.{key}.{name} (is {getattr(getattr(prism, key), name)})" for key, name in sections)
 
 
-def _sentence(
-    what: str, verb: str, keys: Sequence[str], prism: Prism, other: tuple[str, Sequence[str]] | None = None
-) -> str:
-    """Such as "out of device memory: vLLM; lower prism.hardware.engine_memory (is 0.6)"."""
-    text = f"{what}; {verb} {' or '.join(_with_value(key, prism) for key in keys)}"
-    return f"{text}, {other[0]} {' or '.join(_with_value(key, prism) for key in other[1])}" if other else text
-
-
-def _with_value(key: str, prism: Prism) -> str:
-    section, name = key.split(".")
-    return f"prism.{key} (is {getattr(getattr(prism, section), name)})"
-
-
-def _offload(shortage: Shortage, prism: Prism) -> str:
+def _offload(role: Role, device: bool, prism: Prism) -> str:
     """Offloading moves idle models from the devices to the host."""
-    if shortage.role not in ("policy", "discriminator") or prism.hardware.device == "cpu":
-        return ""
-    if shortage.device and not prism.hardware.offload:
-        return ", or set prism.hardware.offload=true"
-    return ", or set prism.hardware.offload=false" if not shortage.device and prism.hardware.offload else ""
+    wanted = device  # where the device is short they go to the host, and the other way round
+    useless = role not in ("policy", "discriminator") or prism.hardware.device == "cpu"
+    return (
+        "" if useless or prism.hardware.offload == wanted else f", or set prism.hardware.offload={str(wanted).lower()}"
+    )
 
 
 def kernel_kills() -> int:

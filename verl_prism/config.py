@@ -245,6 +245,8 @@ class Prism(Section):
     checkpoint_every: PositiveInt
     keep_checkpoints: PositiveInt
     resume: bool
+    stall_seconds: PositiveFloat | None
+    max_restarts: NonNegativeInt
     data: Data
     model: Model
     hardware: Hardware

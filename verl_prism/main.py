@@ -89,8 +89,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.check:
         return 0
     from verl_prism.stages.launch import launch
+    from verl_prism.stages.restart import with_restarts
 
-    return launch(config, prism)
+    return with_restarts(launch, config, prism)
 
 
 if __name__ == "__main__":

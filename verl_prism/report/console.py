@@ -19,12 +19,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from verl_prism.report.errors import last_errors, plain_lines
 from verl_prism.report.log import StageLog
 
 POLL_SECONDS = 0.25
 PLAIN_LINE_SECONDS = 30.0
-ERROR_LINE = re.compile(r"\b\w*(Error|Exception|Interrupt)\b|\b(ERROR|CRITICAL|FATAL)\b|Killed|out of memory")
-ANSI_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class StageConsole:
@@ -43,6 +42,7 @@ class StageConsole:
     total_steps: may be set later, once it is known (`console.total_steps = n`).
     first_step: the step that a resumed run goes on from; its log is added to the earlier one's.
     redact: what is printed -> what the log shows of it.
+    progressed: when (`time.monotonic()`) a step or a phase was last reported.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StageConsole:
         self._note = "starting"
         self._step = self._first_step = first_step
         self._pace = _Pace()
-        self._log_start = 0
+        self.progressed = time.monotonic()
 
     def __enter__(self) -> Self:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -108,6 +108,7 @@ class StageConsole:
     def note(self, text: str) -> None:
         """Name the phase that the stage is in now, e.g. "starting Ray and vLLM"."""
         self._note = text
+        self.progressed = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
         """Count steps; for stages that write no metrics.jsonl."""
@@ -139,16 +140,21 @@ class StageConsole:
         text = json.dumps(summary, indent=2, ensure_ascii=False, default=float)
         (self.output / "summary.json").write_text(text + "\n")
 
-    def last_errors(self, count: int = 8) -> list[str]:
-        """The last lines of this run's log that name an error or, where none does, its last lines."""
+    @property
+    def step(self) -> int:
+        """The last step that was reported."""
+        return self._step
+
+    def log_lines(self) -> list[str]:
+        """Of this run; an earlier one that it goes on from has left some too."""
         _flush_streams()
         if self._log is not None:
             self._log.catch_up()
-        text = self.log_path.read_bytes()[self._log_start :].decode(errors="replace")
-        lines = [ANSI_CODE.sub("", line).rstrip() for line in text.splitlines()]
-        lines = [line for line in lines if line]
-        errors = list(dict.fromkeys(line for line in lines if ERROR_LINE.search(line)))
-        return (errors or lines)[-count:]
+        return plain_lines(self.log_path.read_bytes()[self._log_start :].decode(errors="replace"))
+
+    def last_errors(self, count: int = 8) -> list[str]:
+        """The last lines of this run's log that name an error or, where none does, its last lines."""
+        return last_errors(self.log_lines(), count)
 
     def _stop_line(self) -> None:
         self._stop.set()
@@ -178,6 +184,7 @@ class StageConsole:
             self.note(record["note"])
 
     def _set_step(self, step: int) -> None:
+        self.progressed = time.monotonic()
         if self._step == self._first_step and step > self._first_step:
             self._note = ""
         if step > self._step:

@@ -27,11 +27,14 @@ from verl_prism.stages.checkpoints import (
     unfinished_folder,
 )
 from verl_prism.stages.end_request import EXIT_SAVED, ignore_requests, listen_for_requests, request_file
+from verl_prism.stages.failure import failure_text
 from verl_prism.stages.figures import shown
 from verl_prism.stages.network import network_environment
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 from verl_prism.stages.resume import checkpoint_to_resume, finished, starting_point
 from verl_prism.stages.run import OUTCOME
+from verl_prism.stages.stacks import STACKS_VARIABLE
+from verl_prism.stages.watch import Watch
 
 CONFIG = "config.yaml"
 STARTING: dict[Stage, str] = {
@@ -84,8 +87,8 @@ def launch(config: DictConfig, prism: Prism) -> int:
                 console.say(line)
             listen_for_requests(prism)
             console.note(STARTING[prism.stage])
-            while (status := tree.wait(1.0)) is None:
-                pass
+            watch = Watch(tree, console, prism, stacks_file(scratch))
+            status = watch.wait()
             outcome = read_outcome(prism)
             if status == 0 and "figures" in outcome:
                 console.finish(outcome["figures"], made=result(prism))
@@ -103,8 +106,7 @@ def launch(config: DictConfig, prism: Prism) -> int:
         sys.stderr.write(f"saved at step {outcome['saved']} as asked; prism.resume=true goes on from there\n")
         return EXIT_SAVED
     if status:
-        errors = "\n".join(f"  {line}" for line in console.last_errors())
-        sys.stderr.write(f"stage {prism.stage} failed; log in {console.log_path}, its last errors:\n{errors}\n")
+        sys.stderr.write(failure_text(prism, status, console, watch))
     return 1 if status else 0
 
 
@@ -152,6 +154,7 @@ def environment(prism: Prism, scratch: Path) -> dict[str, str]:
     """Variables that must be there before Python starts, or that Ray's workers inherit."""
     ours = {
         "PYTHONUNBUFFERED": "1",
+        STACKS_VARIABLE: str(stacks_file(scratch)),
         "RAY_TMPDIR": str(scratch),
         "VLLM_RPC_BASE_PATH": str(scratch),
         "VERL_FILE_LOGGER_PATH": str(prism.output / "metrics.jsonl"),
@@ -159,6 +162,11 @@ def environment(prism: Prism, scratch: Path) -> dict[str, str]:
     hardware = cpu_environment() if prism.hardware.device == "cpu" else {}
     repeatable = REPRODUCIBLE if prism.reproducible else {}
     return {**network_environment(prism, scratch), **hardware, **os.environ, **repeatable, **ours}
+
+
+def stacks_file(scratch: Path) -> Path:
+    """Where processes write their stacks when asked."""
+    return scratch / "stacks"
 
 
 def result(prism: Prism) -> Path:

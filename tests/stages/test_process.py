@@ -43,7 +43,7 @@ def test_nothing_of_the_tree_is_left(kind, tmp_path):
     with ProcessTree([sys.executable, "-c", PARENT, DAEMON, str(tmp_path / "name"), kind], dict(os.environ)) as tree:
         name = segment_name(tmp_path / "name")
         if kind == "orphan":
-            assert tree.wait() == 0
+            assert tree.wait(30) == 0
         descendants = [p for p in psutil.Process().children(recursive=True) if p not in others]
         assert Path("/dev/shm", name).exists()
         started = time.monotonic()
@@ -81,4 +81,4 @@ def test_shared_memory_that_a_stranger_uses_stays(tmp_path):
 
 def test_the_exit_status_is_the_commands(tmp_path):
     with ProcessTree([sys.executable, "-c", "raise SystemExit(7)"], dict(os.environ)) as tree:
-        assert tree.wait() == 7
+        assert tree.wait(30) == 7

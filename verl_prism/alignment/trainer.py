@@ -25,7 +25,7 @@ from verl_prism.alignment.advantage import (
     reference_advantage,
     spread_over_tokens,
 )
-from verl_prism.alignment.groups import FIELDS, column, token_ranges
+from verl_prism.alignment.groups import FIELDS, column, token_ranges, uid_of
 from verl_prism.alignment.worker import SCORE_FIELDS, AdversarialOPDWorker, DiscriminatorWorker
 from verl_prism.discriminator.batch import VIEWS
 from verl_prism.trainer import PrismTrainer
@@ -82,8 +82,10 @@ class AdversarialOPDTrainer(PrismTrainer):
         return super()._compute_advantage(batch, metrics)
 
     def _update_discriminator(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Score this step's rollouts and learn from them. Returns them sorted, so that groups stand together."""
-        keys = sorted(key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False))
+        """Score this step's rollouts and learn from them. Returns them with groups standing together."""
+        real = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        places = {uid: place for place, uid in reversed(list(enumerate(map(uid_of, real))))}
+        keys = sorted(real, key=lambda key: places[uid_of(key)])
         rollouts = batch.select_keys(keys)
         rollouts.fields, rollouts.extra_info = list(FIELDS), {}
         scored = self.discriminator_wg.update_discriminator(rollouts)
@@ -148,5 +150,5 @@ def _advantage_metrics(advantage: AlignmentAdvantage) -> dict[str, float]:
 
 def _fault_metrics(faults: list[str]) -> dict[str, float]:
     """The share of each format fault among the rollouts; "" is none."""
-    shares = {f"align/fault/{fault}": faults.count(fault) / len(faults) for fault in set(faults) if fault}
-    return {"align/invalid": sum(shares.values()), **shares}
+    shares = {f"align/fault/{fault}": faults.count(fault) / len(faults) for fault in dict.fromkeys(faults) if fault}
+    return {"align/invalid": sum(map(bool, faults)) / len(faults), **shares}

@@ -37,6 +37,7 @@ def training_worker_config(prism: Prism) -> TrainingWorkerConfig:
             mixed_precision={"param_dtype": short, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
             use_torch_compile=False,
             seed=prism.seed,
+            full_determinism=prism.reproducible,
         ),
         optimizer_config=FSDPOptimizerConfig(
             lr=settings.lr,

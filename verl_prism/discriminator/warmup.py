@@ -110,6 +110,7 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[di
         UserError: there are no pairs to train on.
         FloatingPointError: numbers were not finite for too long; nothing is saved.
     """
+    torch.use_deterministic_algorithms(prism.reproducible, warn_only=True)
     with process_group(prism.hardware.device) as ranks, _log(prism, ranks) as log:
         if log:
             log.note("pairing")

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,16 +19,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from verl_prism.report.errors import last_errors, plain_lines
+from verl_prism.report.log import StageLog
+
 POLL_SECONDS = 0.25
 PLAIN_LINE_SECONDS = 30.0
-ERROR_LINE = re.compile(r"\b\w*(Error|Exception|Interrupt)\b|\b(ERROR|CRITICAL|FATAL)\b|Killed|out of memory")
-ANSI_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class StageConsole:
     """Owns the terminal while a stage runs.
 
-    Inside the `with` block, file descriptors 1 and 2 of this process, and of every child it starts, point to
+    Inside the `with` block, file descriptors 1 and 2 of this process, and of every child it starts, lead to
     `<output>/log.txt`; only this class still writes to the terminal. A thread follows `<output>/metrics.jsonl` and
     moves the line: `{"step": …, "data": {…}}`, as verl's file logger writes it, and `{"note": …}` or `{"total": …}`,
     by which a child process names its phase and its number of steps.
@@ -40,10 +41,18 @@ class StageConsole:
     headline: metrics shown on the line, each the key of a metric or `label=key`.
     total_steps: may be set later, once it is known (`console.total_steps = n`).
     first_step: the step that a resumed run goes on from; its log is added to the earlier one's.
+    redact: what is printed -> what the log shows of it.
+    progressed: when (`time.monotonic()`) a step or a phase was last reported.
     """
 
     def __init__(
-        self, stage: str, output: Path, total_steps: int | None, headline: Sequence[str] = (), first_step: int = 0
+        self,
+        stage: str,
+        output: Path,
+        total_steps: int | None,
+        headline: Sequence[str] = (),
+        first_step: int = 0,
+        redact: Callable[[str], str] = str,
     ) -> None:
         self.stage = stage
         self.output = Path(output)
@@ -52,10 +61,13 @@ class StageConsole:
         self.metrics: dict[str, Any] = {}
         self._headline = [tuple(h.split("=", 1)) if "=" in h else (h, h) for h in headline]
         self._metrics_path = self.output / "metrics.jsonl"
+        self._redact = redact
+        self._log: StageLog | None = None
+        self._log_start = 0
         self._note = "starting"
         self._step = self._first_step = first_step
         self._pace = _Pace()
-        self._log_start = 0
+        self.progressed = time.monotonic()
 
     def __enter__(self) -> Self:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -66,9 +78,9 @@ class StageConsole:
         self._terminal = open(os.dup(1), "w", encoding="utf-8", errors="replace")
         if not self._first_step:
             self.log_path.unlink(missing_ok=True)
-        self._log_fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._log_start = os.fstat(self._log_fd).st_size
-        _point_output_to(self._log_fd)
+        self._log = StageLog(self.log_path, self._redact)
+        self._log_start = os.fstat(self._log.file).st_size
+        _point_output_to(self._log.pipe)
         self._animated = self._terminal.isatty()
         self._console = Console(file=self._terminal, highlight=False, width=None if self._animated else 120)
         self._live = Live(get_renderable=self._line, console=self._console, refresh_per_second=4, transient=True,
@@ -89,11 +101,14 @@ class StageConsole:
             os.dup2(saved, fd)
             os.close(saved)
         self._terminal.close()
-        atexit.register(_point_output_to, self._log_fd)
+        assert self._log is not None
+        self._log.close()
+        atexit.register(_point_output_to, self._log.file)
 
     def note(self, text: str) -> None:
         """Name the phase that the stage is in now, e.g. "starting Ray and vLLM"."""
         self._note = text
+        self.progressed = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
         """Count steps; for stages that write no metrics.jsonl."""
@@ -125,14 +140,21 @@ class StageConsole:
         text = json.dumps(summary, indent=2, ensure_ascii=False, default=float)
         (self.output / "summary.json").write_text(text + "\n")
 
+    @property
+    def step(self) -> int:
+        """The last step that was reported."""
+        return self._step
+
+    def log_lines(self) -> list[str]:
+        """Of this run; an earlier one that it goes on from has left some too."""
+        _flush_streams()
+        if self._log is not None:
+            self._log.catch_up()
+        return plain_lines(self.log_path.read_bytes()[self._log_start :].decode(errors="replace"))
+
     def last_errors(self, count: int = 8) -> list[str]:
         """The last lines of this run's log that name an error or, where none does, its last lines."""
-        _flush_streams()
-        text = self.log_path.read_bytes()[self._log_start :].decode(errors="replace")
-        lines = [ANSI_CODE.sub("", line).rstrip() for line in text.splitlines()]
-        lines = [line for line in lines if line]
-        errors = list(dict.fromkeys(line for line in lines if ERROR_LINE.search(line)))
-        return (errors or lines)[-count:]
+        return last_errors(self.log_lines(), count)
 
     def _stop_line(self) -> None:
         self._stop.set()
@@ -162,6 +184,7 @@ class StageConsole:
             self.note(record["note"])
 
     def _set_step(self, step: int) -> None:
+        self.progressed = time.monotonic()
         if self._step == self._first_step and step > self._first_step:
             self._note = ""
         if step > self._step:

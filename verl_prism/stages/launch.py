@@ -15,6 +15,7 @@ from verl_prism.config import Prism, Stage
 from verl_prism.cpu.environment import cpu_environment
 from verl_prism.data.checks import model_folders
 from verl_prism.errors import UserError
+from verl_prism.redaction import run_redactor
 from verl_prism.report.console import StageConsole
 from verl_prism.report.metrics import EARLIER, METRICS, join_records, keep_steps
 from verl_prism.report.table import results_table
@@ -26,17 +27,32 @@ from verl_prism.stages.checkpoints import (
     unfinished_folder,
 )
 from verl_prism.stages.end_request import EXIT_SAVED, ignore_requests, listen_for_requests, request_file
-from verl_prism.stages.figures import SHOWN
+from verl_prism.stages.failure import failure_text
+from verl_prism.stages.figures import shown
+from verl_prism.stages.network import network_environment
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
 from verl_prism.stages.resume import checkpoint_to_resume, finished, starting_point
 from verl_prism.stages.run import OUTCOME
+from verl_prism.stages.stacks import STACKS_VARIABLE
+from verl_prism.stages.watch import Watch
 
+CONFIG = "config.yaml"
 STARTING: dict[Stage, str] = {
     "sft": "loading the model and the demonstrations",
     "warmup": "loading the policy",
     "align": "starting Ray, the policy, vLLM and the discriminator",
     "rlvr": "starting Ray, the policy and vLLM",
     "eval": "loading the policy",
+}
+
+# The order of sets, and kernels on GPUs whose sums come in one order; verl sets them too, in the stages that use Ray.
+REPRODUCIBLE = {
+    "PYTHONHASHSEED": "0",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_BATCH_INVARIANT": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "FLASH_ATTENTION_DETERMINISTIC": "1",
+    "NCCL_ALGO": "Ring",
 }
 
 
@@ -53,21 +69,26 @@ def launch(config: DictConfig, prism: Prism) -> int:
     clear_output(prism, checkpoint)
     if checkpoint and prism.stage != "warmup":
         config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint.folder)
-    OmegaConf.save(config, prism.output / "config.yaml")
     for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
     ignore_requests()
     scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
+    variables = environment(prism, scratch)
+    redact = run_redactor(config, variables)
+    OmegaConf.save(redact.config(config), prism.output / CONFIG)
+    OmegaConf.save(config, scratch / CONFIG)  # with its secrets: the folder is open to the user alone
     steps = None if prism.stage == "eval" else prism.steps
-    headline = [f"{label}={key}" for label, key in SHOWN[prism.stage].items()]
-    console = StageConsole(prism.stage, prism.output, steps, headline, checkpoint.step if checkpoint else 0)
+    headline = [f"{label}={key}" for label, key in shown(prism).items()]
+    first_step = checkpoint.step if checkpoint else 0
+    console = StageConsole(prism.stage, prism.output, steps, headline, first_step, redact)
     try:
-        with console, ProcessTree(command(prism), environment(prism, scratch)) as tree:
+        with console, ProcessTree(command(prism, scratch), variables) as tree:
             for line in starting_point(prism, checkpoint, damaged):
                 console.say(line)
             listen_for_requests(prism)
             console.note(STARTING[prism.stage])
-            status = tree.wait()
+            watch = Watch(tree, console, prism, stacks_file(scratch))
+            status = watch.wait()
             outcome = read_outcome(prism)
             if status == 0 and "figures" in outcome:
                 console.finish(outcome["figures"], made=result(prism))
@@ -85,8 +106,7 @@ def launch(config: DictConfig, prism: Prism) -> int:
         sys.stderr.write(f"saved at step {outcome['saved']} as asked; prism.resume=true goes on from there\n")
         return EXIT_SAVED
     if status:
-        errors = "\n".join(f"  {line}" for line in console.last_errors())
-        sys.stderr.write(f"stage {prism.stage} failed; log in {console.log_path}, its last errors:\n{errors}\n")
+        sys.stderr.write(failure_text(prism, status, console, watch))
     return 1 if status else 0
 
 
@@ -122,8 +142,8 @@ def read_outcome(prism: Prism) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def command(prism: Prism) -> list[str]:
-    run = ["-m", "verl_prism.stages.run", str(prism.output / "config.yaml")]
+def command(prism: Prism, scratch: Path) -> list[str]:
+    run = ["-m", "verl_prism.stages.run", str(scratch / CONFIG)]
     if prism.stage == "sft" and prism.hardware.devices_per_node > 1:
         ranks = f"--nproc-per-node={prism.hardware.devices_per_node}"
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks, *run]
@@ -134,12 +154,19 @@ def environment(prism: Prism, scratch: Path) -> dict[str, str]:
     """Variables that must be there before Python starts, or that Ray's workers inherit."""
     ours = {
         "PYTHONUNBUFFERED": "1",
+        STACKS_VARIABLE: str(stacks_file(scratch)),
         "RAY_TMPDIR": str(scratch),
         "VLLM_RPC_BASE_PATH": str(scratch),
         "VERL_FILE_LOGGER_PATH": str(prism.output / "metrics.jsonl"),
     }
     hardware = cpu_environment() if prism.hardware.device == "cpu" else {}
-    return {**hardware, **os.environ, **ours}
+    repeatable = REPRODUCIBLE if prism.reproducible else {}
+    return {**network_environment(prism, scratch), **hardware, **os.environ, **repeatable, **ours}
+
+
+def stacks_file(scratch: Path) -> Path:
+    """Where processes write their stacks when asked."""
+    return scratch / "stacks"
 
 
 def result(prism: Prism) -> Path:

@@ -30,6 +30,7 @@ class ProcessTree:
         self._environment = dict(environment)
         self._foreign = {child.pid for child in psutil.Process().children(recursive=True)}
         self._held: set[Path] = set()
+        self._noted = 0.0
 
     def __enter__(self) -> "ProcessTree":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -38,12 +39,17 @@ class ProcessTree:
         )
         return self
 
-    def wait(self) -> int:
-        """The exit status of the command. Meanwhile notes the tree's shared memory: Ray kills without clearing up."""
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self._child.wait(NOTE_SECONDS)
+    def wait(self, seconds: float) -> int | None:
+        """The exit status of the command, None where it has none after so many seconds.
+
+        Now and then notes the tree's shared memory: Ray kills without clearing up.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._child.wait(seconds)
+        if time.monotonic() > self._noted + NOTE_SECONDS:
             self._held |= self._shared_memory()
+            self._noted = time.monotonic()
+        return None
 
     def __exit__(self, *_: object) -> None:
         """Ends every process of the tree, the first one gently, and removes the shared memory that they held."""
@@ -51,7 +57,7 @@ class ProcessTree:
         try:
             self._held |= self._shared_memory()
             self._ask_to_end()
-            for process in self._alive():
+            for process in self.alive():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self._reap()
@@ -65,10 +71,11 @@ class ProcessTree:
         if self._child.poll() is None:
             self._child.terminate()
         deadline = time.monotonic() + GRACE_SECONDS
-        while self._alive() and time.monotonic() < deadline:
+        while self.alive() and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def _alive(self) -> list[psutil.Process]:
+    def alive(self) -> list[psutil.Process]:
+        """Every process of the tree, those that it has orphaned too."""
         processes = psutil.Process().children(recursive=True)
         return [p for p in processes if p.pid not in self._foreign and _running(p)]
 
@@ -99,7 +106,7 @@ class ProcessTree:
 
     def _shared_memory(self) -> set[Path]:
         """Segments in /dev/shm that the tree has open or mapped."""
-        return {Path(name) for process in self._alive() for name in _open_files(process.pid)}
+        return {Path(name) for process in self.alive() for name in _open_files(process.pid)}
 
 
 def _running(process: psutil.Process) -> bool:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_prism.config import Prism, parse_prism
 from verl_prism.errors import EndedEarly, UserError
+from verl_prism.redaction import run_redactor
 
 OUTCOME = "outcome.json"
 
@@ -23,7 +24,7 @@ def main(config_file: Path) -> int:
     try:
         outcome = {"figures": run_stage(config, prism)}
     except UserError as error:
-        outcome = {"mistake": str(error)}
+        outcome = {"mistake": run_redactor(config, os.environ)(str(error))}
     except EndedEarly as end:
         outcome = {"saved": end.step}
     if os.environ.get("RANK", "0") == "0":

@@ -1,0 +1,63 @@
+"""A process that is killed in mid-step ends the run: soon, with its name, and with nothing left behind."""
+
+import psutil
+import pytest
+
+from verl_prism.stages.roles import ROLES
+
+SMALL = ["prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4"]
+LIMIT = 60.0  # seconds
+
+# What is said of it, and how its command line begins.
+ON_RAY = {
+    "stage's own process": "verl_prism.stages.run",
+    ROLES["PrismTaskRunner"]: "ray::PrismTaskRunner",
+    ROLES["WorkerDict"]: "ray::WorkerDict",
+    ROLES["vLLMHttpServer"]: "ray::vLLMHttpServer",
+    ROLES["EngineCore"]: "VLLM::EngineCore",
+    ROLES["SimpleStorageUnit"]: "ray::SimpleStorageUnit",
+    ROLES["TransferQueueController"]: "ray::TransferQueueController",
+    ROLES["AgentLoopWorkerTQ"]: "ray::AgentLoopWorkerTQ",
+    ROLES["RewardLoopWorker"]: "ray::RewardLoopWorker",
+    ROLES["GlobalRequestLoadBalancer"]: "ray::GlobalRequestLoadBalancer",
+    ROLES["raylet"]: "/raylet --",
+    ROLES["gcs_server"]: "/gcs_server --",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("role", ON_RAY)
+def test_a_killed_process_of_a_stage_on_ray_ends_the_run(role, start_stage):
+    run = start_stage("align", "prism.steps=1000", *SMALL)
+    run.reach('"data"')
+    victim = next(process for process in run.descendants if ON_RAY[role] in command_line(process))
+    victim.kill()
+    status, stderr, seconds = run.end(LIMIT)
+    print(f"\nkilled: {role}; ended after {seconds:.1f} s\n{stderr}")
+    assert status == 1
+    assert role in stderr
+    run.assert_nothing_left()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_rank_of_sft_ends_the_run(start_stage, digits_folder):
+    run = start_stage(
+        "sft", f"prism.policy={digits_folder / 'base'}", "prism.hardware.devices_per_node=2", "prism.steps=1000"
+    )
+    run.reach('"data"')
+    victim = [process for process in run.descendants if "verl_prism.stages.run" in command_line(process)][-1]
+    victim.kill()
+    status, stderr, seconds = run.end(LIMIT)
+    print(f"\nkilled: a rank of sft; ended after {seconds:.1f} s\n{stderr}")
+    assert status == 1
+    assert f"Signal 9 (SIGKILL) received by PID {victim.pid}" in stderr
+    run.assert_nothing_left()
+
+
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""

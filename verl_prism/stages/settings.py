@@ -5,8 +5,8 @@ from typing import Any
 
 from verl_prism.config import Prism, Stage
 
-ALL_STAGES = ("seed", "steps", "policy", "data.train", "data.max_prompt_tokens", "data.max_response_tokens",
-              "hardware.dtype")  # fmt: skip
+ALL_STAGES = ("seed", "reproducible", "steps", "policy", "data.train", "data.max_prompt_tokens",
+              "data.max_response_tokens", "hardware.dtype")  # fmt: skip
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
     "sft": ("optim.", "sft.examples_per_step"),
     "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),

@@ -5,8 +5,8 @@ from typing import Any
 
 from verl_prism.config import Prism, Stage
 
-ALL_STAGES = ("seed", "reproducible", "steps", "policy", "data.train", "data.max_prompt_tokens", "data.max_response_tokens",
-              "hardware.dtype")  # fmt: skip
+ALL_STAGES = ("seed", "reproducible", "steps", "policy", "data.train", "data.max_prompt_tokens",
+              "data.max_response_tokens", "hardware.dtype")  # fmt: skip
 # The place in the data is kept for each of the processes that read them.
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
     "sft": ("optim.", "sft."),

@@ -12,11 +12,11 @@ import pytest
 
 from verl_prism.compose import compose_run
 from verl_prism.doctor import host
-from verl_prism.doctor.__main__ import CHECKS, HELP, examine, findings, main
+from verl_prism.doctor.__main__ import CHECKS, HELP, findings, main
 from verl_prism.doctor.finding import Case, Finding
 
 SLOW = ("processes talk", "verl")  # seconds each
-QUICK = [name for name in CHECKS if name not in SLOW]
+QUICK = {name: check for name, check in CHECKS.items() if name not in SLOW}
 
 
 class SetUp:
@@ -26,7 +26,6 @@ class SetUp:
         self.root = root
         self.policy = shutil.copytree(dense, root / "sft" / "policy")
         self.discriminator = shutil.copytree(discriminator, root / "warmup" / "discriminator")
-        self.teacher = root / "teacher"
         for name in ("train", "heldout"):
             (root / "data").mkdir(exist_ok=True)
             pq.write_table(rows, root / "data" / f"{name}.parquet")
@@ -37,7 +36,8 @@ class SetUp:
 
     def told(self, *overrides: str, stage: str = "align") -> dict[str, list[Finding]]:
         """What is not in order, by check."""
-        found = examine(self.case(*overrides, stage=stage), QUICK)
+        case = self.case(*overrides, stage=stage)
+        found = {name: findings(check, case) for name, check in QUICK.items()}
         told = {name: [finding for finding in each if finding.level != "ok"] for name, each in found.items()}
         return {name: each for name, each in told.items() if each}
 
@@ -174,7 +174,9 @@ def test_too_few_logical_cpus_for_ray(run):
 
 
 def test_too_few_devices_for_ray(run):
-    told = run.told("prism.hardware.devices_per_node=2", "prism.hardware.ray_gpus=1", stage="rlvr",)  # fmt: skip
+    told = run.told(
+        "prism.hardware.devices_per_node=2", "prism.hardware.ray_gpus=1", f"prism.policy={run.policy}", stage="rlvr"
+    )
     only(told, "Ray", "asks Ray for 2 devices, it would have 1", "prism.hardware.ray_gpus")
 
 
@@ -213,7 +215,9 @@ def test_the_patch_size_of_another_model(run):
 
 def test_a_batch_that_the_devices_cannot_share(run):
     told = run.told("prism.hardware.devices_per_node=3")
-    only(told, "batches", "16 responses a step, 16 of them to an update, 3 devices", "set prism.rollout.prompts_per_step")
+    only(
+        told, "batches", "16 responses a step, 16 of them to an update, 3 devices", "set prism.rollout.prompts_per_step"
+    )
 
 
 def test_a_mini_batch_that_does_not_divide_the_batch(run):
@@ -331,7 +335,7 @@ def test_gpus_that_do(run, gpus, monkeypatch):
 
 
 def test_the_command_says_all_and_ends_with_2(run, capsys, monkeypatch):
-    monkeypatch.setattr("verl_prism.doctor.__main__.CHECKS", {name: CHECKS[name] for name in QUICK})
+    monkeypatch.setattr("verl_prism.doctor.__main__.CHECKS", QUICK)
     assert main(["stage=align", f"prism.root={run.root}", "prism.rollout.prompts_per_step=4"]) == 0
     assert capsys.readouterr().out.endswith("0 faults, 0 warnings\n")
     assert main(["stage=align", f"prism.root={run.root}", "prism.hardware.ray_cpus=1"]) == 2

@@ -108,7 +108,9 @@ def _count(limit: int) -> str:
 
 def scratch(case: Case) -> Iterator[Finding]:
     if not (SCRATCH.is_dir() and os.access(SCRATCH, os.W_OK | os.X_OK)):
-        yield fault(f"{SCRATCH} is no folder that can be written", f"mkdir -m 1777 {SCRATCH}; sockets need a short path")
+        yield fault(
+            f"{SCRATCH} is no folder that can be written", f"mkdir -m 1777 {SCRATCH}; sockets need a short path"
+        )
         return
     free = shutil.disk_usage(SCRATCH).free
     if free < GIB:

@@ -50,7 +50,7 @@ def test_our_keys_set_verls():
     assert (actor.optim.lr, config.actor_rollout_ref.rollout.n) == (3e-5, 5)
     assert (actor.policy_loss.loss_mode, actor.clip_ratio_low, actor.clip_ratio_high) == ("gspo", 3e-4, 4e-4)
     assert actor.loss_agg_mode == "seq-mean-token-mean"
-    assert config.trainer.v1.trainer_mode == "sync"
+    assert config.trainer.v1.trainer_mode == "prism"
 
 
 def test_dapo_draws_groups_again():

@@ -120,7 +120,7 @@ RLVR = {
     "algorithm.norm_adv_by_std_in_grpo": True,
     "trainer.total_training_steps": 1500,
     "trainer.save_freq": 120,
-    "trainer.v1.trainer_mode": "sync",
+    "trainer.v1.trainer_mode": "prism",
     "reward.reward_kwargs.max_resp_len": 8192,
     "reward.custom_reward_function.reward_kwargs.accuracy_weight": 0.8,
     "reward.custom_reward_function.reward_kwargs.format_weight": 0.2,

@@ -1,4 +1,4 @@
-"""What stage 3's replay buffer adds to verl's: metrics of the reward, a bound on draws, and no quiet failures."""
+"""What our replay buffers add to verl's: options; for stage 3, metrics of the reward and a bound on draws."""
 
 import inspect
 
@@ -12,12 +12,38 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_prism.errors import UserError
-from verl_prism.replay_buffer import RewardReplayBuffer, reward_metrics
+from verl_prism.replay_buffer import ConfiguredReplayBuffer, RewardReplayBuffer, reward_metrics
 from verl_prism.response import FormatFault
-from verl_prism.rewards.judge import Opinion
+from verl_prism.rewards.opinion import Opinion
 from verl_prism.rewards.score import compute_score
 
 RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answer>"
+
+
+def configured_buffer(**sampler_kwargs):
+    return ConfiguredReplayBuffer(
+        trainer_mode="sync",
+        trainer_config={},
+        max_off_policy_threshold=8,
+        max_off_policy_strategy="drop",
+        sampler_kwargs=OmegaConf.create(sampler_kwargs),
+        refill_fn=lambda count: None,
+    )
+
+
+def test_options_come_from_the_config():
+    options = dict(poll_interval=0.1, filter_groups_metric="acc", train_batch_size=4, gen_batch_size=1)
+    buffer = configured_buffer(**options)
+    assert {name: getattr(buffer, name) for name in options} == options
+
+
+def test_without_options_it_is_verls_buffer():
+    assert configured_buffer().poll_interval == 2.0
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="pol_interval"):
+        configured_buffer(pol_interval=0.1)
 
 
 def make_buffer(drawn: list[int], **options) -> RewardReplayBuffer:

@@ -142,7 +142,6 @@ class Warmup(Section):
     pairs_per_step: PositiveInt
     swapped_teachers: NonNegativeInt
     heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
-    resume: bool
 
 
 class Align(Section):
@@ -237,11 +236,14 @@ class Prism(Section):
 
     stage: Stage
     seed: NonNegativeInt
+    reproducible: bool
     root: AbsolutePath
     output: AbsolutePath
     policy: AbsolutePath
     steps: PositiveInt
     checkpoint_every: PositiveInt
+    keep_checkpoints: PositiveInt
+    resume: bool
     data: Data
     model: Model
     hardware: Hardware
@@ -273,6 +275,17 @@ class Prism(Section):
                 raise ValueError(
                     f"prism.reward.judge.{key}={total} is less than the {workers} reward workers sharing it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_random_from_outside(self) -> "Prism":
+        outside = {
+            "reward.judge.endpoint": self.reward.judge.endpoint is not None,
+            "algorithm.distillation.enable": self.algorithm.distillation.enable,
+        }
+        for key, used in outside.items():
+            if self.reproducible and used and self.stage == "rlvr":
+                raise ValueError(f"prism.reproducible=true, but what prism.{key} brings in would not repeat itself")
         return self
 
     @model_validator(mode="before")

@@ -1,21 +1,60 @@
-"""The replay buffer of stage 3: says what the rewards of each batch are made of, and does not train on what failed.
+"""verl's replay buffer with the options of its constructor in the config, selected by `trainer.v1.sampler`.
 
-verl averages what a reward function leaves beside the reward in its validation alone, and takes a group whose rollouts
-failed for a smaller group. Selected by `trainer.v1.sampler.custom_sampler`.
+None trains on what failed: verl takes a group whose rollouts failed for a smaller group. That of stage 3 also says what
+the rewards of each batch are made of: verl averages what a reward function leaves beside the reward in its validation
+alone.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from verl_prism.alignment.groups import column
-from verl_prism.cpu.replay_buffer import ConfiguredReplayBuffer
 from verl_prism.errors import UserError
 from verl_prism.response import FormatFault
-from verl_prism.rewards.judge import Opinion
+from verl_prism.rewards.opinion import Opinion
+from verl_prism.stages.figures import FILTERED
+
+
+class ConfiguredReplayBuffer(ReplayBuffer):
+    """Takes `trainer.v1.sampler.sampler_kwargs` as arguments of verl's own buffer.
+
+    verl polls for finished rollouts every 2 s, which on a tiny policy is most of a step: `{poll_interval: 0.1}` waits
+    less. verl does not pass the options of group filtering to a buffer chosen by config, so DAPO names them here too.
+
+    Rollouts come in the order of the data; verl's come in that in which they were finished. With `wait_for_all`, an
+    option of ours, nothing is decided while a rollout is under way: dynamic sampling would go by which was first.
+    """
+
+    def __init__(self, *, sampler_kwargs: DictConfig, **kwargs: Any):
+        options = {str(name): value for name, value in sampler_kwargs.items()}
+        self._wait_for_all = options.pop("wait_for_all", False)
+        super().__init__(sampler_kwargs=sampler_kwargs, **kwargs, **options)
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        self._read()
+        while self._wait_for_all and any([*self.pending_keys.values(), *self.running_keys.values()]):
+            time.sleep(self.poll_interval)
+            self._read()
+        for partition, prompts in self.prompt_global_steps.items():
+            rows = self.partitions[partition].items()
+            self.partitions[partition] = dict(sorted(rows, key=partial(_place, list(prompts))))
+
+    def _read(self) -> None:
+        """Also notices a rollout that failed, its reward included; verl logs why and goes on without it."""
+        super()._sync_metadata_from_transfer_queue()
+        if failed := set().union(*self.failure_keys.values()):
+            raise RuntimeError(f"rollouts of {len(failed)} prompts failed: in the log, below `Error in _run_prompt`")
+
+    def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int):
+        in_order = [uid for uid in self.prompt_global_steps[partition_id] if uid in sampleable_keys]
+        return super()._select_prompt_uids(partition_id, in_order, batch_size)  # type: ignore[arg-type]
 
 
 class RewardReplayBuffer(ConfiguredReplayBuffer):
@@ -33,6 +72,8 @@ class RewardReplayBuffer(ConfiguredReplayBuffer):
         """verl's batch and metrics, and `reward_metrics` of the batch."""
         self._drawn = batch_size
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        if self.filter_groups_metric is not None:
+            metrics = {FILTERED: 0} | metrics  # verl has it only where there was one
         data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
         infos = [fields["reward_extra_info"] for fields in column(data["extra_fields"])]
         return batch, metrics | reward_metrics(infos)
@@ -47,11 +88,14 @@ class RewardReplayBuffer(ConfiguredReplayBuffer):
             )
         return self._draw(prompts)
 
-    def _sync_metadata_from_transfer_queue(self) -> None:
-        """Also notices a rollout that failed, its reward included; verl logs why and goes on without it."""
-        super()._sync_metadata_from_transfer_queue()
-        if failed := set().union(*self.failure_keys.values()):
-            raise RuntimeError(f"rollouts of {len(failed)} prompts failed: in the log, below `Error in _run_prompt`")
+
+def _place(prompts: Sequence[str], row: tuple[str, Any]) -> tuple[int, int, int]:
+    """Of a rollout: its prompt's place, its number among the prompt's, its number in the conversation.
+
+    One whose prompt was handed out before stands first.
+    """
+    uid, session, number = row[0].split("_")
+    return prompts.index(uid) if uid in prompts else -1, int(session), int(number)
 
 
 def reward_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -1,7 +1,10 @@
+import time
+
 import pytest
 
 from verl_prism.errors import UserError
 from verl_prism.response import FormatFault
+from verl_prism.rewards import formulas
 from verl_prism.rewards.score import compute_score
 
 RIGHT = "<caption> A 3 and a 5. </caption><think> 3 + 5 = 8 </think><answer> 8 </answer>"
@@ -24,6 +27,18 @@ def test_invalid_format_earns_nothing_and_says_why(response):
     result = compute_score("digits", response, "8")
     assert (result["score"], result["acc"], result["format"]) == (0.0, 0.0, 0.0)
     assert result["fault"] in set(FormatFault)
+
+
+def test_the_first_formula_of_a_process_does_not_pay_for_the_start_of_math_verify(monkeypatch):
+    def slow_worker():
+        time.sleep(2)  # longer than a verdict may take
+        return worker()
+
+    worker = formulas._Worker
+    monkeypatch.setattr(formulas, "_Worker", slow_worker)
+    monkeypatch.setattr(formulas, "_pool", formulas._Pool())
+    assert compute_score("math", RIGHT.replace("> 8 <", "> xy = 1 <"), "y = 1/x")["acc"] == 1.0
+    formulas._pool.close()
 
 
 def test_equivalent_answers_of_the_row():

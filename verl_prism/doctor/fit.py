@@ -43,7 +43,7 @@ def _parts(moment: Moment) -> str:
 
 
 def cache_fits(case: Case) -> Iterator[Finding]:
-    """vLLM's share of a GPU holds the weights and a cache for one sequence at the least; on a CPU the cache is apart."""
+    """vLLM's share of a GPU holds the weights and a cache for one sequence; on a CPU the cache is apart."""
     prism = case.prism
     if prism.hardware.device == "cpu" or prism.stage == "sft":
         yield ok("not on a GPU")

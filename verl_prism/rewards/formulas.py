@@ -5,6 +5,7 @@ in a few processes of its own, each started when first needed and killed when it
 """
 
 import atexit
+import contextlib
 import itertools
 import json
 import logging
@@ -21,6 +22,7 @@ from verl_prism.rewards.deadline import deadline, remaining
 
 logger = logging.getLogger(__name__)
 
+START_SECONDS = 60.0  # that a process may take until it answers, at most
 SOFT_LIMIT = 1.0  # seconds after which a process gives up by itself, and need not be replaced
 PROCESSES = min(4, os.cpu_count() or 1)
 MAX_CHARACTERS = 300
@@ -57,10 +59,18 @@ def verified(answer: str, gold: str) -> bool:
     return bool(_pool.ask(_tex(answer), _tex(gold)))
 
 
+def prepare() -> None:
+    """Start a process, without waiting for it."""
+    _pool.prepare()
+
+
 def start() -> None:
-    """Start a process and wait until it has loaded what sympy loads late, so that the first verdict is quick too."""
-    with deadline(60.0):
-        _pool.ask(r"\int_0^1 x dx", r"\frac{1}{2}")
+    """Wait until a process answers, so that the first formula's deadline does not pay for its start (a second).
+
+    Later calls return at once.
+    """
+    with deadline(START_SECONDS):
+        _pool.wait()
 
 
 def _tex(text: str) -> str:
@@ -70,7 +80,7 @@ def _tex(text: str) -> str:
 
 
 class _Worker:
-    """One process. It has proved that it is up once it has answered anything."""
+    """One process."""
 
     def __init__(self) -> None:
         script = Path(__file__).with_name("math_worker.py")
@@ -83,7 +93,6 @@ class _Worker:
         )
         self._poll = select.poll()  # takes any number of open files, unlike select.select
         self._poll.register(self.process.stdout, select.POLLIN)  # type: ignore[arg-type]
-        self.up = False
         self._unread = b""
 
     def ask(self, number: int, answer: str, gold: str) -> bool | None:
@@ -91,7 +100,6 @@ class _Worker:
         assert self.process.stdin
         self.process.stdin.write(json.dumps([number, answer, gold]).encode() + b"\n")
         while (reply := self._line()) is not None:
-            self.up = True
             if reply[0] == number:  # an earlier number is a reply that came after its deadline
                 return bool(reply[1])
         return None
@@ -103,7 +111,7 @@ class _Worker:
     def _line(self) -> list[int] | None:
         assert self.process.stdout
         while b"\n" not in self._unread:
-            left = min(remaining(), 60.0)
+            left = min(remaining(), START_SECONDS)
             if left <= 0 or not self._poll.poll(1000 * left):
                 return None
             read = os.read(self.process.stdout.fileno(), 65536)
@@ -115,47 +123,73 @@ class _Worker:
 
 
 class _Pool:
-    """Processes that wait for a question. As many questions are asked at once as there are processes."""
+    """Processes that wait for a question, at most PROCESSES. One is started when none is idle, by a thread of its own:
+    who asks meanwhile may find another idle first."""
 
     def __init__(self) -> None:
         self.idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         self._permits = threading.Semaphore(PROCESSES)
+        self._started = threading.Event()
+        self._growing = False
         self._numbers = itertools.count()
 
+    def prepare(self) -> None:
+        if not self._growing:
+            self._grow()
+
+    def wait(self) -> None:
+        """Until a process has started, or has failed to, or the deadline passes."""
+        self.prepare()
+        self._started.wait(max(0.0, remaining()))
+
     def ask(self, answer: str, gold: str) -> bool | None:
-        if not self._permits.acquire(timeout=min(max(0.0, remaining()), 60.0)):
+        try:
+            worker = self._take()
+        except queue.Empty:
             logger.warning("no math process was free before the deadline")
             return None
-        try:
-            return self._ask(answer, gold)
-        except OSError:
-            logger.warning("a math process has ended at %r against %r", answer, gold)
-            return None
-        finally:
-            self._permits.release()
-
-    def _ask(self, answer: str, gold: str) -> bool | None:
-        try:
-            worker = self.idle.get_nowait()
-        except queue.Empty:
-            worker = _Worker()
+        verdict = None
         try:
             verdict = worker.ask(next(self._numbers), answer, gold)
         except OSError:
+            logger.warning("a math process has ended at %r against %r", answer, gold)
+        if verdict is None:
             worker.kill()
-            raise
-        if verdict is None and worker.up:
-            logger.debug("math-verify missed the deadline on %r against %r", answer, gold)
-            worker.kill()
+            self._start()
         else:
-            if verdict is None:
-                logger.warning("a math process missed the deadline while it started: call formulas.start() first")
             self.idle.put(worker)
         return verdict
 
     def close(self) -> None:
         while not self.idle.empty():
             self.idle.get_nowait().kill()
+
+    def _take(self) -> _Worker:
+        with contextlib.suppress(queue.Empty):
+            return self.idle.get_nowait()
+        self._grow()
+        return self.idle.get(timeout=min(max(0.0, remaining()), START_SECONDS))
+
+    def _grow(self) -> None:
+        self._growing = True
+        if self._permits.acquire(blocking=False):
+            self._start()
+
+    def _start(self) -> None:
+        threading.Thread(target=self._add, daemon=True).start()
+
+    def _add(self) -> None:
+        """One process more, once it has loaded what sympy loads late."""
+        try:
+            worker = _Worker()
+            with deadline(START_SECONDS):
+                worker.ask(next(self._numbers), r"\int_0^1 x dx", r"\frac{1}{2}")
+            self.idle.put(worker)
+        except OSError as error:
+            logger.warning("a math process cannot start: %s", error)
+            self._permits.release()
+        finally:
+            self._started.set()
 
 
 def _renew() -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from openai.types.chat.chat_completion import Choice
 
 from verl_prism.config import Judge
 from verl_prism.errors import UserError
+from verl_prism.rewards.opinion import Opinion
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +39,6 @@ Reply with {"correct": true} or {"correct": false} and nothing else."""
 _VERDICT = re.compile(r'\s*\{\s*"correct"\s*:\s*(true|false)\s*\}\s*')
 _UNANSWERABLE = (400, 413, 422)  # the endpoint works, but not for this answer: it is too long, say
 _MISTAKEN = (401, 403, 404)  # key, rights or model: no answer will fare better
-
-
-class Opinion(StrEnum):
-    """What came of an answer, or why there is no verdict on it."""
-
-    NOT_ASKED = "rules suffice"
-    RIGHT = "right"
-    WRONG = "wrong"
-    UNREADABLE = "reply is no verdict"
-    REFUSED = "endpoint refuses the request"
-    DOWN = "endpoint is down"
-    OVER_BUDGET = "budget is spent"
-
-    @property
-    def settled(self) -> bool:
-        return self in (Opinion.NOT_ASKED, Opinion.RIGHT, Opinion.WRONG)
 
 
 _OPINIONS = {"true": Opinion.RIGHT, "false": Opinion.WRONG}

@@ -7,7 +7,9 @@ from typing import Any
 from verl_prism.config import Judge
 from verl_prism.errors import UserError
 from verl_prism.response import parse_response
+from verl_prism.rewards import formulas
 from verl_prism.rewards.grading import grade
+from verl_prism.rewards.opinion import Opinion
 
 Score = dict[str, float | str]
 
@@ -28,6 +30,7 @@ def compute_score(
     golds. Returns `score` = accuracy_weight * acc + format_weight * format, both 0.0 or 1.0 and both 0.0 where the
     format is invalid; `fault` says why it is invalid, and is "" otherwise. verl leaves strings out of its averages.
     """
+    formulas.start()
     response = parse_response(solution_str)
     if response.fault is not None:
         return {"score": 0.0, "acc": 0.0, "format": 0.0, "fault": str(response.fault)}
@@ -62,7 +65,7 @@ async def compute_judged_score(
     settings = Judge.model_validate(dict(judge))
     if settings.endpoint is None:
         return score
-    from verl_prism.rewards.judge import Opinion, shared_client  # brings a second's worth of client library
+    from verl_prism.rewards.judge import shared_client  # brings a second's worth of client library
 
     opinion = Opinion.NOT_ASKED
     if score["format"] == 1.0 and score["acc"] == 0.0:

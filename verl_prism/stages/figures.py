@@ -1,8 +1,7 @@
 """The metrics that a person sees of a stage: on its progress line, and first and last in its summary."""
 
-import json
-
 from verl_prism.config import Prism, Stage
+from verl_prism.report.metrics import read_records
 
 WINDOW = 10
 
@@ -14,15 +13,22 @@ SHOWN: dict[Stage, dict[str, str]] = {
         "reasoning margin": "discriminator/reasoning/margin",
         "invalid": "align/invalid",
     },
-    "rlvr": {"reward": "critic/score/mean", "length": "response_length/mean"},
+    "rlvr": {"accuracy": "reward/acc", "format": "reward/format", "length": "response_length/mean"},
     "eval": {},
 }
+FILTERED = "training/filter_groups/evicted_samples"
+
+
+def shown(prism: Prism) -> dict[str, str]:
+    """Label and name in metrics.jsonl of what the stage shows."""
+    dynamic = prism.stage == "rlvr" and prism.algorithm.dynamic_sampling
+    return SHOWN[prism.stage] | ({"filtered groups": FILTERED} if dynamic else {})
 
 
 def figures(prism: Prism) -> dict[str, float | str]:
     """Each shown metric as "first -> last": means over at most WINDOW steps at either end of the run."""
-    records = [json.loads(line)["data"] for line in (prism.output / "metrics.jsonl").read_text().splitlines()]
-    return {label: _trend([data[key] for data in records if key in data]) for label, key in SHOWN[prism.stage].items()}
+    records = [record["data"] for record in read_records(prism.output) if "data" in record]
+    return {label: _trend([data[key] for data in records if key in data]) for label, key in shown(prism).items()}
 
 
 def _trend(values: list[float]) -> str:

@@ -11,14 +11,25 @@ from verl.utils.config import validate_config
 from verl_prism import plugin
 from verl_prism.config import Prism
 from verl_prism.errors import UserError
+from verl_prism.stages.checkpoints import last_checkpoint, last_step_saved
 from verl_prism.stages.figures import figures
-from verl_prism.stages.publish import publish_policy
+from verl_prism.stages.publish import publish_part
 from verl_prism.task_runner import PrismTaskRunner
 
 
 def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     plugin.assert_loaded()
     check_with_verl(config)
+    if not last_step_saved(prism):
+        train(config)
+    checkpoint, shown = last_checkpoint(prism), figures(prism)
+    if prism.stage == "align":
+        publish_part(prism, "discriminator", checkpoint / "discriminator", shown)
+    publish_part(prism, "policy", checkpoint / "actor", shown)
+    return shown
+
+
+def train(config: DictConfig) -> None:
     try:
         run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
     except RayTaskError as error:
@@ -27,8 +38,6 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
         raise
     finally:
         ray.shutdown()
-    publish_policy(prism, part="actor")
-    return figures(prism)
 
 
 def check_with_verl(config: DictConfig) -> None:

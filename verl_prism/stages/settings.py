@@ -8,11 +8,12 @@ from verl_prism.config import Prism, Stage
 ALL_STAGES = ("seed", "steps", "policy", "data.train", "data.max_prompt_tokens", "data.max_response_tokens",
               "hardware.dtype")  # fmt: skip
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
-    "sft": ("optim.", "sft.examples_per_step"),
+    "sft": ("optim.", "lora.", "sft.examples_per_step", "sft.freeze_vision"),
     "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),
-    "align": ("optim.", "rollout.", "align.", "discriminator."),
+    "align": ("optim.", "lora.", "rollout.", "align.", "discriminator."),
     "rlvr": (
         "optim.",
+        "lora.",
         "rollout.",
         "algorithm.",
         "reward.accuracy_weight",
@@ -60,7 +61,7 @@ def ranks(prism: Prism) -> dict[str, int]:
 def _rate_depends_on_steps(prism: Prism) -> bool:
     if prism.stage == "warmup" or prism.optim.schedule == "cosine":
         return True
-    return prism.stage == "rlvr" and prism.optim.warmup_steps == 0 and prism.algorithm.warmup_ratio > 0
+    return prism.optim.warmup_steps == 0 and prism.optim.warmup_ratio > 0
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,11 +9,12 @@ ALL_STAGES = ("seed", "reproducible", "steps", "policy", "data.train", "data.max
               "data.max_response_tokens", "hardware.dtype")  # fmt: skip
 # The place in the data is kept for each of the processes that read them.
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
-    "sft": ("optim.", "sft."),
+    "sft": ("optim.", "lora.", "sft."),
     "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),
-    "align": ("optim.", "rollout.", "align.", "discriminator.", "hardware.data_workers"),
+    "align": ("optim.", "lora.", "rollout.", "align.", "discriminator.", "hardware.data_workers"),
     "rlvr": (
         "optim.",
+        "lora.",
         "rollout.",
         "algorithm.",
         "reward.accuracy_weight",
@@ -61,7 +62,7 @@ def ranks(prism: Prism) -> dict[str, int]:
 def _rate_depends_on_steps(prism: Prism) -> bool:
     if prism.stage == "warmup" or prism.optim.schedule == "cosine":
         return True
-    return prism.stage == "rlvr" and prism.optim.warmup_steps == 0 and prism.algorithm.warmup_ratio > 0
+    return prism.optim.warmup_steps == 0 and prism.optim.warmup_ratio > 0
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # The first run compiles what it imports, and the dozen processes of every later one find it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-slow bench lint clean
+.PHONY: help setup demo test test-slow test-slurm bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -21,6 +21,10 @@ test: setup ## run the tests
 
 test-slow: setup ## run the tests that take long
 	@.venv/bin/python -m pytest -m slow
+
+test-slurm: setup ## run the Slurm scripts on a Slurm of two nodes on this host (Debian; installs it, as root)
+	@tests/slurm/slurm.sh install
+	@.venv/bin/python -m pytest -m slow tests/slurm
 
 bench: setup ## time a discriminator step against the reference algorithm
 	@.venv/bin/python tests/benchmarks/discriminator.py

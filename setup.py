@@ -27,7 +27,11 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=[*find_packages(include=["verl_prism", "verl_prism.*"]), "verl_prism.trainer_configs"],
     package_dir={"verl_prism.trainer_configs": "trainer_configs"},
-    package_data={"verl_prism": ["py.typed"], "verl_prism.trainer_configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "verl_prism": ["py.typed"],
+        "verl_prism.stages": ["*.jinja"],
+        "verl_prism.trainer_configs": ["*.yaml", "*/*.yaml"],
+    },
     cmdclass={"build_py": BuildWithPth},
     install_requires=[
         VERL,
@@ -35,6 +39,7 @@ setup(
         "TransferQueue==0.1.11",
         "tensordict==0.10.0",
         "hydra-core==1.3.8",
+        "Jinja2>=3.1",
         "ray>=2.60",
         "pydantic>=2.12",
         "psutil",

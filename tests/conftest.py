@@ -1,5 +1,6 @@
 """A tiny real Qwen3-VL from the digits example, the discriminator upcycled from it, and a prompt with its picture."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.prompts import tokenize_prompt
 from verl_prism.discriminator.upcycling import upcycle
 
-DIGITS = Path(__file__).parents[1] / "examples" / "digits"
+REPOSITORY = Path(__file__).parents[1]
+DIGITS = REPOSITORY / "examples" / "digits"
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +73,35 @@ def prompts(dense_folder, rows):
 @pytest.fixture(scope="session")
 def prompt(prompts):
     return prompts[0]
+
+
+class Pipeline:
+    """Runs stages as a user does, in a folder of its own."""
+
+    def __init__(self, digits_folder: Path, root: Path):
+        self.root = root
+        root.mkdir()
+        for part in ("data", "base"):
+            (root / part).symlink_to(digits_folder / part)
+
+    def run(self, stage: str, *overrides: str, output: Path | None = None) -> list[dict]:
+        """The metrics of each step; fails the test with the stage's own message. output: if not `<root>/<stage>`."""
+        output = output or self.root / stage
+        folders = [f"prism.root={self.root}", f"prism.output={output}"]
+        command = [sys.executable, "-m", "verl_prism.main", f"stage={stage}", *folders, *overrides]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, f"{done.stderr}\n{(output / 'log.txt').read_text()[-5000:]}"
+        assert "Traceback" not in done.stdout + done.stderr
+        records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+        return [record["data"] for record in records if "data" in record]
+
+
+@pytest.fixture(scope="session")
+def pipeline(digits_folder, tmp_path_factory):
+    """A policy that knows the format, and a discriminator that has seen its answers."""
+    pipeline = Pipeline(digits_folder, tmp_path_factory.mktemp("pipeline") / "digits")
+    pipeline.run("sft", "prism.steps=120", "prism.sft.examples_per_step=16", "prism.optim.lr=2e-3",
+                 "prism.optim.warmup_steps=10")  # fmt: skip
+    pipeline.run("warmup", "prism.steps=5", "prism.discriminator.lr=1e-3", "prism.warmup.prompts=60",
+                 "prism.warmup.samples_per_prompt=2", "prism.warmup.pairs_per_step=16")  # fmt: skip
+    return pipeline

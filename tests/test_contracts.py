@@ -8,23 +8,38 @@ import pytest
 import torch
 import transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe as moe
 import verl
+from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.single_controller.ray.base import RayWorkerGroup
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import trainer_base
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-from verl.utils import tensordict_utils
+from verl.trainer.sft_trainer import SFTTrainer
+from verl.utils import distributed, tensordict_utils
+from verl.utils.checkpoint import CheckpointHandler
 from verl.workers.engine import EngineRegistry
-from verl.workers.engine.fsdp import FSDPEngine
+from verl.workers.engine.fsdp import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.rollout.router import GlobalRequestLoadBalancer
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from verl_prism.alignment.engine import MODEL_TYPE, DiscriminatorEngine
 from verl_prism.alignment.estimator import ESTIMATOR
 from verl_prism.alignment.reward_manager import DiscriminatorRewardManager
 from verl_prism.alignment.trainer import AdversarialOPDTrainer
 from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorker
+from verl_prism.replay_buffer import ConfiguredReplayBuffer
+from verl_prism.reproducible import SeededAgentLoop, SeededAgentLoopManager
+from verl_prism.rollout import WholeBatchScheduler
+from verl_prism.stages.frozen_vision import VENDOR, FrozenVisionEngine
+from verl_prism.stages.sft_trainer import PrismSFTTrainer, PublishingHandler
+from verl_prism.trainer import PrismTrainer, PublishCheckpoint
 
 OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
@@ -38,11 +53,33 @@ OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_update_actor", ["self", "batch", "metrics"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_save_checkpoint", ["self"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_load_checkpoint", ["self"]),
+    (PPOTrainerSync, PrismTrainer, "step", ["self", "metrics", "timing_raw"]),
+    (
+        CheckpointCallback,
+        PublishCheckpoint,
+        "on_save",
+        ["self", "trainer", "global_step", "checkpoint_dir", "async_save", "kwargs"],
+    ),
+    (SFTTrainer, PrismSFTTrainer, "_build_ckpt_handler", ["self"]),
+    (SFTTrainer, PrismSFTTrainer, "_get_batch_seqlens", ["self", "data"]),
+    (CheckpointHandler, PublishingHandler, "save_checkpoint", ["self", "step"]),
+    (CheckpointHandler, PublishingHandler, "_load_dataloader_state", ["self", "checkpoint_path"]),
     (ActorRolloutRefWorker, AdversarialOPDWorker, "init_model", ["self"]),
     (TrainingWorker, DiscriminatorWorker, "__init__", ["self", "config"]),
     (TrainingWorker, DiscriminatorWorker, "reset", ["self"]),
     (FSDPEngine, DiscriminatorEngine, "_build_module", ["self"]),
+    (FSDPEngineWithLMHead, FrozenVisionEngine, "_build_module", ["self"]),
     (RewardManagerBase, DiscriminatorRewardManager, "run_single", ["self", "data"]),
+    (AgentLoopManagerTQ, SeededAgentLoopManager, "generate_sequences", ["self", "prompts"]),
+    (SingleTurnAgentLoop, SeededAgentLoop, "run", ["self", "sampling_params", "priority", "kwargs"]),
+    (ReplayBuffer, ConfiguredReplayBuffer, "_sync_metadata_from_transfer_queue", ["self"]),
+    (
+        ReplayBuffer,
+        ConfiguredReplayBuffer,
+        "_select_prompt_uids",
+        ["self", "partition_id", "sampleable_keys", "batch_size"],
+    ),
+    (Scheduler, WholeBatchScheduler, "add_request", ["self", "request"]),
 ]
 CALLED = [
     (FSDPEngine, "optimizer_zero_grad", ["self"]),
@@ -54,6 +91,8 @@ CALLED = [
     (TrainingWorker, "load_checkpoint", ["self", "local_path", "hdfs_path", "del_local_after_load"]),
     (ActorRolloutRefWorker, "set_dispatch_collect", ["self", "mesh_name", "dispatch_dp_rank", "collect_dp_rank"]),
     (TrainingWorker, "get_dispatch_collect", ["self"]),
+    (Scheduler, "get_request_counts", ["self"]),
+    (Scheduler, "set_pause_state", ["self", "pause_state"]),
 ]
 
 
@@ -99,12 +138,40 @@ def test_registrations_are_found_where_verl_looks():
     assert MODEL_TYPE in EngineRegistry._engines
 
 
+def test_an_engine_is_chosen_by_its_vendor(monkeypatch):
+    monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
+    assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FSDPEngineWithLMHead
+    monkeypatch.setenv("VERL_ENGINE_VENDOR", VENDOR)
+    assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FrozenVisionEngine
+
+
 def test_the_setup_order_in_which_the_discriminator_is_built():
     """`_load_checkpoint` ends verl's set-up, after the worker groups. The discriminator is built there."""
     source = inspect.getsource(trainer_base.PPOTrainer._setup)
     steps = ["_init_resource_pool_mgr", "create_resource_pool()", "init_model()", "_load_checkpoint()"]
     places = [source.index(step) for step in steps]
     assert places == sorted(places)
+
+
+def test_the_ppo_trainer_ends_after_a_step_that_is_said_to_be_its_last():
+    """What an end that was asked for relies on: both are read again after the step."""
+    source = inspect.getsource(trainer_base.PPOTrainer.fit)
+    save = "self.config.trainer.save_freq > 0 and (\n                    is_last_step or self.global_steps % self"
+    loop = "while current_epoch < self.config.trainer.total_epochs and self.global_steps <= self.total_training_steps:"
+    assert source.index(loop) < source.index("self.step(metrics") < source.index(save)
+
+
+def test_the_sft_trainer_asks_after_a_step_whether_it_was_the_last():
+    source = inspect.getsource(SFTTrainer.fit)
+    steps = ["self._get_batch_seqlens(", "train_batch(", "is_last_step = global_step >= self.total_training_steps",
+             "self.ckpt_handler.save_checkpoint(step=global_step)"]  # fmt: skip
+    places = [source.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+def test_a_checkpoint_is_announced_when_all_of_it_is_written():
+    source = inspect.getsource(trainer_base.PPOTrainer._save_checkpoint)
+    assert source.index("torch.save(self.train_dataloader") < source.rindex("self.checkpoint_callback.on_save(")
 
 
 def test_a_role_may_be_a_string():
@@ -114,6 +181,23 @@ def test_a_role_may_be_a_string():
 
 def test_the_replay_buffer_takes_a_poll_interval():
     assert "poll_interval" in parameters(ReplayBuffer, "__init__")
+
+
+def test_a_request_reaches_the_server_that_we_count_it_for():
+    assert 'f"det-{priority}"' in inspect.getsource(inspect.unwrap(SingleTurnAgentLoop.run))
+    assert "hash(request_id) % len(self._servers)" in inspect.getsource(GlobalRequestLoadBalancer.acquire_server)
+
+
+def test_an_agent_loop_is_told_where_its_rollout_stands():
+    source = inspect.getsource(AgentLoopWorkerTQ.__ray_actor_class__)
+    assert "session_id=i, **prompt" in source and "agent_loop.run(sampling_params, **kwargs)" in inspect.getsource(
+        AgentLoopWorker
+    )
+
+
+def test_vllm_schedules_no_new_request_while_it_is_paused():
+    source = inspect.getsource(Scheduler.schedule)
+    assert "if not preempted_reqs and self._pause_state == PauseState.UNPAUSED:" in source
 
 
 def test_the_advantage_reads_the_reward_that_we_write():
@@ -136,3 +220,10 @@ def test_the_moe_layer_calls_its_router_as_ours_answers():
     assert {"inputs_embeds", "position_ids", "visual_pos_masks", "deepstack_visual_embeds"} <= set(
         parameters(moe.Qwen3VLMoeTextModel, "forward")
     )
+
+
+def test_verl_lets_the_environment_say_where_its_workers_meet():
+    for function in (distributed.initialize_global_process_group, distributed.initialize_global_process_group_ray):
+        assert 'init_method=os.environ.get("DIST_INIT_METHOD", None)' in inspect.getsource(function)
+    told = inspect.getsource(RayWorkerGroup._create_worker)
+    assert '"WG_BACKEND": "ray"' in told and '"WG_PREFIX": self.name_prefix' in told

@@ -7,6 +7,8 @@ import time
 import pytest
 import yaml
 
+from verl_prism.main import main
+
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -32,7 +34,7 @@ def test_cfg_prints_the_whole_config():
 
 def test_cfg_of_one_part():
     done = command("stage=sft", "--cfg", "job", "--package", "prism.sft")
-    assert yaml.safe_load(done.stdout) == {"examples_per_step": 32, "data_workers": 1}
+    assert yaml.safe_load(done.stdout) == {"examples_per_step": 16, "freeze_vision": False, "data_workers": 1}
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,13 @@ def test_check_alone_starts_nothing(digits_folder, tmp_path):
     done = command("stage=sft", f"prism.root={digits_folder}", f"prism.output={tmp_path / 'sft'}", "--check")
     assert (done.returncode, done.stderr) == (0, "")
     assert not (tmp_path / "sft").exists()
+
+
+def test_secrets_are_printed_neither_with_the_config_nor_in_a_message(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "planted-1")
+    planted = ["++ray_kwargs.ray_init.runtime_env.env_vars.MY_TOKEN=planted-2", "trainer.experiment_name=planted-1"]
+    assert main(["stage=rlvr", *planted, "--cfg", "job"]) == 0
+    shown = capsys.readouterr().out
+    assert "planted" not in shown and yaml.safe_load(shown)["trainer"]["experiment_name"] == "[redacted]"
+    assert main(["stage=rlvr", "+prism.api_key=planted-3"]) == 2
+    assert capsys.readouterr().err.startswith("verl_prism: prism.api_key=[redacted]: ")

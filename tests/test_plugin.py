@@ -24,6 +24,13 @@ def test_importing_verl_leaves_other_platforms_alone():
     assert run_python(script, VERL_PLATFORM="nvidia").splitlines()[-1] == "True False"
 
 
+def test_workers_of_a_group_meet_in_a_file_where_the_launcher_says_so():
+    script = "import os, verl_prism.plugin; print(os.environ.get('DIST_INIT_METHOD'))"
+    worker = {"WG_BACKEND": "ray", "WG_PREFIX": "abcdef"}
+    assert run_python(script, **worker, VERL_PRISM_STORES="/scratch") == "file:///scratch/abcdef\n"
+    assert run_python(script, **worker) == run_python(script, VERL_PRISM_STORES="/scratch") == "None\n"
+
+
 def test_assert_loaded_accepts_this_installation():
     plugin.assert_loaded()
 

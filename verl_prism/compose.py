@@ -25,6 +25,7 @@ def compose_run(overrides: Sequence[str]) -> tuple[DictConfig, Prism]:
     `overrides` are Hydra's: `stage=sft`, `prism.steps=100`, `trainer.save_freq=10`. Raises UserError.
     """
     OmegaConf.register_new_resolver("verl_config_dir", verl_config_dir, replace=True)
+    OmegaConf.register_new_resolver("when", lambda condition, value: value if condition else None, replace=True)
     try:
         with initialize_config_dir(str(trainer_configs_dir()), version_base="1.3"):
             config = _compose([re.sub(r"^model=", "model@_global_=", item) for item in overrides])

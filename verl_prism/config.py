@@ -23,6 +23,7 @@ from pydantic import (
 from verl_prism.errors import UserError
 
 Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
+ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # the others run on one node
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -85,12 +86,19 @@ class Optim(Section):
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
     warmup_steps: NonNegativeInt
+    warmup_ratio: Fraction
     schedule: Literal["constant", "cosine"]
     grad_clip: PositiveFloat
 
 
+class Lora(Section):
+    rank: NonNegativeInt
+    alpha: PositiveInt
+
+
 class Sft(Section):
     examples_per_step: PositiveInt
+    freeze_vision: bool
     data_workers: NonNegativeInt
 
 
@@ -135,7 +143,6 @@ class Warmup(Section):
     pairs_per_step: PositiveInt
     swapped_teachers: NonNegativeInt
     heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
-    resume: bool
 
 
 class Align(Section):
@@ -230,11 +237,14 @@ class Prism(Section):
 
     stage: Stage
     seed: NonNegativeInt
+    reproducible: bool
     root: AbsolutePath
     output: AbsolutePath
     policy: AbsolutePath
     steps: PositiveInt
     checkpoint_every: PositiveInt
+    keep_checkpoints: PositiveInt
+    resume: bool
     stall_seconds: PositiveFloat | None
     max_restarts: NonNegativeInt
     data: Data
@@ -242,6 +252,7 @@ class Prism(Section):
     hardware: Hardware
     rollout: Rollout
     optim: Optim
+    lora: Lora
     sft: Sft
     discriminator: Discriminator
     warmup: Warmup
@@ -267,6 +278,17 @@ class Prism(Section):
                 raise ValueError(
                     f"prism.reward.judge.{key}={total} is less than the {workers} reward workers sharing it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_random_from_outside(self) -> "Prism":
+        outside = {
+            "reward.judge.endpoint": self.reward.judge.endpoint is not None,
+            "algorithm.distillation.enable": self.algorithm.distillation.enable,
+        }
+        for key, used in outside.items():
+            if self.reproducible and used and self.stage == "rlvr":
+                raise ValueError(f"prism.reproducible=true, but what prism.{key} brings in would not repeat itself")
         return self
 
     @model_validator(mode="before")

@@ -15,6 +15,10 @@ if os.environ.get("VERL_PLATFORM") == "cpu":
     register_platform()
     accept_repeated_backends()
 
+if os.environ.get("WG_BACKEND") == "ray" and (folder := os.environ.get("VERL_PRISM_STORES")):
+    # A group of verl's workers meets in a file; torch's own store would listen to the whole network.
+    os.environ.setdefault("DIST_INIT_METHOD", f"file://{folder}/{os.environ['WG_PREFIX']}")
+
 
 def assert_loaded() -> None:
     """Raises UserError unless `import verl` loads this module; verl would skip it without a word."""

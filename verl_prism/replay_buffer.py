@@ -1,11 +1,13 @@
 """verl's replay buffer with the options of its constructor in the config, selected by `trainer.v1.sampler`.
 
-It does not train on what failed: verl takes a group whose rollouts failed for a smaller group. That of stage 3 also
-says what the rewards of each batch are made of: verl averages what a reward function leaves beside the reward in its
-validation alone.
+None trains on what failed: verl takes a group whose rollouts failed for a smaller group. That of stage 3 also says what
+the rewards of each batch are made of: verl averages what a reward function leaves beside the reward in its validation
+alone.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import transfer_queue as tq
@@ -25,17 +27,34 @@ class ConfiguredReplayBuffer(ReplayBuffer):
 
     verl polls for finished rollouts every 2 s, which on a tiny policy is most of a step: `{poll_interval: 0.1}` waits
     less. verl does not pass the options of group filtering to a buffer chosen by config, so DAPO names them here too.
+
+    Rollouts come in the order of the data; verl's come in that in which they were finished. With `wait_for_all`, an
+    option of ours, nothing is decided while a rollout is under way: dynamic sampling would go by which was first.
     """
 
     def __init__(self, *, sampler_kwargs: DictConfig, **kwargs: Any):
         options = {str(name): value for name, value in sampler_kwargs.items()}
+        self._wait_for_all = options.pop("wait_for_all", False)
         super().__init__(sampler_kwargs=sampler_kwargs, **kwargs, **options)
 
     def _sync_metadata_from_transfer_queue(self) -> None:
+        self._read()
+        while self._wait_for_all and any([*self.pending_keys.values(), *self.running_keys.values()]):
+            time.sleep(self.poll_interval)
+            self._read()
+        for partition, prompts in self.prompt_global_steps.items():
+            rows = self.partitions[partition].items()
+            self.partitions[partition] = dict(sorted(rows, key=partial(_place, list(prompts))))
+
+    def _read(self) -> None:
         """Also notices a rollout that failed, its reward included; verl logs why and goes on without it."""
         super()._sync_metadata_from_transfer_queue()
         if failed := set().union(*self.failure_keys.values()):
             raise RuntimeError(f"rollouts of {len(failed)} prompts failed: in the log, below `Error in _run_prompt`")
+
+    def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int):
+        in_order = [uid for uid in self.prompt_global_steps[partition_id] if uid in sampleable_keys]
+        return super()._select_prompt_uids(partition_id, in_order, batch_size)  # type: ignore[arg-type]
 
 
 class RewardReplayBuffer(ConfiguredReplayBuffer):
@@ -68,6 +87,15 @@ class RewardReplayBuffer(ConfiguredReplayBuffer):
                 "Take easier or harder questions, more prism.rollout.samples_per_prompt, or algorithm=grpo"
             )
         return self._draw(prompts)
+
+
+def _place(prompts: Sequence[str], row: tuple[str, Any]) -> tuple[int, int, int]:
+    """Of a rollout: its prompt's place, its number among the prompt's, its number in the conversation.
+
+    One whose prompt was handed out before stands first.
+    """
+    uid, session, number = row[0].split("_")
+    return prompts.index(uid) if uid in prompts else -1, int(session), int(number)
 
 
 def reward_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -7,10 +7,12 @@ from verl_prism import plugin
 
 
 class PrismTaskRunner(TaskRunnerV1.__ray_actor_class__):  # type: ignore[name-defined]
-    """verl's registries hold for one process: the trainer of stage align is registered in this one."""
+    """verl's registries hold for one process: our trainers are registered in this one."""
 
     def run(self, config: DictConfig) -> None:
         plugin.assert_loaded()
+        import verl_prism.trainer
+
         if config.prism.stage == "align":
             import verl_prism.alignment.trainer  # noqa: F401
         super().run(config)

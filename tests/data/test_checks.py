@@ -179,8 +179,71 @@ def test_a_host_without_gpu(prism):
     assert refusal(on_gpu) == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
 
 
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [("align", " wants a Ray that was started on all of them: "), ("sft", ": stage sft runs on one node")],
+)
+def test_several_nodes_want_a_stage_and_a_ray_that_have_them(prism, stage, said):
+    several = prism.model_copy(update={"stage": stage, "hardware": prism.hardware.model_copy(update={"nodes": 2})})
+    assert refusal(several).startswith(f"prism.hardware.nodes=2{said}")
+
+
 def test_other_stages_need_less(prism):
     """RL needs neither teacher nor discriminator; SFT needs messages."""
     write(prism.data.train, [question()], without="teacher_response")
     check_inputs(prism.model_copy(update={"stage": "rlvr"}))
     assert "no column messages" in refusal(prism.model_copy(update={"stage": "sft"}))
+
+
+@pytest.fixture
+def distilled(prism, tmp_path):
+    """White-box distillation from a teacher that is a copy of the policy."""
+    teacher = shutil.copytree(prism.policy, tmp_path / "teacher")
+    return compose_run([
+        "stage=rlvr", "algorithm=opd_whitebox", f"prism.algorithm.distillation.teacher={teacher}",
+        *(f"prism.{key}={value}" for key, value in {
+            "policy": prism.policy, "data.train": prism.data.train, "data.heldout": prism.data.heldout}.items()),
+    ])[1]  # fmt: skip
+
+
+def test_a_whitebox_teacher_with_the_policys_tokens_passes(distilled):
+    check_inputs(distilled)
+
+
+def test_a_missing_whitebox_teacher(distilled):
+    shutil.rmtree(distilled.algorithm.distillation.teacher)
+    assert refusal(distilled).startswith("prism.algorithm.distillation.teacher=")
+
+
+def test_a_whitebox_teacher_with_other_tokens(distilled):
+    file = distilled.algorithm.distillation.teacher / "tokenizer.json"
+    content = json.loads(file.read_text())
+    first, second = list(content["model"]["vocab"])[-2:]
+    vocabulary = content["model"]["vocab"]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(content))
+    message = refusal(distilled)
+    assert "prism.algorithm.distillation.teacher=" in message
+    assert "have different tokenizers" in message
+
+
+def with_answers(holder: str, answers: object) -> dict:
+    row = question()
+    return row | {holder: row.get(holder, {}) | {"equivalent_answers": answers}}
+
+
+def test_equivalent_answers_where_verl_loses_them(prism):
+    write(prism.data.train, [with_answers("reward_model", None), with_answers("reward_model", ["nine"])])
+    assert "row 1: equivalent_answers stands in reward_model" in refusal(prism)
+    assert refusal(prism).endswith("move it to extra_info")
+
+
+@pytest.mark.parametrize("answers", ["nine", 9, [9]])
+def test_equivalent_answers_are_a_list_of_texts(prism, answers):
+    write(prism.data.train, [with_answers("extra_info", None), with_answers("extra_info", answers)])
+    assert f"row 1: equivalent_answers={answers!r} in extra_info is no list of texts" in refusal(prism)
+
+
+def test_equivalent_answers_in_extra_info_pass(prism):
+    write(prism.data.train, [with_answers("extra_info", None), with_answers("extra_info", ["nine", "IX"])])
+    check_inputs(prism)

@@ -13,9 +13,10 @@ from verl_prism.discriminator.warmup import (
     run_warmup,
     shuffled_batches,
 )
-from verl_prism.errors import UserError
-from verl_prism.report.metrics import MetricsLog
-from verl_prism.stages.resume import check_resumable
+from verl_prism.errors import EndedEarly, UserError
+from verl_prism.report.metrics import METRICS, MetricsLog, keep_steps, read_records
+from verl_prism.stages.end_request import request_file
+from verl_prism.stages.resume import checkpoint_to_resume
 
 PROMPTS = 12
 
@@ -57,7 +58,15 @@ def weights(prism) -> dict[str, torch.Tensor]:
 
 
 def records(prism) -> list[dict]:
-    return [json.loads(line) for line in (prism.output / "metrics.jsonl").read_text().splitlines()]
+    return read_records(prism.output)
+
+
+def resume(prism) -> dict:
+    """What the launcher and the stage's process do."""
+    checkpoint, _ = checkpoint_to_resume(prism)
+    keep_steps(prism.output, checkpoint.folder / METRICS, checkpoint.step)
+    (prism.output / METRICS).unlink()
+    return run_warmup(prism)
 
 
 class Stopped(Exception):
@@ -99,10 +108,10 @@ def test_a_resumed_run_ends_with_the_parameters_of_one_that_was_not_stopped(comp
         stop_after(context, 3)
         run_warmup(stopped)
     assert not (stopped.output / "discriminator").exists()
-    assert [state.name for state in (stopped.output / "state").iterdir()] == ["2"]
+    assert [folder.name for folder in (stopped.output / "checkpoints").glob("global_step_*")] == ["global_step_2"]
     monkeypatch.setattr("verl_prism.discriminator.warmup.sample_policy", lambda *_: pytest.fail("sampled again"))
-    resumed = compose(option, "prism.warmup.resume=true", name="stopped")
-    assert run_warmup(resumed) == expected_figures
+    resumed = compose(option, "prism.resume=true", name="stopped")
+    assert resume(resumed) == expected_figures
     expected, found = weights(whole), weights(resumed)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -133,9 +142,10 @@ def test_without_a_rollout_in_the_format_it_says_so_from_whichever_rank(compose,
         run_warmup(prism)
 
 
-def test_nothing_to_resume_is_said(compose, tmp_path):
-    with pytest.raises(UserError, match=r"resume=true, but .*rollouts.jsonl of an unfinished warm-up is not there"):
-        run_warmup(compose("prism.warmup.resume=true"))
+@pytest.mark.usefixtures("sampled")
+def test_with_nothing_to_resume_it_starts_anew(compose):
+    run_warmup(compose("prism.resume=true"))
+    assert (compose().output / "discriminator").exists()
 
 
 @pytest.mark.usefixtures("sampled")
@@ -144,10 +154,27 @@ def test_other_settings_are_not_resumed_and_named(compose, monkeypatch):
         stop_after(context, 2)
         run_warmup(compose())
     with pytest.raises(UserError) as refused:
-        check_resumable(compose("prism.seed=7", "prism.warmup.pairs_per_step=5", "prism.discriminator.margin=1"))
+        checkpoint_to_resume(compose("prism.seed=7", "prism.warmup.pairs_per_step=5", "prism.discriminator.margin=1"))
     for change in ("prism.seed=7 (was 0)", "prism.warmup.pairs_per_step=5 (was 6)", "prism.discriminator.margin=1.0"):
         assert change in str(refused.value)
-    check_resumable(compose("prism.checkpoint_every=1", "prism.discriminator.placement=pool"))
+    checkpoint_to_resume(compose("prism.checkpoint_every=1", "prism.discriminator.placement=pool"))
+    (compose().output / "rollouts.jsonl").unlink()
+    with pytest.raises(UserError, match=r"rollouts.jsonl, which .*global_step_2 goes with, is not there; start anew"):
+        checkpoint_to_resume(compose("prism.resume=true"))
+
+
+@pytest.mark.usefixtures("sampled")
+def test_asked_to_end_it_saves_the_step_and_goes_on_from_there(compose, monkeypatch):
+    whole, stopped = compose("prism.checkpoint_every=9", name="whole"), compose("prism.checkpoint_every=9")
+    run_warmup(whole)
+    request_file(stopped).touch()
+    with pytest.raises(EndedEarly) as end:
+        run_warmup(stopped)
+    assert end.value.step == 1 and not (stopped.output / "discriminator").exists()
+    request_file(stopped).unlink()
+    resume(compose("prism.checkpoint_every=9", "prism.resume=true"))
+    expected, found = weights(whole), weights(stopped)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.usefixtures("sampled")

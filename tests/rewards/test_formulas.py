@@ -8,9 +8,14 @@ from verl_prism.rewards import formulas
 from verl_prism.rewards.deadline import deadline, remaining
 
 
-@pytest.fixture(scope="module", autouse=True)
-def started():
+@pytest.fixture(autouse=True)
+def pool(monkeypatch):
+    """Of this test alone, with one process that is up."""
+    pool = formulas._Pool()
+    monkeypatch.setattr(formulas, "_pool", pool)
     formulas.start()
+    yield pool
+    pool.close()
 
 
 def test_math_verify_judges_what_arithmetic_cannot():
@@ -19,32 +24,30 @@ def test_math_verify_judges_what_arithmetic_cannot():
         assert not formulas.verified("x y = 1", "y = 2/x")
 
 
-def test_a_process_that_misses_the_deadline_is_replaced(monkeypatch):
-    worker = formulas._pool.idle.get_nowait()
-    formulas._pool.idle.put(worker)
+def test_a_process_that_misses_the_deadline_is_replaced(pool):
+    worker = pool.idle.get()
+    pool.idle.put(worker)
     start = time.perf_counter()
     with deadline(0.2):
         assert not formulas.verified("(x+1)^{99}(y+1)^{99}(z+1)^{99}", "x! y! z!")
     assert time.perf_counter() - start < 1
     assert worker.process.poll() is not None
-    formulas.start()
-    with deadline():
+    with deadline(30):
         assert formulas.verified("x^2", "x \\cdot x")
 
 
-def test_a_process_that_has_died_costs_one_verdict():
-    worker = formulas._pool.idle.get_nowait()
-    formulas._pool.idle.put(worker)
+def test_a_process_that_has_died_costs_one_verdict(pool):
+    worker = pool.idle.get()
+    pool.idle.put(worker)
     worker.process.kill()
     worker.process.wait()
     with deadline():
         assert not formulas.verified("x^2", "x \\cdot x")
-    formulas.start()
-    with deadline():
+    with deadline(30):
         assert formulas.verified("x^2", "x \\cdot x")
 
 
-def test_more_threads_than_processes_get_verdicts():
+def test_more_threads_than_processes_get_verdicts(pool):
     verdicts = []
 
     def ask():
@@ -57,7 +60,7 @@ def test_more_threads_than_processes_get_verdicts():
     for thread in threads:
         thread.join()
     assert verdicts == [True] * len(threads)
-    assert formulas._pool.idle.qsize() <= formulas.PROCESSES
+    assert pool.idle.qsize() <= formulas.PROCESSES
 
 
 def test_a_forked_child_has_processes_of_its_own():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_prism.rewards import formulas
+from verl_prism.rewards.deadline import deadline
 from verl_prism.rewards.grading import grade
 
 
@@ -59,6 +60,13 @@ def no_fault_of_ours(caplog):
     with caplog.at_level(logging.ERROR, logger="verl_prism.rewards.grading"):
         yield
     assert not [record for record in caplog.records if record.name == "verl_prism.rewards.grading"]
+
+
+@pytest.fixture(autouse=True)
+def busy_host(monkeypatch):
+    """What is tested here is the verdict. A host busy with other things gets the time for it; the deadline has tests of
+    its own (test_hostile.py)."""
+    monkeypatch.setattr("verl_prism.rewards.grading.deadline", lambda: deadline(30.0))
 
 
 @pytest.mark.parametrize("labelled", ANSWERS, ids=str)

@@ -28,8 +28,8 @@ class DiscriminatorEngine(FSDPEngine):
             module.gradient_checkpointing_enable({"use_reentrant": False})
         return module
 
-    def prepare_steps(self, settings: StepSettings, faults: Path) -> None:
-        """To be called once, after `initialize`. faults: see `DiscriminatorStep`."""
+    def prepare_steps(self, settings: StepSettings, faults: Path, steps: int = 0) -> None:
+        """To be called after `initialize`, and when a checkpoint is loaded. faults, steps: see `DiscriminatorStep`."""
         self._step = DiscriminatorStep(
             self.module,
             SpanEncoder(self.model_config.tokenizer, self.module.config),
@@ -39,6 +39,7 @@ class DiscriminatorEngine(FSDPEngine):
             faults,
             sync=lambda last: self._gradient_sync_context(is_last_micro_batch=last),
             autocast=self._autocast,
+            steps=steps,
         )
 
     def step_on(self, groups: Sequence[Group]) -> StepResult:

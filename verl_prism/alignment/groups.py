@@ -39,6 +39,11 @@ def token_ranges(info: dict[str, Any]) -> list[TokenRange]:
     return [(info[f"{view.value}_start"], info[f"{view.value}_end"]) for view in VIEWS]
 
 
+def uid_of(key: str) -> str:
+    """The random name of a rollout's group, from verl's key `uid_session_index`."""
+    return key.split("_")[0]
+
+
 def column(values: Any) -> list[Any]:
     """A field's rows, whichever of its containers verl's replay store has put them in."""
     rows = values.unbind() if isinstance(values, torch.Tensor) else values

@@ -16,7 +16,6 @@ from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 
 import verl_prism.alignment.estimator  # noqa: F401  registers the advantage estimator in this process
@@ -26,10 +25,10 @@ from verl_prism.alignment.advantage import (
     reference_advantage,
     spread_over_tokens,
 )
-from verl_prism.alignment.groups import FIELDS, column, token_ranges
+from verl_prism.alignment.groups import FIELDS, column, token_ranges, uid_of
 from verl_prism.alignment.worker import SCORE_FIELDS, AdversarialOPDWorker, DiscriminatorWorker
-from verl_prism.config import parse_prism
 from verl_prism.discriminator.batch import VIEWS
+from verl_prism.trainer import PrismTrainer
 
 ROLE = "discriminator"
 POOL = "discriminator_pool"
@@ -37,17 +36,8 @@ NONFINITE = "discriminator/nonfinite"  # the metric that is 1 where the scores a
 
 
 @register_trainer("adversarial_opd")
-class AdversarialOPDTrainer(PPOTrainerSync):
+class AdversarialOPDTrainer(PrismTrainer):
     """Adversarial on-policy distillation."""
-
-    @property
-    def trainer_mode(self) -> str:
-        """verl compares the mode with "sync" in several places, and synchronous is what this trainer is."""
-        return "sync"
-
-    @trainer_mode.setter
-    def trainer_mode(self, _: str) -> None:
-        self.prism = parse_prism(self.config.actor_rollout_ref.prism)
 
     def _init_resource_pool_mgr(self):
         super()._init_resource_pool_mgr()
@@ -66,7 +56,8 @@ class AdversarialOPDTrainer(PPOTrainerSync):
         self.discriminator_wg: Any = self.actor_rollout_wg if self._colocated else self._spawn_discriminator()
         super()._load_checkpoint()
         if self.global_steps:
-            self.discriminator_wg.load_discriminator(self._discriminator_folder())
+            folder = os.path.join(self.config.trainer.resume_from_path, ROLE)
+            self.discriminator_wg.load_discriminator(folder, self.global_steps)
 
     def _spawn_discriminator(self) -> Any:
         group: Any = RayWorkerGroup(  # verl binds the worker's methods to it
@@ -78,13 +69,11 @@ class AdversarialOPDTrainer(PPOTrainerSync):
         return group
 
     def _save_checkpoint(self):
-        """The discriminator goes first: verl's marker of a finished checkpoint is written after everything else."""
-        keep = self.config.trainer.max_actor_ckpt_to_keep
-        self.discriminator_wg.save_discriminator(self._discriminator_folder(), self.global_steps, keep)
+        """The discriminator goes first: at the end of verl's own part the checkpoint is published."""
+        step = f"global_step_{self.global_steps}"
+        folder = os.path.join(self.config.trainer.default_local_dir, step, ROLE)
+        self.discriminator_wg.save_discriminator(folder, self.global_steps)
         super()._save_checkpoint()
-
-    def _discriminator_folder(self) -> str:
-        return os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}", ROLE)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         with marked_timer("update_discriminator", self.timing_raw):
@@ -93,8 +82,10 @@ class AdversarialOPDTrainer(PPOTrainerSync):
         return super()._compute_advantage(batch, metrics)
 
     def _update_discriminator(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Score this step's rollouts and learn from them. Returns them sorted, so that groups stand together."""
-        keys = sorted(key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False))
+        """Score this step's rollouts and learn from them. Returns them with groups standing together."""
+        real = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        places = {uid: place for place, uid in reversed(list(enumerate(map(uid_of, real))))}
+        keys = sorted(real, key=lambda key: places[uid_of(key)])
         rollouts = batch.select_keys(keys)
         rollouts.fields, rollouts.extra_info = list(FIELDS), {}
         scored = self.discriminator_wg.update_discriminator(rollouts)
@@ -159,5 +150,5 @@ def _advantage_metrics(advantage: AlignmentAdvantage) -> dict[str, float]:
 
 def _fault_metrics(faults: list[str]) -> dict[str, float]:
     """The share of each format fault among the rollouts; "" is none."""
-    shares = {f"align/fault/{fault}": faults.count(fault) / len(faults) for fault in set(faults) if fault}
-    return {"align/invalid": sum(shares.values()), **shares}
+    shares = {f"align/fault/{fault}": faults.count(fault) / len(faults) for fault in dict.fromkeys(faults) if fault}
+    return {"align/invalid": sum(map(bool, faults)) / len(faults), **shares}

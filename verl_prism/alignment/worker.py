@@ -37,6 +37,7 @@ def training_worker_config(prism: Prism) -> TrainingWorkerConfig:
             mixed_precision={"param_dtype": short, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
             use_torch_compile=False,
             seed=prism.seed,
+            full_determinism=prism.reproducible,
         ),
         optimizer_config=FSDPOptimizerConfig(
             lr=settings.lr,
@@ -77,12 +78,13 @@ class DiscriminatorWorker(TrainingWorker):
         return tu.get_tensordict(score_fields(result), non_tensor_dict={"metrics": result.metrics})
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def save_discriminator(self, folder: str, step: int, keep: int | None) -> None:
-        self.save_checkpoint(folder, None, step, keep)
+    def save_discriminator(self, folder: str, step: int) -> None:
+        self.save_checkpoint(folder, None, step)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_discriminator(self, folder: str) -> None:
+    def load_discriminator(self, folder: str, step: int) -> None:
         self.load_checkpoint(folder)
+        self.engine.prepare_steps(self._settings, self._faults, step)
 
 
 class AdversarialOPDWorker(ActorRolloutRefWorker):
@@ -100,9 +102,9 @@ class AdversarialOPDWorker(ActorRolloutRefWorker):
         return self.discriminator.update_discriminator(data)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def save_discriminator(self, folder: str, step: int, keep: int | None) -> None:
-        self.discriminator.save_discriminator(folder, step, keep)
+    def save_discriminator(self, folder: str, step: int) -> None:
+        self.discriminator.save_discriminator(folder, step)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_discriminator(self, folder: str) -> None:
-        self.discriminator.load_discriminator(folder)
+    def load_discriminator(self, folder: str, step: int) -> None:
+        self.discriminator.load_discriminator(folder, step)

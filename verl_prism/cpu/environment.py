@@ -29,7 +29,7 @@ def cpu_environment() -> dict[str, str]:
             environment, so none is ever used.
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO: what Ray will do by default; unset, each process warns about it.
 
-    Quiet and private: the remaining ones turn down logs that are of no use to a reader, and usage statistics off.
+    Quiet: the remaining ones turn down logs that are of no use to a reader.
     """
     cores = str(len(os.sched_getaffinity(0)))
     return {
@@ -49,6 +49,4 @@ def cpu_environment() -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "TQ_LOGGING_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore",
-        "VLLM_NO_USAGE_STATS": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
     }

@@ -1,5 +1,7 @@
 """What a vLLM process needs on CPU so that its weights can be replaced while it serves."""
 
+import os
+
 
 def register() -> None:
     """Entry point of the group `vllm.general_plugins`; vLLM calls it in each of its processes.
@@ -13,3 +15,5 @@ def register() -> None:
         from vllm import _custom_ops
 
         _custom_ops._supports_onednn = False
+        # verl asks for these kernels where `rollout.full_determinism` is set; they are Triton's, for GPUs.
+        os.environ["VLLM_BATCH_INVARIANT"] = "0"

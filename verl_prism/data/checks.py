@@ -14,17 +14,19 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer, decoders, models
 
-from verl_prism.config import Prism
+from verl_prism.config import ON_RAY, Prism
 from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
 
+TEACHER = "prism.algorithm.distillation.teacher"
 GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # NVIDIA, AMD, Windows' Linux
 
 
 def check_inputs(prism: Prism) -> None:
     """All that `prism.stage` will read, and the device that it will run on."""
     check_device(prism)
+    check_nodes(prism)
     for key, folder in model_folders(prism).items():
         check_model_folder(key, folder)
     check_same_tokens(prism)
@@ -32,6 +34,7 @@ def check_inputs(prism: Prism) -> None:
     for key, path, columns in data_files(prism):
         check_columns(key, path, columns)
         check_images(path)
+        check_answers(path)
     if "teacher_response" in TRAIN_COLUMNS[prism.stage]:
         check_teacher(prism)
 
@@ -45,6 +48,8 @@ def model_folders(prism: Prism) -> dict[str, Path]:
             return {"prism.policy": prism.policy, "prism.discriminator.upcycle.base": prism.discriminator.upcycle.base}
         case "align":
             return {"prism.policy": prism.policy, "prism.discriminator.path": prism.discriminator.path}
+        case "rlvr" if prism.algorithm.distillation.enable:
+            return {"prism.policy": prism.policy, TEACHER: prism.algorithm.distillation.teacher}
     return {"prism.policy": prism.policy}
 
 
@@ -62,6 +67,18 @@ def check_device(prism: Prism) -> None:
     """A GPU's device file, where the run is to be on this host."""
     if prism.hardware.device == "cuda" and prism.hardware.ray_address is None and not any(map(Path.exists, GPU_FILES)):
         raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
+
+
+def check_nodes(prism: Prism) -> None:
+    """Several are for the stages on Ray, and for a Ray that was started on them: its own is of this host alone."""
+    given = f"prism.hardware.nodes={prism.hardware.nodes}"
+    if prism.hardware.nodes > 1 and prism.stage not in ON_RAY:
+        raise UserError(f"{given}: stage {prism.stage} runs on one node")
+    if prism.hardware.nodes > 1 and prism.hardware.ray_address is None:
+        raise UserError(
+            f"{given} wants a Ray that was started on all of them: python -m verl_prism.cluster --hosts=… starts it, "
+            "or prism.hardware.ray_address names one that is there"
+        )
 
 
 def check_model_folder(key: str, folder: Path) -> None:
@@ -118,6 +135,23 @@ def _check_image(place: str, image: dict[str, Any]) -> None:
         raise UserError(f"{place}: unreadable image ({error})") from None
 
 
+def check_answers(path: Path) -> None:
+    """Further gold answers stand where verl hands them to the reward function, and are a list of texts."""
+    schema = pq.read_schema(path)
+    kinds = {name: schema.field(name).type for name in ("reward_model", "extra_info") if name in schema.names}
+    holders = [name for name, kind in kinds.items()
+               if pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0]  # fmt: skip
+    for number, row in _rows(path, holders) if holders else ():
+        place = f"{path}, row {number}: equivalent_answers"
+        for holder in holders:
+            answers = row[holder]["equivalent_answers"] if row[holder] is not None else None
+            if answers is not None and holder == "reward_model":
+                raise UserError(f"{place} stands in reward_model, of which verl hands on ground_truth alone; "
+                                "move it to extra_info")  # fmt: skip
+            if answers is not None and not (isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
+                raise UserError(f"{place}={answers!r} in extra_info is no list of texts")
+
+
 def check_teacher(prism: Prism) -> None:
     """Each teacher response is in the response format, and each of its views within the discriminator's limit."""
     tokenizer = _tokenizer(prism.policy)
@@ -142,13 +176,11 @@ def check_teacher(prism: Prism) -> None:
 
 
 def check_same_tokens(prism: Prism) -> None:
-    """Policy and discriminator read the same tokens: the discriminator is given the policy's."""
+    """The model beside the policy, a discriminator or a white-box teacher, reads the same tokens: it is given them."""
     folders = model_folders(prism)
-    if prism.stage not in ("warmup", "align"):
+    if prism.stage == "eval" or len(set(folders.values())) == 1:
         return
     (key, folder), (other_key, other_folder) = folders.items()
-    if folder == other_folder:
-        return
     vocabulary, other = (_tokenizer(path).get_vocab(with_added_tokens=True) for path in (folder, other_folder))
     if differing := sorted(vocabulary.items() ^ other.items(), key=lambda item: item[1]):
         token = differing[0][0]

@@ -8,7 +8,8 @@
 | data_source      | string                            | align, rlvr, eval         |
 | reward_model     | {style: "rule", ground_truth}     | align, rlvr, eval         |
 | teacher_response | string: a whole response          | warmup, align             |
-| extra_info       | struct: index and facts of a task | optional                  |
+| extra_info       | struct: index, facts of a task,   | optional                  |
+|                  | equivalent_answers: list of texts |                           |
 
 Each `<image>` in a message stands for the next item of `images`. The alignment itself never looks at `reward_model`:
 verl's reward loop wants the column.

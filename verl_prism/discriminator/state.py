@@ -5,6 +5,7 @@ stopped. The order of the data is a function of the seed and the step, so that t
 import json
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
 
 from verl_prism.config import Prism
 from verl_prism.discriminator.ranks import Ranks
-from verl_prism.report.metrics import METRICS
-from verl_prism.stages.resume import PROGRESS, decisive_settings, saved_states, state_folder
+from verl_prism.stages.checkpoints import publish, unfinished_folder
 
-ASIDE = "unfinished"
+SCHEDULE = "schedule.json"
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,24 @@ class TrainingState:
     ranks: Ranks
 
     def save(self, prism: Prism, step: int) -> None:
-        """To `<output>/state/<step>`, in the place of an earlier one, which is there until the new one is whole."""
-        folder = state_folder(prism)
-        aside = folder / ASIDE
+        """As a checkpoint: on disk as a whole, or not there."""
+        aside = unfinished_folder(prism) / f"global_step_{step}"
         if self.ranks.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
         self.ranks.wait()
         dcp.save(self._tensors(), checkpoint_id=aside, no_dist=self.ranks.alone)
         if self.ranks.rank == 0:
-            progress = {"schedule": self.schedule.state_dict(), "settings": decisive_settings(prism)}
-            (aside / PROGRESS).write_text(json.dumps(progress, indent=2))
-            shutil.copy(prism.output / METRICS, aside)
-            earlier = saved_states(folder)
-            aside.rename(folder / str(step))
-            for state in earlier:
-                shutil.rmtree(state)
+            (aside / SCHEDULE).write_text(json.dumps(self.schedule.state_dict()))
+            publish(prism, step)
         self.ranks.wait()
 
-    def restore(self, prism: Prism) -> int:
-        """Returns the step that was done."""
-        last = saved_states(state_folder(prism))[-1]
+    def restore(self, folder: Path) -> None:
+        """From a checkpoint."""
         tensors = self._tensors()
-        dcp.load(tensors, checkpoint_id=last, no_dist=self.ranks.alone)
+        dcp.load(tensors, checkpoint_id=folder, no_dist=self.ranks.alone)
         set_model_state_dict(self.model, tensors["model"])
         set_optimizer_state_dict(self.model, self.optimizer, tensors["optimizer"])
-        self.schedule.load_state_dict(json.loads((last / PROGRESS).read_text())["schedule"])
-        return int(last.name)
+        self.schedule.load_state_dict(json.loads((folder / SCHEDULE).read_text()))
 
     def _tensors(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,6 @@ discriminator learnt what distinguishes the two or the pairs by heart.
 
 import json
 import math
-import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,10 +31,14 @@ from verl_prism.discriminator.state import TrainingState
 from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepSettings
 from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.discriminator.update import MiniBatch, valid_pairs
-from verl_prism.errors import UserError
-from verl_prism.report.metrics import METRICS, MetricsLog
+from verl_prism.errors import EndedEarly, UserError
+from verl_prism.files import written_aside
+from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
-from verl_prism.stages.resume import check_resumable, rollouts_file, saved_states, state_folder, upcycled_folder
+from verl_prism.stages.checkpoints import Checkpoint, checkpoints_folder, newest_checkpoint
+from verl_prism.stages.end_request import end_requested
+from verl_prism.stages.model_card import write_card
+from verl_prism.stages.resume import rollouts_file, upcycled_folder
 
 LR_WARMUP_SHARE = 0.1
 
@@ -43,20 +46,24 @@ LR_WARMUP_SHARE = 0.1
 def run_warmup(prism: Prism) -> dict[str, float | str]:
     """The stage `warmup`: sample the policy, pair, train, and say how well unseen pairs are told apart.
 
-    Writes `<output>/discriminator`. With `prism.warmup.resume` it goes on with what an unfinished run has left.
+    Writes `<output>/discriminator`. With `prism.resume` it goes on from the checkpoint of an unfinished run, if any.
+
+    Raises:
+        UserError: there are no pairs to train on.
+        EndedEarly: it was asked to end, and has saved the step that it was at.
     """
     if prism.hardware.nodes > 1:
         raise UserError(f"prism.hardware.nodes={prism.hardware.nodes}: the warm-up runs on the devices of one node")
-    if prism.warmup.resume:
-        check_resumable(prism)
-        shutil.copy(saved_states(state_folder(prism))[-1] / METRICS, prism.output)
-    else:
-        shutil.rmtree(state_folder(prism), ignore_errors=True)
+    checkpoint = newest_checkpoint(prism)[0] if prism.resume else None
+    if checkpoint is None:
         with MetricsLog(prism.output) as log:
             sample_policy(prism, log)
             make_discriminator(prism, log)
-    figures = on_ranks(prism.hardware.devices_per_node, train_discriminator, prism)
-    assert figures is not None
+    reached = on_ranks(prism.hardware.devices_per_node, train_discriminator, prism, checkpoint)
+    assert reached is not None
+    figures, step = reached
+    if step < prism.steps:
+        raise EndedEarly(step)
     return figures
 
 
@@ -94,25 +101,33 @@ def make_discriminator(prism: Prism, log: MetricsLog) -> None:
 
 
 @record
-def train_discriminator(prism: Prism) -> dict[str, float | str]:
-    """On each rank: train for `prism.steps` steps, save, and measure on the held-out pairs.
+def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[dict[str, float | str], int]:
+    """On each rank: train up to `prism.steps` steps, save, and measure on the held-out pairs.
+
+    Returns the figures, none where it was asked to end, and the step that was reached.
 
     Raises:
         UserError: there are no pairs to train on.
         FloatingPointError: numbers were not finite for too long; nothing is saved.
     """
+    torch.use_deterministic_algorithms(prism.reproducible, warn_only=True)
     with process_group(prism.hardware.device) as ranks, _log(prism, ranks) as log:
         if log:
             log.note("pairing")
         groups = _pairs(prism)
-        heldout = Warmup(prism, ranks).train(groups, log)
-        return _figures(groups, heldout)
+        warmup = Warmup(prism, ranks, checkpoint)
+        warmup.train(groups, log)
+        if warmup.step < prism.steps:
+            return {}, warmup.step
+        figures = _figures(groups, warmup.measure(groups.heldout))
+        warmup.publish(figures)
+        return figures, warmup.step
 
 
 class Warmup:
     """The discriminator of one rank, in training."""
 
-    def __init__(self, prism: Prism, ranks: Ranks):
+    def __init__(self, prism: Prism, ranks: Ranks, checkpoint: Checkpoint | None):
         self._prism, self._ranks = prism, ranks
         settings = prism.discriminator
         self.model = _load(prism, ranks)
@@ -121,8 +136,11 @@ class Warmup:
         warmup_steps = math.ceil(LR_WARMUP_SHARE * prism.steps)
         self._schedule = get_cosine_schedule_with_warmup(self._optimizer, warmup_steps, prism.steps)
         self._state = TrainingState(self.model, self._optimizer, self._schedule, ranks)
-        self._done = self._state.restore(prism) if prism.warmup.resume else 0
-        self._step = DiscriminatorStep(
+        self.step = 0
+        if checkpoint:
+            self._state.restore(checkpoint.folder)
+            self.step = checkpoint.step
+        self._learn = DiscriminatorStep(
             self.model,
             self._encoder,
             replace(StepSettings.of(settings), updates=1, skip_above_accuracy=None),
@@ -131,30 +149,33 @@ class Warmup:
             prism.output,
             sync=partial(gradient_sync, self.model),
             autocast=partial(_autocast, prism),
-            steps=self._done,
+            steps=self.step,
         )
 
-    def train(self, groups: WarmupGroups, log: MetricsLog | None) -> dict[str, float]:
-        """Make the remaining steps and publish the discriminator. Returns the held-out metrics."""
+    def train(self, groups: WarmupGroups, log: MetricsLog | None) -> None:
+        """Make the remaining steps, or those up to the one after which an end is asked for."""
         self.model.train()
-        batches = self._batches(groups)
-        for step in range(self._done + 1, self._prism.steps + 1):
-            torch.manual_seed(self._prism.seed + step * self._ranks.size + self._ranks.rank)  # a penalty's noise
-            result = self._step(self._ranks.share(next(batches)))
-            self._schedule.step()
-            if log:
-                log.step(step, result.metrics | {"lr": self._schedule.get_last_lr()[0]})
-            if step % self._prism.checkpoint_every == 0 and step < self._prism.steps:
-                self._state.save(self._prism, step)
-        heldout = self._measure(groups.heldout)
-        self._publish()
-        return heldout
+        for batch in self._batches(groups):
+            self._train_step(batch, log)
+            asked = bool(self._ranks.max(end_requested(self._prism)))
+            if self.step < self._prism.steps and (asked or self.step % self._prism.checkpoint_every == 0):
+                self._state.save(self._prism, self.step)
+            if asked:
+                return
+
+    def _train_step(self, batch: list[Group], log: MetricsLog | None) -> None:
+        self.step += 1
+        torch.manual_seed(self._prism.seed + self.step * self._ranks.size + self._ranks.rank)  # a penalty's noise
+        result = self._learn(self._ranks.share(batch))
+        self._schedule.step()
+        if log:
+            log.step(self.step, result.metrics | {"lr": self._schedule.get_last_lr()[0]})
 
     def _batches(self, groups: WarmupGroups) -> Iterator[list[Group]]:
         """Those of the steps to come."""
         warmup, seed = self._prism.warmup, self._prism.seed
         training = add_swapped_teachers(groups.train, warmup.swapped_teachers, seed)
-        return islice(shuffled_batches(training, warmup.pairs_per_step, seed), self._done, None)
+        return islice(shuffled_batches(training, warmup.pairs_per_step, seed), self.step, self._prism.steps)
 
     def _change(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._prism.discriminator.grad_clip)
@@ -163,22 +184,24 @@ class Warmup:
             self._optimizer.step()
         return size
 
-    def _measure(self, groups: Sequence[Group]) -> dict[str, float]:
+    def measure(self, groups: Sequence[Group]) -> dict[str, float]:
         self.model.eval()
         batch = MiniBatch(self._encoder, self._ranks.share(groups), self._prism.discriminator.micro_batch_tokens)
-        sums = pair_sums(self._step.score(batch, int(self._ranks.max(len(batch)))))
+        sums = pair_sums(self._learn.score(batch, int(self._ranks.max(len(batch)))))
         return pair_metrics(dict(zip(sums, self._ranks.sum(list(sums.values())), strict=True)))
 
-    def _publish(self) -> None:
+    def publish(self, figures: dict[str, float | str]) -> None:
         """The whole of it, on rank 0, in the place where the next stage looks for it."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         tensors = get_model_state_dict(self.model, options=options)
         if self._ranks.rank == 0:
-            target = self._prism.output / "discriminator"
-            self.model.save_pretrained(upcycled_folder(self._prism), state_dict=tensors)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(upcycled_folder(self._prism), target)
-            shutil.rmtree(state_folder(self._prism), ignore_errors=True)
+            start = upcycled_folder(self._prism)
+            with written_aside(self._prism.output / "discriminator") as folder:
+                shutil.copytree(start, folder, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)
+                self.model.save_pretrained(folder, state_dict=tensors)
+                write_card(folder, self._prism, "discriminator", self._prism.discriminator.upcycle.base, figures)
+            for done in (checkpoints_folder(self._prism), start):
+                shutil.rmtree(done, ignore_errors=True)
         self._ranks.wait()
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verl_prism.report.errors import last_errors, plain_lines
+from verl_prism.report.log import StageLog
 
 POLL_SECONDS = 0.25
 PLAIN_LINE_SECONDS = 30.0
@@ -28,7 +29,7 @@ PLAIN_LINE_SECONDS = 30.0
 class StageConsole:
     """Owns the terminal while a stage runs.
 
-    Inside the `with` block, file descriptors 1 and 2 of this process, and of every child it starts, point to
+    Inside the `with` block, file descriptors 1 and 2 of this process, and of every child it starts, lead to
     `<output>/log.txt`; only this class still writes to the terminal. A thread follows `<output>/metrics.jsonl` and
     moves the line: `{"step": …, "data": {…}}`, as verl's file logger writes it, and `{"note": …}` or `{"total": …}`,
     by which a child process names its phase and its number of steps.
@@ -39,10 +40,20 @@ class StageConsole:
 
     headline: metrics shown on the line, each the key of a metric or `label=key`.
     total_steps: may be set later, once it is known (`console.total_steps = n`).
+    first_step: the step that a resumed run goes on from; its log is added to the earlier one's.
+    redact: what is printed -> what the log shows of it.
     progressed: when (`time.monotonic()`) a step or a phase was last reported.
     """
 
-    def __init__(self, stage: str, output: Path, total_steps: int | None, headline: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        stage: str,
+        output: Path,
+        total_steps: int | None,
+        headline: Sequence[str] = (),
+        first_step: int = 0,
+        redact: Callable[[str], str] = str,
+    ) -> None:
         self.stage = stage
         self.output = Path(output)
         self.total_steps = total_steps
@@ -50,8 +61,11 @@ class StageConsole:
         self.metrics: dict[str, Any] = {}
         self._headline = [tuple(h.split("=", 1)) if "=" in h else (h, h) for h in headline]
         self._metrics_path = self.output / "metrics.jsonl"
+        self._redact = redact
+        self._log: StageLog | None = None
+        self._log_start = 0
         self._note = "starting"
-        self._step = 0
+        self._step = self._first_step = first_step
         self._pace = _Pace()
         self.progressed = time.monotonic()
 
@@ -62,8 +76,11 @@ class StageConsole:
         _flush_streams()
         self._saved_fds = (os.dup(1), os.dup(2))
         self._terminal = open(os.dup(1), "w", encoding="utf-8", errors="replace")
-        self._log_fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
-        _point_output_to(self._log_fd)
+        if not self._first_step:
+            self.log_path.unlink(missing_ok=True)
+        self._log = StageLog(self.log_path, self._redact)
+        self._log_start = os.fstat(self._log.file).st_size
+        _point_output_to(self._log.pipe)
         self._animated = self._terminal.isatty()
         self._console = Console(file=self._terminal, highlight=False, width=None if self._animated else 120)
         self._live = Live(get_renderable=self._line, console=self._console, refresh_per_second=4, transient=True,
@@ -84,7 +101,9 @@ class StageConsole:
             os.dup2(saved, fd)
             os.close(saved)
         self._terminal.close()
-        atexit.register(_point_output_to, self._log_fd)
+        assert self._log is not None
+        self._log.close()
+        atexit.register(_point_output_to, self._log.file)
 
     def note(self, text: str) -> None:
         """Name the phase that the stage is in now, e.g. "starting Ray and vLLM"."""
@@ -99,6 +118,10 @@ class StageConsole:
         """Print to the terminal, above the progress line."""
         self._console.print(*renderables)
 
+    def say(self, text: str) -> None:
+        """A line of its own, above the progress line."""
+        self._console.print(Text(text), soft_wrap=True)
+
     def finish(self, figures: Mapping[str, Any], made: Path | None = None) -> None:
         """Print the three-line summary and write `<output>/summary.json`.
 
@@ -108,7 +131,7 @@ class StageConsole:
         seconds = self._pace.elapsed()
         self._stop_line()
         shown = " · ".join(f"{label} {_short(value)}" for label, value in figures.items())
-        steps = f"{self._step} steps in " if self._step else ""
+        steps = f"{self._step - self._first_step} steps in " if self._step else ""
         self._console.print(Text(f"✓ {self.stage}: {made}", style="bold"), soft_wrap=True)
         self._console.print(Text(f"  {shown or 'no figures'}"), soft_wrap=True)
         self._console.print(Text(f"  {steps}{_clock(seconds)} · log in {self.log_path}"), soft_wrap=True)
@@ -123,11 +146,14 @@ class StageConsole:
         return self._step
 
     def log_lines(self) -> list[str]:
+        """Of this run."""
         _flush_streams()
-        return plain_lines(self.log_path.read_text(errors="replace"))
+        if self._log is not None:
+            self._log.catch_up()
+        return plain_lines(self.log_path.read_bytes()[self._log_start :].decode(errors="replace"))
 
     def last_errors(self, count: int = 8) -> list[str]:
-        """The last lines of the log that name an error or, where none does, its last lines."""
+        """The last lines of this run's log that name an error or, where none does, its last lines."""
         return last_errors(self.log_lines(), count)
 
     def _stop_line(self) -> None:
@@ -159,7 +185,7 @@ class StageConsole:
 
     def _set_step(self, step: int) -> None:
         self.progressed = time.monotonic()
-        if self._step == 0 and step > 0:
+        if self._step == self._first_step and step > self._first_step:
             self._note = ""
         if step > self._step:
             self._step = step

@@ -1,11 +1,18 @@
-"""The file by which a stage's process tells the terminal's owner how it gets on."""
+"""The file by which a stage's process tells the terminal's owner how it gets on.
+
+verl's file logger starts `metrics.jsonl` anew. So where a run is resumed, its earlier steps wait in a file beside it,
+and the two are joined when the run ends.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from verl_prism.files import replace_text
+
 METRICS = "metrics.jsonl"
+EARLIER = "metrics.earlier.jsonl"
 
 
 class MetricsLog:
@@ -33,3 +40,43 @@ class MetricsLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_records(output: Path) -> list[dict[str, Any]]:
+    """Of the whole run, however often it was resumed: each step once."""
+    return _records(output / EARLIER, output / METRICS)
+
+
+def write_records(output: Path, file: Path) -> None:
+    """The records of the whole run so far, to another file."""
+    _write(file, read_records(output))
+
+
+def keep_steps(output: Path, saved: Path, last: int) -> None:
+    """Sets the steps up to `last` aside, for a run that goes on from there.
+
+    saved: the checkpoint's copy; verl logs a step after its checkpoint, so that the copy may lack the last one.
+    """
+    records = _records(saved, output / EARLIER, output / METRICS)
+    _write(output / EARLIER, [record for record in records if "step" in record and record["step"] <= last])
+
+
+def join_records(output: Path) -> None:
+    """Makes one file of a resumed run's two."""
+    if (output / EARLIER).exists():
+        _write(output / METRICS, read_records(output))
+        (output / EARLIER).unlink()
+
+
+def _records(*files: Path) -> list[dict[str, Any]]:
+    """Each step from the first file that has it; a line whose end was never written is left out."""
+    kept: list[dict[str, Any]] = []
+    for file in filter(Path.exists, files):
+        seen = {record["step"] for record in kept if "step" in record}
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+        kept += [record for record in records if record.get("step") not in seen]
+    return kept
+
+
+def _write(file: Path, records: list[dict[str, Any]]) -> None:
+    replace_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -59,6 +59,11 @@ def verified(answer: str, gold: str) -> bool:
     return bool(_pool.ask(_tex(answer), _tex(gold)))
 
 
+def prepare() -> None:
+    """Start a process, without waiting for it."""
+    _pool.prepare()
+
+
 def start() -> None:
     """Wait until a process answers, so that the first formula's deadline does not pay for its start (a second).
 
@@ -125,13 +130,17 @@ class _Pool:
         self.idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         self._permits = threading.Semaphore(PROCESSES)
         self._started = threading.Event()
+        self._growing = False
         self._numbers = itertools.count()
+
+    def prepare(self) -> None:
+        if not self._growing:
+            self._grow()
 
     def wait(self) -> None:
         """Until a process has started, or has failed to, or the deadline passes."""
-        if not self._started.is_set():
-            self._grow()
-            self._started.wait(max(0.0, remaining()))
+        self.prepare()
+        self._started.wait(max(0.0, remaining()))
 
     def ask(self, answer: str, gold: str) -> bool | None:
         try:
@@ -162,6 +171,7 @@ class _Pool:
         return self.idle.get(timeout=min(max(0.0, remaining()), START_SECONDS))
 
     def _grow(self) -> None:
+        self._growing = True
         if self._permits.acquire(blocking=False):
             self._start()
 

@@ -65,6 +65,7 @@ _MATH_DELIMITERS = re.compile(r"\$\$?([^$]+)\$\$?(?![0-9])")
 _STRONG = re.compile(r"(?<![\w)*}])(\*\*|__|\*)(?=[^\s*])((?:[^*\n]|(?<!\*)\*(?!\*)){1,2000}?)(?<=[^\s*])\1(?![\w(*])")
 _TIMES_X = re.compile(r"(?<=[0-9])(?:\s+[xX]\s+|\s*[xX]\s*(?=10\s*\^))(?=[0-9])")
 _BULLET = re.compile(r"^\s*(?:[•▪●*]|-(?=\s+[^\W\d_]{2})|#{1,6})\s+", re.MULTILINE)
+_ABBREVIATED = re.compile(r"\bDNE\b|\bD\.N\.E\.")
 _SPACES = re.compile(r"[^\S\n]+")
 
 
@@ -83,7 +84,7 @@ def unify(text: str) -> str:
         if not count:
             break
     text = _COMMAND.sub(lambda command: _COMMANDS.get(command[1], command[0]), text)
-    text = _MATH_DELIMITERS.sub(r"\1", text).replace("＄", "$")
+    text = _ABBREVIATED.sub("does not exist", _MATH_DELIMITERS.sub(r"\1", text)).replace("＄", "$")
     return _SPACES.sub(" ", _TIMES_X.sub(" * ", text)).strip()
 
 

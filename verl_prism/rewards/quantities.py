@@ -25,6 +25,8 @@ _ANGLE_FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc)")
 _NO_UNIT = re.compile(
     r"(?:square|sq\.?|cubic|cu\.?)?\s*units?\s*(?:\^?\s*\{?[23]\}?|squared|cubed)?(?:\s+of\s+\w+)?", re.IGNORECASE
 )
+_FEET = re.compile(r"([0-9]+)\s*'\s*([0-9.]+)\s*(?:\"|'')")
+_MINUTES = re.compile(r"(?<=[0-9])(\s*h\s*[0-9]+\s*)m(?!\w)")
 _COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([^\W\d_]+\.?|[°'\"$€£])(?:\s*,\s*|\s+and\s+|\s+)?", re.IGNORECASE)
 _NOUN = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _NO_NOUNS = " or and to not no plus minus times than over is are was were be pi if nor vs by between else but "
@@ -152,7 +154,8 @@ def _singular(word: str) -> str:
 
 
 def _sum_of_units(text: str) -> Quantity | None:
-    """`1 h 30 min`, `5 ft 3 in`, `12 dollars and 50 cents`: units of one dimension, each smaller than the last."""
+    """`1 h 30 min`, `5'3"`, `12 dollars and 50 cents`: units of one dimension, each smaller than the last."""
+    text = _FEET.sub(r"\1 ft \2 in", _MINUTES.sub(r"\1min", text))
     total, last, position = 0.0, None, 0
     while position < len(text):
         part = _COMPOUND.match(text, position)

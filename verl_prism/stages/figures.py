@@ -1,8 +1,7 @@
 """The metrics that a person sees of a stage: on its progress line, and first and last in its summary."""
 
-import json
-
 from verl_prism.config import Prism, Stage
+from verl_prism.report.metrics import read_records
 
 WINDOW = 10
 
@@ -28,7 +27,7 @@ def shown(prism: Prism) -> dict[str, str]:
 
 def figures(prism: Prism) -> dict[str, float | str]:
     """Each shown metric as "first -> last": means over at most WINDOW steps at either end of the run."""
-    records = [json.loads(line)["data"] for line in (prism.output / "metrics.jsonl").read_text().splitlines()]
+    records = [record["data"] for record in read_records(prism.output) if "data" in record]
     return {label: _trend([data[key] for data in records if key in data]) for label, key in shown(prism).items()}
 
 

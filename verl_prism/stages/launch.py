@@ -15,16 +15,28 @@ from verl_prism.config import Prism, Stage
 from verl_prism.cpu.environment import cpu_environment
 from verl_prism.data.checks import model_folders
 from verl_prism.errors import UserError
+from verl_prism.redaction import run_redactor
 from verl_prism.report.console import StageConsole
+from verl_prism.report.metrics import EARLIER, METRICS, join_records, keep_steps
 from verl_prism.report.table import results_table
+from verl_prism.stages.checkpoints import (
+    Checkpoint,
+    checkpoints_folder,
+    published,
+    replaced_folder,
+    unfinished_folder,
+)
+from verl_prism.stages.end_request import EXIT_SAVED, ignore_requests, listen_for_requests, request_file
 from verl_prism.stages.failure import failure_text
 from verl_prism.stages.figures import shown
+from verl_prism.stages.network import network_environment
 from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
-from verl_prism.stages.resume import check_resumable
+from verl_prism.stages.resume import checkpoint_to_resume, finished, starting_point
 from verl_prism.stages.run import OUTCOME
 from verl_prism.stages.stacks import STACKS_VARIABLE
 from verl_prism.stages.watch import Watch
 
+CONFIG = "config.yaml"
 STARTING: dict[Stage, str] = {
     "sft": "loading the model and the demonstrations",
     "warmup": "loading the policy",
@@ -33,29 +45,52 @@ STARTING: dict[Stage, str] = {
     "eval": "loading the policy",
 }
 
+# The order of sets, and kernels on GPUs whose sums come in one order; verl sets them too, in the stages that use Ray.
+REPRODUCIBLE = {
+    "PYTHONHASHSEED": "0",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_BATCH_INVARIANT": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "FLASH_ATTENTION_DETERMINISTIC": "1",
+    "NCCL_ALGO": "Ring",
+}
+
 
 def launch(config: DictConfig, prism: Prism) -> int:
-    """Returns the exit code: 0; 1 where the stage failed; 130 where it was stopped by Ctrl-C, SIGTERM or SIGHUP.
+    """Returns the exit code: 0; 1 where the stage failed; 75 where it saved and ended early, as SIGUSR1 asks; 130 where
+    it was stopped by Ctrl-C, SIGTERM or SIGHUP.
 
     Raises UserError where the stage itself found a mistake in its input.
     """
-    if prism.stage == "warmup" and prism.warmup.resume:
-        check_resumable(prism)
-    clear_output(prism)
-    OmegaConf.save(config, prism.output / "config.yaml")
+    checkpoint, damaged = checkpoint_to_resume(prism) if prism.resume else (None, [])
+    if prism.resume and finished(prism, checkpoint, result(prism)):
+        sys.stdout.write(f"stage {prism.stage} is complete: {result(prism)}\n")
+        return 0
+    clear_output(prism, checkpoint)
+    if checkpoint and prism.stage != "warmup":
+        config.trainer.resume_mode, config.trainer.resume_from_path = "resume_path", str(checkpoint.folder)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
+    ignore_requests()
     scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
+    variables = environment(prism, scratch)
+    redact = run_redactor(config, variables)
+    OmegaConf.save(redact.config(config), prism.output / CONFIG)
+    OmegaConf.save(config, scratch / CONFIG)  # with its secrets: the folder is open to the user alone
     steps = None if prism.stage == "eval" else prism.steps
     headline = [f"{label}={key}" for label, key in shown(prism).items()]
-    console = StageConsole(prism.stage, prism.output, steps, headline)
+    first_step = checkpoint.step if checkpoint else 0
+    console = StageConsole(prism.stage, prism.output, steps, headline, first_step, redact)
     try:
-        with console, ProcessTree(command(prism), environment(prism, scratch)) as tree:
+        with console, ProcessTree(command(prism, scratch), variables) as tree:
+            for line in starting_point(prism, checkpoint, damaged):
+                console.say(line)
+            listen_for_requests(prism)
             console.note(STARTING[prism.stage])
             watch = Watch(tree, console, prism, stacks_file(scratch))
             status = watch.wait()
             outcome = read_outcome(prism)
-            if status == 0:
+            if status == 0 and "figures" in outcome:
                 console.finish(outcome["figures"], made=result(prism))
                 if prism.stage == "eval":
                     console.print(results_table(json.loads((prism.output / "results.json").read_text())))
@@ -64,33 +99,51 @@ def launch(config: DictConfig, prism: Prism) -> int:
         return 130
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        join_records(prism.output)
     if "mistake" in outcome:
         raise UserError(outcome["mistake"])
+    if status == 0 and "saved" in outcome:
+        sys.stderr.write(f"saved at step {outcome['saved']} as asked; prism.resume=true goes on from there\n")
+        return EXIT_SAVED
     if status:
         sys.stderr.write(failure_text(prism, status, console, watch))
     return 1 if status else 0
 
 
-def clear_output(prism: Prism) -> None:
-    """Removes what an earlier run of the stage left, so that nobody takes it for this run's."""
+def clear_output(prism: Prism, checkpoint: Checkpoint | None) -> None:
+    """Removes what an earlier run of the stage left, so that nobody takes it for this run's.
+
+    Without a checkpoint to go on from, earlier ones are set aside until this run has one.
+    """
     prism.output.mkdir(parents=True, exist_ok=True)
-    (prism.output / OUTCOME).unlink(missing_ok=True)
+    for stale in (prism.output / OUTCOME, request_file(prism)):
+        stale.unlink(missing_ok=True)
     if prism.stage == "eval":
         return
     for key, folder in model_folders(prism).items():
-        if folder.is_relative_to(result(prism)):
+        made = (prism.output / "policy", prism.output / "discriminator", checkpoints_folder(prism))
+        if any(map(folder.is_relative_to, made)):
             raise UserError(f"prism.output={prism.output}: the stage would write over {key}, which it starts from")
-    shutil.rmtree(result(prism), ignore_errors=True)
+    for part in ("policy", "discriminator"):
+        shutil.rmtree(prism.output / part, ignore_errors=True)
+    shutil.rmtree(unfinished_folder(prism), ignore_errors=True)
+    if checkpoint:
+        keep_steps(prism.output, checkpoint.folder / METRICS, checkpoint.step)
+        return
+    (prism.output / EARLIER).unlink(missing_ok=True)
+    if published(prism):
+        shutil.rmtree(replaced_folder(prism), ignore_errors=True)
+        checkpoints_folder(prism).rename(replaced_folder(prism))
 
 
 def read_outcome(prism: Prism) -> dict[str, Any]:
-    """What the stage's process left: `figures`, or a `mistake` of the user, or nothing where it broke down."""
+    """What the stage's process left: `figures`, a user's `mistake`, the step `saved`, or nothing if it broke down."""
     file = prism.output / OUTCOME
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def command(prism: Prism) -> list[str]:
-    run = ["-m", "verl_prism.stages.run", str(prism.output / "config.yaml")]
+def command(prism: Prism, scratch: Path) -> list[str]:
+    run = ["-m", "verl_prism.stages.run", str(scratch / CONFIG)]
     if prism.stage == "sft" and prism.hardware.devices_per_node > 1:
         ranks = f"--nproc-per-node={prism.hardware.devices_per_node}"
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks, *run]
@@ -107,7 +160,8 @@ def environment(prism: Prism, scratch: Path) -> dict[str, str]:
         "VERL_FILE_LOGGER_PATH": str(prism.output / "metrics.jsonl"),
     }
     hardware = cpu_environment() if prism.hardware.device == "cpu" else {}
-    return {**hardware, **os.environ, **ours}
+    repeatable = REPRODUCIBLE if prism.reproducible else {}
+    return {**network_environment(prism, scratch), **hardware, **os.environ, **repeatable, **ours}
 
 
 def stacks_file(scratch: Path) -> Path:

@@ -1,41 +1,43 @@
-"""What a training stage hands on: the policy as a Hugging Face folder."""
+"""What a training stage hands on: policy and discriminator as Hugging Face folders, whole or not there."""
 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from verl_prism.config import Prism
+from verl_prism.files import written_aside
+from verl_prism.stages.model_card import Part, write_card
 
 
-def publish_policy(prism: Prism, part: str) -> Path:
-    """Makes `<output>/policy` from the last checkpoint; the checkpoint stays whole and no weight is copied.
+def publish_part(prism: Prism, part: Part, trained: Path, figures: Mapping[str, float | str]) -> None:
+    """Makes `<output>/<part>` from a checkpoint, which stays whole; no weight is copied.
 
-    part: the checkpoint's subfolder that holds `huggingface/`. Small files that verl does not write (a generation
+    trained: the checkpoint's folder that holds `huggingface/`. Small files that verl does not write (a generation
     config, say) come from the folder that the stage started from.
     """
-    checkpoints = prism.output / "checkpoints"
-    step = (checkpoints / "latest_checkpointed_iteration.txt").read_text().strip()
-    policy = prism.output / "policy"
-    shutil.copytree(checkpoints / f"global_step_{step}" / part / "huggingface", policy, copy_function=_link_weights)
-    for file in prism.policy.iterdir():
-        small = file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(".index.json")
-        if small and not (policy / file.name).exists():
-            shutil.copy(file, policy)
-    _correct_config(policy)
-    return policy
+    base = prism.policy if part == "policy" else prism.discriminator.path
+    with written_aside(prism.output / part) as folder:
+        shutil.copytree(trained / "huggingface", folder, copy_function=_link_weights, dirs_exist_ok=True)
+        for file in base.iterdir():
+            small = file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(".index.json")
+            if small and not (folder / file.name).exists():
+                shutil.copy(file, folder)
+        _correct_config(folder)
+        write_card(folder, prism, part, base, figures)
 
 
 def _link_weights(source: str, target: str) -> None:
     (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
 
 
-def _correct_config(policy: Path) -> None:
+def _correct_config(folder: Path) -> None:
     """verl declares bfloat16 whatever the weights are, and keeps the attention kernel of the training host."""
-    with safe_open(next(policy.glob("*.safetensors")), framework="np") as weights:
+    with safe_open(next(folder.glob("*.safetensors")), framework="np") as weights:
         stored = weights.get_slice(next(iter(weights.keys()))).get_dtype()
     dtype = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[stored]
 
@@ -44,5 +46,5 @@ def _correct_config(policy: Path) -> None:
         node = {key: corrected(value) if isinstance(value, dict) else value for key, value in node.items()}
         return node | {"dtype": dtype} if "dtype" in node else node
 
-    file = policy / "config.json"
+    file = folder / "config.json"
     file.write_text(json.dumps(corrected(json.loads(file.read_text())), indent=2) + "\n")

@@ -1,69 +1,91 @@
-"""Whether an unfinished warm-up can go on: what it has left in its output folder, and with which settings.
+"""Which checkpoint a stage goes on from, and whether it may: asked before anything is started or removed."""
 
-Without torch, so that it is asked before anything is started or removed.
-"""
-
-import json
 from pathlib import Path
-from typing import Any
 
 from verl_prism.config import Prism
 from verl_prism.errors import UserError
-
-PROGRESS = "progress.json"
-
-
-def state_folder(prism: Prism) -> Path:
-    return prism.output / "state"
+from verl_prism.stages.checkpoints import Checkpoint, checkpoints_folder, newest_checkpoint
+from verl_prism.stages.settings import decisive_settings, ranks
 
 
 def rollouts_file(prism: Prism) -> Path:
-    """A line for each prompt: the policy's answers."""
+    """Of the warm-up. A line for each prompt: the policy's answers."""
     return prism.output / "rollouts.jsonl"
 
 
 def upcycled_folder(prism: Prism) -> Path:
-    """The discriminator that training started from."""
+    """Of the warm-up: the discriminator that training started from."""
     return prism.output / "upcycled"
 
 
-def check_resumable(prism: Prism) -> None:
-    """Raises UserError where there is no state to go on from, or other settings would make another discriminator."""
-    folder = state_folder(prism)
-    states = saved_states(folder)
-    missing = [path for path in (rollouts_file(prism), upcycled_folder(prism)) if not path.exists()]
-    if not states or missing:
+def checkpoint_to_resume(prism: Prism) -> tuple[Checkpoint | None, list[str]]:
+    """The newest complete checkpoint, None where the stage has saved nothing yet; and the damaged ones passed over.
+
+    Raises UserError where there are damaged ones alone, where it is of another run, or where this run cannot load it.
+    """
+    checkpoint, damaged = newest_checkpoint(prism)
+    if checkpoint is None and damaged:
         raise UserError(
-            f"prism.warmup.resume=true, but {missing[0] if missing else folder} of an unfinished warm-up is not there; "
-            "start anew without it"
+            f"prism.resume=true, but no checkpoint is complete: {'; '.join(damaged)}. To start anew, without resume, "
+            f"is to give them up"
         )
-    before = json.loads((states[-1] / PROGRESS).read_text())["settings"]
-    wanted = decisive_settings(prism)
+    if checkpoint:
+        _check_settings(prism, checkpoint)
+        _check_ranks(prism, checkpoint)
+        _check_files(prism, checkpoint)
+    return checkpoint, damaged
+
+
+def _check_settings(prism: Prism, checkpoint: Checkpoint) -> None:
+    before, wanted = checkpoint.settings, decisive_settings(prism)
     changed = [f"{key}={wanted.get(key)} (was {before.get(key)})" for key in sorted(before | wanted)
                if before.get(key) != wanted.get(key)]  # fmt: skip
     if changed:
         raise UserError(
-            f"prism.warmup.resume=true, but the warm-up in {folder} was started with other settings: "
-            f"{', '.join(changed)}; give the same ones, or start anew without resume"
+            f"prism.resume=true, but {checkpoint.folder} was made with other settings: {', '.join(changed)}; give the "
+            "same ones, or start anew without resume"
         )
+    if checkpoint.step > prism.steps:
+        raise UserError(f"prism.resume=true, but {checkpoint.folder} is beyond prism.steps={prism.steps}")
 
 
-def decisive_settings(prism: Prism) -> dict[str, Any]:
-    """Keys without which the rest of the warm-up would not be what it would have been, and their values."""
-    node = prism.model_dump(mode="json")
-    alignment_only = {"path", "placement", "pool_devices", "updates_per_step", "skip_above_accuracy", "max_nonfinite"}
-    sections: dict[str, Any] = {
-        "": {key: node[key] for key in ("seed", "steps", "policy")},
-        "data.": {key: node["data"][key] for key in ("train", "max_response_tokens")},
-        "rollout.": {key: node["rollout"][key] for key in ("temperature", "top_p")},
-        "hardware.": {"dtype": node["hardware"]["dtype"]},
-        "warmup.": {key: value for key, value in node["warmup"].items() if key != "resume"},
-        "discriminator.upcycle.": node["discriminator"].pop("upcycle"),
-        "discriminator.": {key: v for key, v in node["discriminator"].items() if key not in alignment_only},
-    }
-    return {f"prism.{section}{key}": value for section, keys in sections.items() for key, value in keys.items()}
+def _check_ranks(prism: Prism, checkpoint: Checkpoint) -> None:
+    """verl loads each rank's shards at the same number of ranks alone."""
+    if checkpoint.ranks == ranks(prism):
+        return
+    was, wanted = (", ".join(f"{part} {n}" for part, n in r.items()) for r in (checkpoint.ranks, ranks(prism)))
+    part = next(iter(checkpoint.ranks))
+    anew = [f"stage={prism.stage}", f"prism.policy={checkpoint.folder / part / 'huggingface'}"]
+    if "discriminator" in checkpoint.ranks:
+        anew.append(f"prism.discriminator.path={checkpoint.folder / 'discriminator' / 'huggingface'}")
+    raise UserError(
+        f"prism.resume=true, but {checkpoint.folder} was saved by another number of ranks ({was}; this run has "
+        f"{wanted}), and loads at that number alone. Give as many devices again, or start a new run from its weights, "
+        "without its optimizer state, learning-rate schedule and place in the data:\n"
+        f"  python -m verl_prism.main {' '.join(anew)} prism.output=…"
+    )
 
 
-def saved_states(folder: Path) -> list[Path]:
-    """Whole ones, the latest last."""
-    return sorted((state for state in folder.glob("*") if state.name.isdigit()), key=lambda state: int(state.name))
+def _check_files(prism: Prism, checkpoint: Checkpoint) -> None:
+    if prism.stage == "warmup":
+        for path in (rollouts_file(prism), upcycled_folder(prism)):
+            if not path.exists():
+                raise UserError(
+                    f"prism.resume=true, but {path}, which {checkpoint.folder} goes with, is not there; start anew "
+                    "without resume"
+                )
+
+
+def finished(prism: Prism, checkpoint: Checkpoint | None, result: Path) -> bool:
+    """Whether an earlier run of the stage made its result, and all of the steps that are asked for."""
+    return result.exists() and (prism.stage == "warmup" or (checkpoint is not None and checkpoint.step == prism.steps))
+
+
+def starting_point(prism: Prism, checkpoint: Checkpoint | None, damaged: list[str]) -> list[str]:
+    """For the console: where the run begins, and what it passes over; nothing where that was not the question."""
+    if not prism.resume:
+        return []
+    passed_over = [f"damaged, not gone on from: {fault}" for fault in damaged]
+    if checkpoint is None:
+        return [*passed_over, f"nothing to go on from in {checkpoints_folder(prism)}: starting anew"]
+    return [*passed_over, f"going on from step {checkpoint.step} of {checkpoint.folder}"]

@@ -13,14 +13,28 @@ from verl_prism.config import Prism
 from verl_prism.errors import UserError
 from verl_prism.report.metrics import METRICS
 from verl_prism.stages.actors import watched_actors
+from verl_prism.stages.checkpoints import last_checkpoint, last_step_saved
 from verl_prism.stages.figures import figures
-from verl_prism.stages.publish import publish_policy
+from verl_prism.stages.publish import publish_part
 from verl_prism.task_runner import PrismTaskRunner
 
 
 def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     plugin.assert_loaded()
     check_with_verl(config)
+    if not last_step_saved(prism):
+        train(config, prism)
+    checkpoint, shown = last_checkpoint(prism), figures(prism)
+    if prism.stage == "align":
+        publish_part(prism, "discriminator", checkpoint / "discriminator", shown)
+    publish_part(prism, "policy", checkpoint / "actor", shown)
+    return shown
+
+
+def train(config: DictConfig, prism: Prism) -> None:
+    init = config.ray_kwargs.ray_init
+    if init.address is not None:  # a Ray that is there has its size
+        init.update(num_cpus=None, num_gpus=None)
     try:
         with watched_actors(prism.output / METRICS):
             run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
@@ -30,8 +44,6 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
         raise
     finally:
         ray.shutdown()
-    publish_policy(prism, part="actor")
-    return figures(prism)
 
 
 def check_with_verl(config: DictConfig) -> None:

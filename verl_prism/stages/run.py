@@ -8,13 +8,15 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from verl_prism.config import Prism, parse_prism
-from verl_prism.errors import UserError
+from verl_prism.errors import EndedEarly, UserError
+from verl_prism.redaction import run_redactor
 
 OUTCOME = "outcome.json"
 
 
 def main(config_file: Path) -> int:
-    """Runs the stage and leaves its figures for the summary, or the user's mistake, in `<output>/outcome.json`."""
+    """Runs the stage and leaves its figures for the summary, the user's mistake, or the step that it saved when asked
+    to end, in `<output>/outcome.json`."""
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     prism = parse_prism(config.prism)
@@ -22,7 +24,9 @@ def main(config_file: Path) -> int:
     try:
         outcome = {"figures": run_stage(config, prism)}
     except UserError as error:
-        outcome = {"mistake": str(error)}
+        outcome = {"mistake": run_redactor(config, os.environ)(str(error))}
+    except EndedEarly as end:
+        outcome = {"saved": end.step}
     if os.environ.get("RANK", "0") == "0":
         (prism.output / OUTCOME).write_text(json.dumps(outcome, indent=2))
     return 2 if "mistake" in outcome else 0

@@ -5,22 +5,29 @@ import os
 from omegaconf import DictConfig
 
 from verl_prism.config import Prism
+from verl_prism.stages.checkpoints import last_checkpoint, last_step_saved
 from verl_prism.stages.figures import figures
-from verl_prism.stages.publish import publish_policy
+from verl_prism.stages.publish import publish_part
 
 
 def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
-    """Trains in this process, one rank of a torchrun or the only one."""
+    """Trains in this process, one rank of a torchrun or the only one. Raises EndedEarly."""
     if "RANK" not in os.environ:
         store = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        os.environ |= store
-    from verl.trainer import sft_trainer
-
+        # in a file of the launcher's scratch folder: torch's own store would listen to the whole network
+        os.environ |= store | {"DIST_INIT_METHOD": f"file://{os.environ['RAY_TMPDIR']}/store?rank=0&world_size=1"}
     from verl_prism import plugin
+    from verl_prism.stages.sft_trainer import train
 
     plugin.assert_loaded()
-    sft_trainer.run_sft(config)
+    if prism.sft.freeze_vision:
+        from verl_prism.stages.frozen_vision import VENDOR
+
+        os.environ["VERL_ENGINE_VENDOR"] = VENDOR
+    if not last_step_saved(prism):
+        train(config)
     if os.environ["RANK"] != "0":
         return {}
-    publish_policy(prism, part=".")
-    return figures(prism)
+    checkpoint, shown = last_checkpoint(prism), figures(prism)
+    publish_part(prism, "policy", checkpoint, shown)
+    return shown

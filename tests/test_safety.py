@@ -1,0 +1,56 @@
+"""What our own code never does: run code from a model's folder or from data."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import verl_prism
+from verl_prism.compose import compose_run, dotted_keys
+
+SOURCES = sorted(Path(verl_prism.__file__).parent.rglob("*.py"))
+UNSAFE = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "pickle.load", "pickle.loads", "pickle.Unpickler",
+          "cloudpickle.load", "cloudpickle.loads", "joblib.load", "marshal.loads", "os.system", "os.popen"}  # fmt: skip
+
+
+def calls() -> list[tuple[str, str, ast.Call]]:
+    """Place, dotted name and node of each call in the package."""
+    return [
+        (f"{path}:{node.lineno}", ast.unparse(node.func), node)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
+
+
+def keywords(call: ast.Call) -> dict[str | None, str]:
+    return {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+
+
+def test_no_call_runs_code_from_a_file_or_a_text():
+    assert len(SOURCES) > 50
+    unsafe = [place for place, name, call in calls() if name in UNSAFE or keywords(call).get("shell") == "True"]
+    assert not unsafe
+
+
+def test_torch_reads_nothing_but_tensors():
+    loads = [
+        (place, keywords(call).get("weights_only")) for place, name, call in calls() if name.endswith("torch.load")
+    ]
+    assert loads and all(only == "True" for _, only in loads), loads
+
+
+def test_no_call_trusts_code_that_comes_with_a_model():
+    assert any(name.endswith("from_pretrained") for _, name, _ in calls())
+    assert not [place for place, _, call in calls() if "trust_remote_code" in keywords(call)]
+    assert not [path for path in SOURCES if "trust_remote_code" in path.read_text()]
+
+
+@pytest.mark.parametrize("stage", ["sft", "warmup", "align", "rlvr", "eval"])
+@pytest.mark.parametrize("algorithm", ["grpo", "opd_whitebox"])
+def test_verl_trusts_no_code_that_comes_with_a_model(stage, algorithm):
+    config, _ = compose_run([f"stage={stage}", f"algorithm={algorithm}"])
+    keys = [key for key in dotted_keys(OmegaConf.to_container(config)) if key.endswith("trust_remote_code")]
+    assert bool(keys) == (stage in ("sft", "align", "rlvr"))
+    assert not [key for key in keys if OmegaConf.select(config, key)]

@@ -26,7 +26,8 @@ def test_two_nodes_give_the_result_of_two_ranks_on_one(digits_folder, discrimina
         "prism.sft.examples_per_step=16", "prism.optim.warmup_steps=10")  # fmt: skip
     align = [
         "stage=align", "prism.steps=2", "prism.optim.lr=1e-3", "prism.discriminator.lr=1e-3",
-        f"prism.policy={tmp_path / 'sft' / 'policy'}", f"prism.discriminator.path={discriminator_folder}", "prism.reproducible=true",
+        f"prism.policy={tmp_path / 'sft' / 'policy'}", f"prism.discriminator.path={discriminator_folder}",
+        "prism.reproducible=true",
     ]  # fmt: skip
     launcher = ["verl_prism.cluster", "--hosts", "a,b", "--shell", "env PRISM_HOST={host}", "--"]
     nodes = run([*launcher, *align], digits_folder, tmp_path / "nodes")

@@ -146,7 +146,7 @@ class StageConsole:
         return self._step
 
     def log_lines(self) -> list[str]:
-        """Of this run."""
+        """Of this run; an earlier one that it goes on from has left some too."""
         _flush_streams()
         if self._log is not None:
             self._log.catch_up()

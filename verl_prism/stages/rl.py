@@ -1,5 +1,7 @@
 """Stages 2 and 3: alignment and RL with verifiable rewards, both by verl's PPO trainer on Ray."""
 
+from pathlib import Path
+
 import ray
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
@@ -23,7 +25,7 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     plugin.assert_loaded()
     check_with_verl(config)
     if not last_step_saved(prism):
-        train(config, prism)
+        train(config, prism.output / METRICS)
     checkpoint, shown = last_checkpoint(prism), figures(prism)
     if prism.stage == "align":
         publish_part(prism, "discriminator", checkpoint / "discriminator", shown)
@@ -31,12 +33,12 @@ def run_rl(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     return shown
 
 
-def train(config: DictConfig, prism: Prism) -> None:
+def train(config: DictConfig, metrics: Path) -> None:
     init = config.ray_kwargs.ray_init
     if init.address is not None:  # a Ray that is there has its size
         init.update(num_cpus=None, num_gpus=None)
     try:
-        with watched_actors(prism.output / METRICS):
+        with watched_actors(metrics):
             run_ppo(config, task_runner_class=ray.remote(PrismTaskRunner))
     except RayTaskError as error:
         if isinstance(error.cause, UserError):  # its own message, without the traceback that Ray puts in its place

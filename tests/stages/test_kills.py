@@ -12,18 +12,18 @@ LIMIT = 60.0  # seconds
 
 # What is said of it, and how its command line begins.
 ON_RAY = {
-    "stage's own process": "verl_prism.stages.run",
-    ROLES["PrismTaskRunner"]: "ray::PrismTaskRunner",
-    ROLES["WorkerDict"]: "ray::WorkerDict",
     ROLES["vLLMHttpServer"]: "ray::vLLMHttpServer",
-    ROLES["EngineCore"]: "VLLM::EngineCore",
-    ROLES["SimpleStorageUnit"]: "ray::SimpleStorageUnit",
-    ROLES["TransferQueueController"]: "ray::TransferQueueController",
-    ROLES["AgentLoopWorkerTQ"]: "ray::AgentLoopWorkerTQ",
-    ROLES["RewardLoopWorker"]: "ray::RewardLoopWorker",
-    ROLES["GlobalRequestLoadBalancer"]: "ray::GlobalRequestLoadBalancer",
     ROLES["raylet"]: "/raylet --",
+    ROLES["SimpleStorageUnit"]: "ray::SimpleStorageUnit",
+    ROLES["WorkerDict"]: "ray::WorkerDict",
+    ROLES["EngineCore"]: "VLLM::EngineCore",
+    "stage's own process": "verl_prism.stages.run",
+    ROLES["AgentLoopWorkerTQ"]: "ray::AgentLoopWorkerTQ",
     ROLES["gcs_server"]: "/gcs_server --",
+    ROLES["RewardLoopWorker"]: "ray::RewardLoopWorker",
+    ROLES["TransferQueueController"]: "ray::TransferQueueController",
+    ROLES["PrismTaskRunner"]: "ray::PrismTaskRunner",
+    ROLES["GlobalRequestLoadBalancer"]: "ray::GlobalRequestLoadBalancer",
 }
 
 

@@ -1,5 +1,7 @@
 """A process that is killed in mid-step ends the run: soon, with its name, and with nothing left behind."""
 
+import json
+
 import psutil
 import pytest
 
@@ -10,18 +12,18 @@ LIMIT = 60.0  # seconds
 
 # What is said of it, and how its command line begins.
 ON_RAY = {
-    "stage's own process": "verl_prism.stages.run",
-    ROLES["PrismTaskRunner"]: "ray::PrismTaskRunner",
-    ROLES["WorkerDict"]: "ray::WorkerDict",
     ROLES["vLLMHttpServer"]: "ray::vLLMHttpServer",
-    ROLES["EngineCore"]: "VLLM::EngineCore",
-    ROLES["SimpleStorageUnit"]: "ray::SimpleStorageUnit",
-    ROLES["TransferQueueController"]: "ray::TransferQueueController",
-    ROLES["AgentLoopWorkerTQ"]: "ray::AgentLoopWorkerTQ",
-    ROLES["RewardLoopWorker"]: "ray::RewardLoopWorker",
-    ROLES["GlobalRequestLoadBalancer"]: "ray::GlobalRequestLoadBalancer",
     ROLES["raylet"]: "/raylet --",
+    ROLES["SimpleStorageUnit"]: "ray::SimpleStorageUnit",
+    ROLES["WorkerDict"]: "ray::WorkerDict",
+    ROLES["EngineCore"]: "VLLM::EngineCore",
+    "stage's own process": "verl_prism.stages.run",
+    ROLES["AgentLoopWorkerTQ"]: "ray::AgentLoopWorkerTQ",
     ROLES["gcs_server"]: "/gcs_server --",
+    ROLES["RewardLoopWorker"]: "ray::RewardLoopWorker",
+    ROLES["TransferQueueController"]: "ray::TransferQueueController",
+    ROLES["PrismTaskRunner"]: "ray::PrismTaskRunner",
+    ROLES["GlobalRequestLoadBalancer"]: "ray::GlobalRequestLoadBalancer",
 }
 
 
@@ -53,6 +55,36 @@ def test_a_killed_rank_of_sft_ends_the_run(start_stage, digits_folder):
     print(f"\nkilled: a rank of sft; ended after {seconds:.1f} s\n{stderr}")
     assert status == 1
     assert f"Signal 9 (SIGKILL) received by PID {victim.pid}" in stderr
+    run.assert_nothing_left()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_engine_ends_the_warmup(start_stage):
+    """On CPU vLLM runs in the stage's own process."""
+    run = start_stage("warmup", "prism.warmup.prompts=4000")
+    run.reach("sampling")
+    next(process for process in run.descendants if "verl_prism.stages.run" in command_line(process)).kill()
+    status, stderr, seconds = run.end(LIMIT)
+    print(f"\nkilled: warm-up; ended after {seconds:.1f} s\n{stderr}")
+    assert status == 1
+    assert "the stage's own process was killed by SIGKILL" in stderr
+    run.assert_nothing_left()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_killed_run_is_started_again_from_its_last_checkpoint(start_stage):
+    run = start_stage("rlvr", "prism.steps=3", "prism.checkpoint_every=1", "prism.max_restarts=1", *SMALL)
+    run.reach('"data"')
+    next(process for process in run.descendants if "ray::WorkerDict" in command_line(process)).kill()
+    status, stderr, _ = run.end(600)
+    assert status == 0
+    assert "the policy worker (WorkerDict), process" in stderr
+    assert "restart 1 of prism.max_restarts=1" in stderr
+    lines = (run.output / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert (run.output / "policy" / "config.json").is_file()
     run.assert_nothing_left()
 
 

@@ -1,15 +1,11 @@
 """Ctrl-C in the middle of each stage on Ray or vLLM, beside another Ray on the host."""
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from pathlib import Path
 
-import psutil
 import pytest
 
 BYSTANDER = """
@@ -54,41 +50,13 @@ SMALL = ["prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4
         ("eval", '"data"', []),
     ],
 )
-def test_ctrl_c_leaves_nothing_and_touches_no_other_ray(
-    stage, reached, overrides, digits_folder, discriminator_folder, tmp_path, bystander
-):
+def test_ctrl_c_leaves_nothing_and_touches_no_other_ray(stage, reached, overrides, start_stage, bystander):
     assert bystander(1) == 2
-    overrides = [
-        f"stage={stage}",
-        f"prism.root={digits_folder}",
-        f"prism.output={tmp_path}",
-        f"prism.policy={digits_folder / 'base'}",
-        f"prism.discriminator.path={discriminator_folder}",
-        *overrides,
-    ]
-    run = subprocess.Popen([sys.executable, "-m", "verl_prism.main", *overrides], stderr=subprocess.PIPE, text=True)
-    while reached not in read(tmp_path / "metrics.jsonl"):
-        assert run.poll() is None, run.stderr.read()
-        time.sleep(0.5)
-    descendants = psutil.Process(run.pid).children(recursive=True)
-    environments = [process.environ() for process in descendants]  # a Ray process may have written over its own
-    scratch = {Path(environment["RAY_TMPDIR"]) for environment in environments if "RAY_TMPDIR" in environment}
-    segments = {name for name in os.listdir("/dev/shm") if used_by(descendants, f"/dev/shm/{name}")}
-
-    stopped = time.monotonic()
-    run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=30) == 130
-    assert time.monotonic() - stopped < 15
-    assert len(descendants) > (10 if stage in ("rlvr", "align") else 0), "what it stops was running"
-    assert not [process for process in descendants if process.is_running()]
-    assert not segments & set(os.listdir("/dev/shm"))
-    assert scratch and not [folder for folder in scratch if folder.exists()]
+    run = start_stage(stage, *overrides)
+    run.reach(reached)
+    run.process.send_signal(signal.SIGINT)
+    status, _, seconds = run.end(30)
+    assert status == 130 and seconds < 15
+    assert len(run.descendants) > (10 if stage in ("rlvr", "align") else 0), "what it stops was running"
+    run.assert_nothing_left()
     assert bystander(21) == 42
-
-
-def read(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
-
-
-def used_by(processes: list[psutil.Process], path: str) -> bool:
-    return any(path in Path(f"/proc/{process.pid}/maps").read_text() for process in processes if process.is_running())

@@ -68,7 +68,7 @@ def environment(case: Case, variables: Mapping[str, str] = os.environ) -> Iterat
         yield fault("CUDA_VISIBLE_DEVICES hides every GPU", "unset CUDA_VISIBLE_DEVICES")
     if variables.get("HF_HUB_OFFLINE", "1").lower() in ("0", "false", "no", "off", ""):
         yield warning(
-            f"HF_HUB_OFFLINE={variables['HF_HUB_OFFLINE']}: libraries may ask the hub about models that are folders here",
+            f"HF_HUB_OFFLINE={variables['HF_HUB_OFFLINE']}: libraries may ask the hub about models that are folders",
             "unset HF_HUB_OFFLINE; the launcher sets it to 1",
         )
     allocator = variables.get("PYTORCH_CUDA_ALLOC_CONF", "")

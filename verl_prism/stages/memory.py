@@ -29,7 +29,7 @@ SHARED = re.compile(
 
 # In this order: who is named first in the traceback that ends with the message.
 _OF_ROLE: dict[Role, str] = {
-    "discriminator": r"/verl_prism/discriminator/|discriminator|DiscriminatorWorker",
+    "discriminator": r"[Dd]iscriminator",
     "vllm": r"/vllm/|EngineCore|VLLM::|VllmWorker|vLLMHttpServer",
     "data": r"DataLoader worker",
     "policy": r"WorkerDict|engine_workers\.py|sft_trainer|update_actor|compute_log_prob|/workers/engine/",

@@ -46,9 +46,8 @@ class Watch:
     def __init__(self, tree: ProcessTree, console: StageConsole, prism: Prism, stacks: Path) -> None:
         self._tree, self._console, self._stacks = tree, console, stacks
         self._stall_seconds = prism.stall_seconds
-        self._on_ray = (
-            prism.stage in ON_RAY
-        )  # elsewhere torchrun looks after its ranks, and vLLM's engine comes and goes
+        # Elsewhere torchrun looks after its ranks, and vLLM's engine comes and goes.
+        self._on_ray = prism.stage in ON_RAY
         self._seen: dict[psutil.Process, tuple[str, int]] = {}
         self._first_step = console.step
         self._died_at = 0.0

@@ -7,20 +7,13 @@ from verl_prism.config import Prism, Stage
 
 ALL_STAGES = ("seed", "reproducible", "steps", "policy", "data.train", "data.max_prompt_tokens",
               "data.max_response_tokens", "hardware.dtype")  # fmt: skip
-# The place in the data is kept for each of the processes that read them.
+# data_workers, as the place in the data is kept for each of them.
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
     "sft": ("optim.", "lora.", "sft."),
     "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),
     "align": ("optim.", "lora.", "rollout.", "align.", "discriminator.", "hardware.data_workers"),
-    "rlvr": (
-        "optim.",
-        "lora.",
-        "rollout.",
-        "algorithm.",
-        "reward.accuracy_weight",
-        "reward.format_weight",
-        "reward.judge.model",
-    ),
+    "rlvr": ("optim.", "lora.", "rollout.", "algorithm.", "reward.accuracy_weight", "reward.format_weight", "reward.judge.model",
+             "hardware.data_workers"),
     "eval": (),
 }  # fmt: skip
 FREE: dict[Stage, tuple[str, ...]] = {

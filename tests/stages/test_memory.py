@@ -33,7 +33,16 @@ UNRELATED = 'Traceback (most recent call last):\n  File "x.py", line 3, in f\nVa
 
 @pytest.fixture(scope="module")
 def prism():
-    return compose_run(["stage=align", "hardware=cuda", "model=qwen3_vl_4b"])[1]
+    return gpu_config()
+
+
+def gpu_config(*overrides: str):
+    hardware = {"tokens_per_device": 10240, "engine_memory": 0.6, "engine_sequences": 256, "agent_workers": 8,
+                "data_workers": 2, "offload": "true"}  # fmt: skip
+    values = [f"prism.hardware.{key}={value}" for key, value in hardware.items()]
+    values += ["prism.data.max_response_tokens=6144", "prism.data.max_prompt_tokens=2048"]
+    values += ["prism.rollout.prompts_per_step=4"]
+    return compose_run(["stage=align", "hardware=cuda", "model=qwen3_vl_4b", *values, *overrides])[1]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +92,7 @@ def test_the_log_names_the_role_and_the_advice_its_setting(log, advice, prism):
 
 
 def test_offloading_is_advised_where_it_helps(prism):
-    kept = compose_run(["stage=align", "hardware=cuda", "prism.hardware.offload=false"])[1]
+    kept = gpu_config("prism.hardware.offload=false")
     log = (POLICY + CUDA).splitlines()
     assert memory_advice(log, [], 0, kept).endswith(", or set prism.hardware.offload=true")
     assert "set prism.hardware.offload=false" in memory_advice([], ["WorkerDict"], 1, prism)

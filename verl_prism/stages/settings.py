@@ -12,8 +12,8 @@ OF_STAGE: dict[Stage, tuple[str, ...]] = {
     "sft": ("optim.", "lora.", "sft."),
     "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),
     "align": ("optim.", "lora.", "rollout.", "align.", "discriminator.", "hardware.data_workers"),
-    "rlvr": ("optim.", "lora.", "rollout.", "algorithm.", "reward.accuracy_weight", "reward.format_weight", "reward.judge.model",
-             "hardware.data_workers"),
+    "rlvr": ("optim.", "lora.", "rollout.", "algorithm.", "reward.accuracy_weight", "reward.format_weight",
+             "reward.judge.model", "hardware.data_workers"),
     "eval": (),
 }  # fmt: skip
 FREE: dict[Stage, tuple[str, ...]] = {

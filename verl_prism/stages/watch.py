@@ -32,7 +32,7 @@ class Death:
     step: int
 
     def __str__(self) -> str:
-        held = f"{self.memory / 2**30:.1f} GiB"
+        held = f"{self.memory >> 20} MiB"
         return f"the {in_words(self.name)}, process {self.pid}, died in step {self.step}; it held {held}"
 
 

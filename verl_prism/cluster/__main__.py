@@ -1,6 +1,7 @@
 """python -m verl_prism.cluster --hosts a,b -- stage=align …: one stage on several hosts."""
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from verl_prism.compose import compose_run
 from verl_prism.config import ON_RAY
 from verl_prism.errors import UserError
+from verl_prism.redaction import command_redactor
 
 HELP = """\
 python -m verl_prism.cluster --hosts a,b,… [--shell COMMAND] [--wait SECONDS] [--logs FOLDER] -- stage=… [key=value …]
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except UserError as error:
-        sys.stderr.write(f"verl_prism: {error}\n")
+        sys.stderr.write(f"verl_prism: {command_redactor(options.overrides, os.environ)(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,6 +1,7 @@
 """python -m verl_prism.doctor: every check of a run, as a list; nothing is started but a Ray that is there is asked."""
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from verl_prism.doctor.fit import cache_fits, device_fits, host_fits
 from verl_prism.doctor.host import environment, limits, output, scratch, shared_memory, verl_plugin, versions
 from verl_prism.doctor.models import batches, bucket, inputs, patching, rows
 from verl_prism.errors import UserError
+from verl_prism.redaction import command_redactor
 
 HELP = """\
 python -m verl_prism.doctor stage=… [algorithm=…] [model=…] [hardware=…] [key=value …]
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config, prism = compose_run(arguments)
     except UserError as error:
-        sys.stderr.write(f"verl_prism: {error}\n")
+        sys.stderr.write(f"verl_prism: {command_redactor(arguments, os.environ)(str(error))}\n")
         return 2
     found = examine(Case(config, prism))
     show(Console(soft_wrap=False, highlight=False), found)

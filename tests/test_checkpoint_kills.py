@@ -25,6 +25,13 @@ def test_after_each_kill_a_complete_checkpoint_is_found(dense_folder, discrimina
 
 
 @pytest.mark.slow
+def test_a_half_one_that_is_opened_is_noticed(dense_folder, discriminator_folder):
+    command = [sys.executable, BENCHMARK, "--kills", "20", "--trap", "--models", dense_folder, discriminator_folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.endswith("a start failed: exit status 3\n")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_after_each_of_two_hundred():
     assert kill(200).startswith("200 kills in ")

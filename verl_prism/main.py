@@ -35,7 +35,7 @@ flags
   prism.steps=N  prism.seed=N  prism.optim.lr=X
   prism.checkpoint_every=N  prism.resume=true    go on from the newest complete checkpoint of this output folder
   prism.rollout.prompts_per_step=N  prism.rollout.samples_per_prompt=N
-  prism.hardware.devices_per_node=N  prism.hardware.nodes=N
+  prism.hardware.devices_per_node=N      on several hosts: python -m verl_prism.cluster --help
 Any key of trainer_configs/prism.yaml, where all are explained, and any key of verl's own configuration may be given.
 
   --cfg job        print the composed configuration and stop; --package prism prints one part of it

@@ -43,8 +43,9 @@ class ConfiguredReplayBuffer(ReplayBuffer):
             time.sleep(self.poll_interval)
             self._read()
         for partition, prompts in self.prompt_global_steps.items():
+            places = {uid: place for place, uid in enumerate(prompts)}
             rows = self.partitions[partition].items()
-            self.partitions[partition] = dict(sorted(rows, key=partial(_place, list(prompts))))
+            self.partitions[partition] = dict(sorted(rows, key=partial(_place, places)))
 
     def _read(self) -> None:
         """Also notices a rollout that failed, its reward included; verl logs why and goes on without it."""
@@ -89,13 +90,13 @@ class RewardReplayBuffer(ConfiguredReplayBuffer):
         return self._draw(prompts)
 
 
-def _place(prompts: Sequence[str], row: tuple[str, Any]) -> tuple[int, int, int]:
+def _place(prompts: Mapping[str, int], row: tuple[str, Any]) -> tuple[int, int, int]:
     """Of a rollout: its prompt's place, its number among the prompt's, its number in the conversation.
 
     One whose prompt was handed out before stands first.
     """
     uid, session, number = row[0].split("_")
-    return prompts.index(uid) if uid in prompts else -1, int(session), int(number)
+    return prompts.get(uid, -1), int(session), int(number)
 
 
 def reward_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:

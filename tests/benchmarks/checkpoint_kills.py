@@ -26,9 +26,8 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-os.environ |= {"OMP_NUM_THREADS": "1", "VERL_PLATFORM": "cpu", "TRANSFORMERS_VERBOSITY": "error"}  # before torch, verl
+os.environ |= {"OMP_NUM_THREADS": "1", "VERL_PLATFORM": "cpu"}  # before torch and verl
+os.environ |= {"VERL_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
 
 import torch
 import torch.distributed as dist
@@ -45,6 +44,7 @@ from verl_prism.stages.checkpoints import MANIFEST, POINTER, checkpoints_folder,
 from verl_prism.stages.launch import clear_output
 from verl_prism.stages.resume import checkpoint_to_resume
 
+ROOT = Path(__file__).parents[2]
 CONTENTS = ["model", "optimizer", "extra", "hf_model"]
 OPENED_HALF_ONE, DAMAGED = 3, 4
 
@@ -57,7 +57,10 @@ class Trainer:
         torch.manual_seed(0)
         self._managers = {name: self._manager(network, processor) for name, network in networks.items()}
 
-    def run(self) -> None:
+    def run(self, trap: bool) -> None:
+        if trap:
+            for file in filter(Path.is_file, unfinished_folder(self._prism).rglob("*")):
+                file.read_bytes()
         checkpoint, damaged = checkpoint_to_resume(self._prism)
         if damaged:
             os._exit(DAMAGED)
@@ -110,7 +113,7 @@ class Trainer:
         return [torch.stack(of_one).sum().item() for of_one in sums]
 
 
-def start(prism: Prism, networks: dict[str, torch.nn.Module], processor, store: Path) -> tuple[int, int]:
+def start(prism: Prism, networks: dict[str, torch.nn.Module], processor, store: Path, trap: bool) -> tuple[int, int]:
     """Forks: what is imported and loaded here need not be again. Returns the process and where it reports."""
     read, write = os.pipe()
     if pid := os.fork():
@@ -128,7 +131,7 @@ def start(prism: Prism, networks: dict[str, torch.nn.Module], processor, store: 
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
         for network in networks.values():
             fully_shard(network)
-        Trainer(prism, networks, processor, tell).run()
+        Trainer(prism, networks, processor, tell).run(trap)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -160,8 +163,8 @@ POISON = pickle.dumps(Betrayal())
 class Killer:
     """Starts, kills and keeps count."""
 
-    def __init__(self, prism: Prism, base: Path, discriminator: Path, folder: Path):
-        self._prism, self._folder = prism, folder
+    def __init__(self, prism: Prism, base: Path, discriminator: Path, folder: Path, trap: bool):
+        self._prism, self._folder, self._trap = prism, folder, trap
         policy = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
         self._networks = {"actor": policy, "discriminator": load_discriminator(discriminator)}
         self._processor = AutoProcessor.from_pretrained(base)
@@ -173,7 +176,7 @@ class Killer:
     def kill_one(self, number: int, aim: str, wait: float) -> None:
         """Let a process start, and kill it at the share `wait` of a save or a publication."""
         store = self._folder / f"store{number}"
-        self._pid, pipe = start(self._prism, self._networks, self._processor, store)
+        self._pid, pipe = start(self._prism, self._networks, self._processor, store, self._trap)
         with os.fdopen(pipe) as reports:
             self._follow(reports, aim, wait, saves=2 - number % 2)
             os.kill(self._pid, signal.SIGKILL)
@@ -241,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trap", action="store_true", help="open half ones on purpose: the command has to fail")
     parser.add_argument("--models", type=Path, nargs=2, metavar=("POLICY", "DISCRIMINATOR"))
     options = parser.parse_args()
     disable_progress_bar()
@@ -250,7 +254,7 @@ def main() -> None:
         (folder / "train.parquet").touch()
         own = [f"prism.root={folder}", f"prism.policy={base}", f"prism.data.train={folder / 'train.parquet'}"]
         prism = compose_run(["stage=align", "prism.steps=1000000", "prism.resume=true", *own])[1]
-        killer = Killer(prism, base, discriminator, folder)
+        killer = Killer(prism, base, discriminator, folder, options.trap)
         for number in range(options.kills):
             killer.kill_one(number, chance.choice(["saving", "publishing"]), chance.uniform(0, 1.1))
             if BETRAYED.exists():

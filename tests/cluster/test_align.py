@@ -22,7 +22,7 @@ def run(module: list[str], root, output, *overrides: str) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_two_nodes_give_the_result_of_two_ranks_on_one(digits_folder, discriminator_folder, tmp_path):
-    run(["verl_prism.main", "stage=sft"], digits_folder, tmp_path / "sft", "prism.steps=100", "prism.optim.lr=2e-3",
+    run(["verl_prism.main", "stage=sft"], digits_folder, tmp_path / "sft", "prism.steps=60", "prism.optim.lr=2e-3",
         "prism.sft.examples_per_step=16", "prism.optim.warmup_steps=10")  # fmt: skip
     align = [
         "stage=align", "prism.steps=2", "prism.optim.lr=1e-3", "prism.discriminator.lr=1e-3",

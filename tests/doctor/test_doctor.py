@@ -3,20 +3,23 @@
 import json
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from verl_prism.compose import compose_run
 from verl_prism.doctor import host
-from verl_prism.doctor.__main__ import CHECKS, HELP, examine, findings, main
+from verl_prism.doctor.__main__ import CHECKS, HELP, findings, main
 from verl_prism.doctor.finding import Case, Finding
 
 SLOW = ("processes talk", "verl")  # seconds each
-QUICK = [name for name in CHECKS if name not in SLOW]
+QUICK = {name: check for name, check in CHECKS.items() if name not in SLOW}
 
 
 class SetUp:
@@ -26,7 +29,6 @@ class SetUp:
         self.root = root
         self.policy = shutil.copytree(dense, root / "sft" / "policy")
         self.discriminator = shutil.copytree(discriminator, root / "warmup" / "discriminator")
-        self.teacher = root / "teacher"
         for name in ("train", "heldout"):
             (root / "data").mkdir(exist_ok=True)
             pq.write_table(rows, root / "data" / f"{name}.parquet")
@@ -37,7 +39,8 @@ class SetUp:
 
     def told(self, *overrides: str, stage: str = "align") -> dict[str, list[Finding]]:
         """What is not in order, by check."""
-        found = examine(self.case(*overrides, stage=stage), QUICK)
+        case = self.case(*overrides, stage=stage)
+        found = {name: findings(check, case) for name, check in QUICK.items()}
         told = {name: [finding for finding in each if finding.level != "ok"] for name, each in found.items()}
         return {name: each for name, each in told.items() if each}
 
@@ -121,6 +124,11 @@ def test_a_variable_that_leads_a_gpu_run_astray(run, monkeypatch, name, value, c
     assert (finding.level, finding.cure.startswith(cure)) == ("fault", True)
 
 
+def test_a_variable_that_lets_the_hub_be_asked(run, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    only(run.told(), "environment", "HF_HUB_OFFLINE=0", "unset HF_HUB_OFFLINE", level="warning")
+
+
 @contextmanager
 def at_most(kind: int, count: int):
     soft, hard = resource.getrlimit(kind)
@@ -174,7 +182,9 @@ def test_too_few_logical_cpus_for_ray(run):
 
 
 def test_too_few_devices_for_ray(run):
-    told = run.told("prism.hardware.devices_per_node=2", "prism.hardware.ray_gpus=1", stage="rlvr",)  # fmt: skip
+    told = run.told(
+        "prism.hardware.devices_per_node=2", "prism.hardware.ray_gpus=1", f"prism.policy={run.policy}", stage="rlvr"
+    )
     only(told, "Ray", "asks Ray for 2 devices, it would have 1", "prism.hardware.ray_gpus")
 
 
@@ -333,7 +343,7 @@ def test_gpus_that_do(run, gpus, monkeypatch):
 
 
 def test_the_command_says_all_and_ends_with_2(run, capsys, monkeypatch):
-    monkeypatch.setattr("verl_prism.doctor.__main__.CHECKS", {name: CHECKS[name] for name in QUICK})
+    monkeypatch.setattr("verl_prism.doctor.__main__.CHECKS", QUICK)
     assert main(["stage=align", f"prism.root={run.root}", "prism.rollout.prompts_per_step=4"]) == 0
     assert capsys.readouterr().out.endswith("0 faults, 0 warnings\n")
     assert main(["stage=align", f"prism.root={run.root}", "prism.hardware.ray_cpus=1"]) == 2
@@ -356,3 +366,26 @@ def test_help_and_a_mistyped_key(capsys):
     assert capsys.readouterr().out == HELP
     assert main(["stage=align", "prism.stpes=3"]) == 2
     assert "did you mean prism.steps?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_there_is_asked(run):
+    """A cluster of one node with one device; a run that wants two would wait for ever."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.close()
+        start = ["ray", "start", "--head", f"--port={address.partition(':')[2]}", "--num-cpus=8", "--num-gpus=1",
+                 f"--temp-dir={folder}", "--include-dashboard=false", "--block"]  # fmt: skip
+        ray = subprocess.Popen([Path(sys.executable).with_name("ray"), *start[1:]], stdout=subprocess.DEVNULL)
+        try:
+            keys = [f"prism.hardware.ray_address={address}", "prism.hardware.ray_cpus=null",
+                    "prism.hardware.ray_gpus=null", f"prism.policy={run.policy}"]  # fmt: skip
+            while findings(CHECKS["Ray"], run.case(*keys, stage="rlvr"))[0].level != "ok":
+                assert ray.poll() is None
+            (finding,) = findings(CHECKS["Ray"], run.case(*keys, "prism.hardware.devices_per_node=2", stage="rlvr"))
+        finally:
+            ray.terminate()
+            ray.wait()
+    assert finding.text.startswith("0 of Ray's nodes have 2 devices and 6 logical CPUs free; 1 are wanted")
+    assert "prism.hardware.devices_per_node" in finding.cure

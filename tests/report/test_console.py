@@ -175,3 +175,17 @@ def test_a_child_process_names_its_phase_and_its_number_of_steps(tmp_path, capfd
         assert console.total_steps == 40 and console.metrics == {"loss": 0.5}
     lines = capfd.readouterr().out.splitlines()
     assert sum("sampling" in line for line in lines) == 1
+
+
+def test_a_resumed_run_counts_its_own_steps_and_adds_to_the_log(tmp_path, capfd):
+    (tmp_path / "log.txt").write_text("ValueError: of the first part\n")
+    with StageConsole("align", tmp_path, 40, first_step=30) as console:
+        os.write(1, b"of the second part\n")
+        (tmp_path / "metrics.jsonl").write_text('{"step": 32, "data": {"loss": 1.0}}\n')
+        console.say("going on from step 30")
+        time.sleep(0.6)
+        assert console.last_errors() == ["of the second part"]
+        console.finish({})
+    assert (tmp_path / "log.txt").read_text() == "ValueError: of the first part\nof the second part\n"
+    said = capfd.readouterr().out
+    assert "going on from step 30\n" in said and "  2 steps in " in said

@@ -7,7 +7,10 @@ import sys
 import time
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
@@ -57,3 +60,37 @@ def test_stopping_leaves_no_process(number, digits_folder, tmp_path):
     assert time.monotonic() - stopped < 15
     assert run.stderr.read() == f"stopped; log in {tmp_path / 'log.txt'}\n"
     assert not [process for process in descendants if process.is_running()], "not even a zombie"
+
+
+@pytest.mark.slow
+def test_more_steps_go_on_from_the_last_as_if_they_had_been_planned(digits_folder, tmp_path):
+    """Across an epoch's end: sixteen demonstrations, of which eight make a step."""
+    few = tmp_path / "few.parquet"
+    pq.write_table(pq.read_table(digits_folder / "data" / "sft.parquet").slice(0, 16), few)
+
+    def train(name: str, *arguments: str) -> subprocess.CompletedProcess:
+        constant = ("prism.optim.schedule=constant", "prism.optim.warmup_steps=0", f"prism.data.train={few}")
+        run = command(digits_folder, tmp_path / name, *constant, *arguments)
+        return subprocess.run(run, capture_output=True, text=True, check=True)
+
+    train("whole", "prism.steps=4")
+    train("parts", "prism.steps=2")
+    said = train("parts", "prism.steps=4", "prism.resume=true").stdout
+    assert f"going on from step 2 of {tmp_path}/parts/checkpoints/global_step_2\n" in said and "2 steps in" in said
+    expected, found = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    metrics = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in metrics] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_asked_to_end_it_saves_its_step(digits_folder, tmp_path):
+    run = subprocess.Popen(command(digits_folder, tmp_path), stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+        assert run.poll() is None
+        time.sleep(0.2)
+    run.send_signal(signal.SIGUSR1)
+    assert run.wait(timeout=60) == 75
+    steps = [int(folder.name.rpartition("_")[2]) for folder in (tmp_path / "checkpoints").glob("global_step_*")]
+    assert run.stderr.read() == f"saved at step {steps[0]} as asked; prism.resume=true goes on from there\n"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == steps[0]

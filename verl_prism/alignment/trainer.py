@@ -84,8 +84,8 @@ class AdversarialOPDTrainer(PrismTrainer):
     def _update_discriminator(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Score this step's rollouts and learn from them. Returns them with groups standing together."""
         real = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-        places = {uid: place for place, uid in reversed(list(enumerate(map(uid_of, real))))}
-        keys = sorted(real, key=lambda key: places[uid_of(key)])
+        groups = list(dict.fromkeys(map(uid_of, real)))  # their names are random: in the order of the batch
+        keys = sorted(real, key=lambda key: groups.index(uid_of(key)))
         rollouts = batch.select_keys(keys)
         rollouts.fields, rollouts.extra_info = list(FIELDS), {}
         scored = self.discriminator_wg.update_discriminator(rollouts)

@@ -4,6 +4,7 @@ import argparse
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,9 +88,12 @@ def run(options: argparse.Namespace) -> int:
 def run_stage(overrides: Sequence[str], watch: Callable[[], dict[str, int]]) -> int:
     """The stage's exit code. Where a host is lost (`watch`) the stage is stopped: no other comes in its place."""
     stage = subprocess.Popen([sys.executable, "-m", "verl_prism.main", *overrides])
-    signal.signal(signal.SIGUSR1, lambda *_: stage.send_signal(signal.SIGUSR1))
+    asked = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: asked.set())
     try:
         while (status := stage.poll()) is None:
+            if asked.is_set():  # again and again: it may not listen yet
+                stage.send_signal(signal.SIGUSR1)
             if lost := watch():
                 return _give_up(stage, lost)
             time.sleep(0.2)

@@ -27,6 +27,11 @@ def check_inputs(prism: Prism) -> None:
     """All that `prism.stage` will read, and the device that it will run on."""
     check_device(prism)
     check_nodes(prism)
+    check_files(prism)
+
+
+def check_files(prism: Prism) -> None:
+    """Models and data."""
     for key, folder in model_folders(prism).items():
         check_model_folder(key, folder)
     check_same_tokens(prism)

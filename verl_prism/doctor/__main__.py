@@ -1,17 +1,15 @@
 """python -m verl_prism.doctor: every check of a run, as a list; nothing is started but a Ray that is there is asked."""
 
 import io
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from verl_prism.compose import compose_run
-from verl_prism.cpu.environment import cpu_environment
 from verl_prism.doctor.cluster import cluster
 from verl_prism.doctor.devices import gpus, talk
 from verl_prism.doctor.finding import Case, Check, Finding, Level, fault
@@ -34,8 +32,6 @@ MARKS: dict[Level, str] = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "fa
 def verls_own(case: Case) -> Iterator[Finding]:
     """verl's validation of the whole configuration, which takes some seconds of imports. What it prints is left out."""
     if case.rl:
-        if case.prism.hardware.device == "cpu":
-            os.environ |= {**cpu_environment(), **os.environ}  # as the launcher does before verl is imported
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
             from verl_prism.stages.rl import check_with_verl
 
@@ -80,12 +76,12 @@ def findings(check: Check, case: Case) -> list[Finding]:
     return found if several or not told else told
 
 
-def examine(case: Case, checks: Sequence[str] = tuple(CHECKS)) -> dict[str, list[Finding]]:
-    return {name: findings(CHECKS[name], case) for name in checks}
+def examine(case: Case) -> dict[str, list[Finding]]:
+    return {name: findings(check, case) for name, check in CHECKS.items()}
 
 
 def show(console: Console, found: dict[str, list[Finding]]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table("", "check", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False)
     for name, each in found.items():
         for number, finding in enumerate(each):
             cure = f"\n→ {finding.cure}" if finding.cure else ""

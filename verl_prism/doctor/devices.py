@@ -34,7 +34,8 @@ def visible_gpus() -> list[Gpu]:
         return []
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    lines = [line.split(", ") for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
+    told = answer.stdout.splitlines() if answer.returncode == 0 else []
+    lines = [line.split(", ") for line in told if line.strip()]
     gpus = [Gpu(line[0], int(line[1]) << 20, int(line[2]) << 20, float(line[3]), line[4]) for line in lines]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:

@@ -16,7 +16,6 @@ from verl_prism.doctor.models import parameters
 
 SCRATCH = Path("/tmp")  # of Ray, and of verl's sockets
 SHARED_MEMORY = Path("/dev/shm")
-KEPT_CHECKPOINTS = 1
 FILES, FILES_WANTED = 4096, 16384  # Ray's daemons open thousands; it advises 65,536
 PROCESSES = 8192  # threads count
 
@@ -67,6 +66,11 @@ def environment(case: Case, variables: Mapping[str, str] = os.environ) -> Iterat
             yield fault(f"{name}={variables[name]} does not go with hardware of {hardware.device}", f"unset {name}")
     if not cpu and variables.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         yield fault("CUDA_VISIBLE_DEVICES hides every GPU", "unset CUDA_VISIBLE_DEVICES")
+    if variables.get("HF_HUB_OFFLINE", "1").lower() in ("0", "false", "no", "off", ""):
+        yield warning(
+            f"HF_HUB_OFFLINE={variables['HF_HUB_OFFLINE']}: libraries may ask the hub about models that are folders",
+            "unset HF_HUB_OFFLINE; the launcher sets it to 1",
+        )
     allocator = variables.get("PYTORCH_CUDA_ALLOC_CONF", "")
     if case.rl and hardware.engine_sleep and "expandable_segments:true" in allocator.lower():
         yield fault(
@@ -130,7 +134,7 @@ def output(case: Case) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(existing).free
     each = 0 if case.prism.stage == "eval" else checkpoint_bytes(case.prism, *parameters(case.prism))
-    needed = each * (KEPT_CHECKPOINTS + 1)
+    needed = each * (case.prism.keep_checkpoints + 1)
     if free < needed:
         yield fault(
             f"{existing} has {gib(free)} free; checkpoints of {gib(each)} each need {gib(needed)}",

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from verl_prism.config import Prism
-from verl_prism.data.checks import check_inputs, data_files, model_folders
+from verl_prism.data.checks import check_files, data_files, model_folders
 from verl_prism.doctor.finding import Case, Finding, fault, ok, warning
 from verl_prism.doctor.sizes import Sizes, read_config, sizes_of, stored_parameters, upcycled
 
@@ -20,8 +20,8 @@ PATCHING = {
 
 
 def inputs(case: Case) -> Iterator[Finding]:
-    """All that `python -m verl_prism.main --check` looks at; its message says how to mend it."""
-    check_inputs(case.prism)
+    """The first mistake that `python -m verl_prism.main --check` would find; its message says how to mend it."""
+    check_files(case.prism)
     yield ok(", ".join(str(folder) for folder in model_folders(case.prism).values()))
 
 
@@ -156,4 +156,4 @@ def parameters(prism: Prism) -> tuple[int, int]:
 
 
 def _policy(prism: Prism) -> Path:
-    return max(prism.eval.policies.values()) if prism.stage == "eval" else prism.policy
+    return next(iter(prism.eval.policies.values())) if prism.stage == "eval" else prism.policy

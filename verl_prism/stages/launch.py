@@ -73,33 +73,39 @@ def launch(config: DictConfig, prism: Prism) -> int:
         signal.signal(number, signal.default_int_handler)
     ignore_requests()
     scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
+    try:
+        return run(
+            config, prism, scratch, checkpoint.step if checkpoint else 0, starting_point(prism, checkpoint, damaged)
+        )
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped; log in {prism.output / 'log.txt'}\n")
+        return 130
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        join_records(prism.output)
+
+
+def run(config: DictConfig, prism: Prism, scratch: Path, first_step: int, notes: list[str]) -> int:
+    """Starts the stage's process, watches it and says how it ended. notes: to be shown first."""
     variables = environment(prism, scratch)
     redact = run_redactor(config, variables)
     OmegaConf.save(redact.config(config), prism.output / CONFIG)
     OmegaConf.save(config, scratch / CONFIG)  # with its secrets: the folder is open to the user alone
     steps = None if prism.stage == "eval" else prism.steps
     headline = [f"{label}={key}" for label, key in shown(prism).items()]
-    first_step = checkpoint.step if checkpoint else 0
     console = StageConsole(prism.stage, prism.output, steps, headline, first_step, redact)
-    try:
-        with console, ProcessTree(command(prism, scratch), variables) as tree:
-            for line in starting_point(prism, checkpoint, damaged):
-                console.say(line)
-            listen_for_requests(prism)
-            console.note(STARTING[prism.stage])
-            watch = Watch(tree, console, prism, stacks_file(scratch))
-            status = watch.wait()
-            outcome = read_outcome(prism)
-            if status == 0 and "figures" in outcome:
-                console.finish(outcome["figures"], made=result(prism))
-                if prism.stage == "eval":
-                    console.print(results_table(json.loads((prism.output / "results.json").read_text())))
-    except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; log in {console.log_path}\n")
-        return 130
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        join_records(prism.output)
+    with console, ProcessTree(command(prism, scratch), variables) as tree:
+        for note in notes:
+            console.say(note)
+        listen_for_requests(prism)
+        console.note(STARTING[prism.stage])
+        watch = Watch(tree, console, prism, stacks_file(scratch))
+        status = watch.wait()
+        outcome = read_outcome(prism)
+        if status == 0 and "figures" in outcome:
+            console.finish(outcome["figures"], made=result(prism))
+            if prism.stage == "eval":
+                console.print(results_table(json.loads((prism.output / "results.json").read_text())))
     if "mistake" in outcome:
         raise UserError(outcome["mistake"])
     if status == 0 and "saved" in outcome:

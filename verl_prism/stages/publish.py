@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from verl_prism.config import Prism
 from verl_prism.files import written_aside
+from verl_prism.stages.adapters import merge_adapters
 from verl_prism.stages.model_card import Part, write_card
 
 
@@ -27,6 +28,8 @@ def publish_part(prism: Prism, part: Part, trained: Path, figures: Mapping[str, 
             small = file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(".index.json")
             if small and not (folder / file.name).exists():
                 shutil.copy(file, folder)
+        if part == "policy" and prism.lora.rank:
+            merge_adapters(folder, prism.lora.alpha / prism.lora.rank)
         _correct_config(folder)
         write_card(folder, prism, part, base, figures)
 

@@ -5,22 +5,17 @@ from typing import Any
 
 from verl_prism.config import Prism, Stage
 
-ALL_STAGES = ("seed", "steps", "policy", "data.train", "data.max_prompt_tokens", "data.max_response_tokens",
-              "hardware.dtype")  # fmt: skip
+ALL_STAGES = ("seed", "reproducible", "steps", "policy", "data.train", "data.max_prompt_tokens",
+              "data.max_response_tokens", "hardware.dtype")  # fmt: skip
+# data_workers, as the place in the data is kept for each of them.
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
-    "sft": ("optim.", "sft.examples_per_step"),
+    "sft": ("optim.", "lora.", "sft."),
     "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),
-    "align": ("optim.", "rollout.", "align.", "discriminator."),
-    "rlvr": (
-        "optim.",
-        "rollout.",
-        "algorithm.",
-        "reward.accuracy_weight",
-        "reward.format_weight",
-        "reward.judge.model",
-    ),
+    "align": ("optim.", "lora.", "rollout.", "align.", "discriminator.", "hardware.data_workers"),
+    "rlvr": ("optim.", "lora.", "rollout.", "algorithm.", "reward.accuracy_weight", "reward.format_weight",
+             "reward.judge.model", "hardware.data_workers"),
     "eval": (),
-}
+}  # fmt: skip
 FREE: dict[Stage, tuple[str, ...]] = {
     "sft": (),
     "warmup": ("discriminator.path", "discriminator.placement", "discriminator.pool_devices",
@@ -60,7 +55,7 @@ def ranks(prism: Prism) -> dict[str, int]:
 def _rate_depends_on_steps(prism: Prism) -> bool:
     if prism.stage == "warmup" or prism.optim.schedule == "cosine":
         return True
-    return prism.stage == "rlvr" and prism.optim.warmup_steps == 0 and prism.algorithm.warmup_ratio > 0
+    return prism.optim.warmup_steps == 0 and prism.optim.warmup_ratio > 0
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,6 +21,17 @@ def test_consequences_are_shown_where_there_is_nothing_else():
     assert last_errors(lines, 8) == lines[1:] and causes(lines) == []
 
 
+def test_a_traceback_in_vllms_log_is_its_last_line():
+    said = "(vLLMHttpServer pid=6) ERROR 11-22 23:15:10 [async_llm.py:724] "
+    traceback = [
+        "Traceback (most recent call last):",
+        '  File "core_client.py", line 1101, in get',
+        "    raise e",
+        "    ^^",
+    ]
+    assert causes([said + line for line in (*traceback, "ValueError: bad")]) == [said + "ValueError: bad"]
+
+
 def test_a_mistake_of_the_user_is_found_in_any_process():
     line = "(RewardLoopWorker pid=8) verl_prism.errors.UserError: the judge is down. Start it"
     assert user_mistake([line, "RuntimeError: rollouts failed"]) == "the judge is down. Start it"

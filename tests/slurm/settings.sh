@@ -6,6 +6,6 @@ warmup=(
     prism.steps=3 prism.discriminator.lr=1e-3 prism.warmup.prompts=40 prism.warmup.samples_per_prompt=2
     prism.warmup.pairs_per_step=16
 )
-align=(prism.steps=4 prism.optim.lr=1e-4 prism.checkpoint_every=1)
+align=(prism.steps=6 prism.optim.lr=1e-4 prism.checkpoint_every=1)
 rlvr=(prism.steps=2 prism.optim.lr=1e-4)
 eval=("prism.eval.policies={aligned: $root/align/policy, RL: $root/rlvr/policy}" prism.eval.questions=20)

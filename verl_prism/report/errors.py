@@ -11,6 +11,7 @@ CONSEQUENCE = re.compile(
     r"|ServerDisconnectedError|rollouts of \d+ prompts failed|Error in _run_prompt|\*\*\* SIGTERM received"
     r"|an unexpected system error|SYSTEM_ERROR|KeyboardInterrupt|Failed to connect to GCS"
 )
+TRACEBACK = re.compile(r"Traceback \(most recent call last\)|\[\S+:\d+\] {2,}")  # vLLM logs a traceback line by line
 ANSI_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 RAY_PREFIX = re.compile(r"^\s*(\(\w*( pid=\d+)?(, ip=[\d.]+)?\)\s*)+")
 MISTAKE = re.compile(r"verl_prism\.errors\.UserError: (.+)")
@@ -25,7 +26,7 @@ def plain_lines(log: str) -> list[str]:
 def causes(lines: Sequence[str]) -> list[str]:
     """Lines that name an error, each once; not those that only follow from the failure of another process."""
     errors = list({RAY_PREFIX.sub("", line): line for line in lines if ERROR_LINE.search(line)}.values())
-    return [line for line in errors if not CONSEQUENCE.search(line)]
+    return [line for line in errors if not CONSEQUENCE.search(line) and not TRACEBACK.search(line)]
 
 
 def last_errors(lines: Sequence[str], count: int) -> list[str]:

@@ -32,7 +32,7 @@ class Death:
     step: int
 
     def __str__(self) -> str:
-        held = f"{self.memory / 2**30:.1f} GiB"
+        held = f"{self.memory >> 20} MiB"
         return f"the {in_words(self.name)}, process {self.pid}, died in step {self.step}; it held {held}"
 
 
@@ -78,7 +78,7 @@ class Watch:
         alive = {
             process: (name, _memory(process)) for process in self._tree.alive() if (name := process_class(process))
         }
-        gone = [(process.pid, *self._seen[process]) for process in self._seen.keys() - alive.keys()]
+        gone = sorted((process.pid, *self._seen[process]) for process in self._seen.keys() - alive.keys())
         if gone and self._console.step > self._first_step:
             first = [each for each in gone if each[1] in RAYS_OWN] or gone  # the others end with these
             self.deaths = [Death(name, pid, memory, self._console.step + 1) for pid, name, memory in first]

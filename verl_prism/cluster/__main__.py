@@ -89,9 +89,9 @@ def run(options: argparse.Namespace) -> int:
 
 def run_stage(overrides: Sequence[str], watch: Callable[[], dict[str, int]]) -> int:
     """The stage's exit code. Where a host is lost (`watch`) the stage is stopped: no other comes in its place."""
-    stage = subprocess.Popen([sys.executable, "-m", "verl_prism.main", *overrides])
     asked = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: asked.set())
+    stage = subprocess.Popen([sys.executable, "-m", "verl_prism.main", *overrides])
     try:
         while (status := stage.poll()) is None:
             if asked.is_set():  # again and again: it may not listen yet

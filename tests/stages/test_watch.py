@@ -76,8 +76,8 @@ def test_a_run_that_waits_for_a_dead_process_is_ended(outcome, name, told):
 
 
 def test_who_took_the_others_along_is_named_alone(outcome):
-    act = "report(1); time.sleep(1); [each.kill() for each in started]; [each.wait() for each in started]; wait_for_ever()"
-    status, text = outcome("ray::WorkerDict ray::PrismTaskRunner ray::RewardLoopWorker", act)
+    act = "report(1); time.sleep(1); [each.kill() for each in started]; [each.wait() for each in started]"
+    status, text = outcome("ray::PrismTaskRunner ray::WorkerDict ray::RewardLoopWorker", f"{act}; wait_for_ever()")
     assert status == 1
     assert "the trainer (PrismTaskRunner)" in text and "WorkerDict" not in text and "RewardLoopWorker" not in text
 

@@ -49,7 +49,8 @@ def test_a_killed_rank_of_sft_ends_the_run(start_stage, digits_folder):
         "sft", f"prism.policy={digits_folder / 'base'}", "prism.hardware.devices_per_node=2", "prism.steps=1000"
     )
     run.reach('"data"')
-    victim = [process for process in run.descendants if "verl_prism.stages.run" in command_line(process)][-1]
+    torchrun = run.descendants[0]
+    victim = [rank for rank in torchrun.children() if "verl_prism.stages.run" in command_line(rank)][-1]
     victim.kill()
     status, stderr, seconds = run.end(LIMIT)
     print(f"\nkilled: a rank of sft; ended after {seconds:.1f} s\n{stderr}")
@@ -75,7 +76,7 @@ def test_a_killed_engine_ends_the_warmup(start_stage):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_killed_run_is_started_again_from_its_last_checkpoint(start_stage):
-    run = start_stage("rlvr", "prism.steps=3", "prism.checkpoint_every=1", "prism.max_restarts=1", *SMALL)
+    run = start_stage("rlvr", "prism.steps=10", "prism.checkpoint_every=1", "prism.max_restarts=1", *SMALL)
     run.reach('"data"')
     next(process for process in run.descendants if "ray::WorkerDict" in command_line(process)).kill()
     status, stderr, _ = run.end(600)
@@ -83,7 +84,8 @@ def test_a_killed_run_is_started_again_from_its_last_checkpoint(start_stage):
     assert "the policy worker (WorkerDict), process" in stderr
     assert "restart 1 of prism.max_restarts=1" in stderr
     lines = (run.output / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps[0] == 1 and steps[-1] == 10 and steps == sorted(set(steps))
     assert (run.output / "policy" / "config.json").is_file()
     run.assert_nothing_left()
 

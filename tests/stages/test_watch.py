@@ -75,6 +75,13 @@ def test_a_run_that_waits_for_a_dead_process_is_ended(outcome, name, told):
     assert "it did not end by itself within 2 s and was ended" in text
 
 
+def test_who_took_the_others_along_is_named_alone(outcome):
+    act = "report(1); time.sleep(1); [each.kill() for each in started]; [each.wait() for each in started]"
+    status, text = outcome("ray::PrismTaskRunner ray::WorkerDict ray::RewardLoopWorker", f"{act}; wait_for_ever()")
+    assert status == 1
+    assert "the trainer (PrismTaskRunner)" in text and "WorkerDict" not in text and "RewardLoopWorker" not in text
+
+
 def test_a_run_that_ends_by_itself_says_what_it_said_and_who_died(outcome):
     act = "report(1); kill(0); time.sleep(0.5); print('ValueError: lost it'); sys.exit(7)"
     status, text = outcome("ray::WorkerDict", act, "prism.stall_seconds=null")

@@ -14,6 +14,7 @@ from verl_prism.compose import compose_run
 from verl_prism.config import ON_RAY
 from verl_prism.errors import UserError
 from verl_prism.redaction import command_redactor
+from verl_prism.stages.end_request import EXIT_SAVED
 
 HELP = """\
 python -m verl_prism.cluster --hosts a,b,… [--shell COMMAND] [--wait SECONDS] [--logs FOLDER] -- stage=… [key=value …]
@@ -33,7 +34,6 @@ handed to it: the stage saves and ends with 75, to be started again with prism.r
 stopped a host's part of the run with SIGTERM, as Slurm does when it takes a node back: there is nobody left who could
 save, and the stage goes on from its newest checkpoint.
 """
-EXIT_AGAIN = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Again:
-        return EXIT_AGAIN
+        return EXIT_SAVED
 
 
 class Again(BaseException):
@@ -103,7 +103,7 @@ def run_stage(overrides: Sequence[str], watch: Callable[[], dict[str, int]]) -> 
         return _stop(stage)
     # The signal that asks for an early end has killed it where it came before the stage was listening.
     if status == -signal.SIGUSR1:
-        return EXIT_AGAIN
+        return EXIT_SAVED
     return status if status >= 0 else 128 - status
 
 
@@ -114,7 +114,7 @@ def _give_up(stage: subprocess.Popen, lost: dict[str, int]) -> int:
     for host, status in lost.items():
         how = "was stopped" if status == EXIT_STOPPED else f"ended with status {status}"
         sys.stderr.write(f"verl_prism: Ray on {host} {how}, so the stage was stopped\n")
-    return EXIT_AGAIN if EXIT_STOPPED in lost.values() else 1
+    return EXIT_SAVED if EXIT_STOPPED in lost.values() else 1
 
 
 def _stop(stage: subprocess.Popen) -> int:

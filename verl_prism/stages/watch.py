@@ -19,7 +19,7 @@ from verl_prism.stages.stacks import report_stacks
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 20.0  # for a run to end by itself once a process of it has died: what it says then says more
 ON_RAY = ("align", "rlvr")
-RAYS_OWN = ("raylet", "gcs_server")
+TAKE_OTHERS_ALONG = ("raylet", "gcs_server", "PrismTaskRunner")  # Ray ends an actor's own actors with it
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Watch:
         }
         gone = sorted((process.pid, *self._seen[process]) for process in self._seen.keys() - alive.keys())
         if gone and self._console.step > self._first_step:
-            first = [each for each in gone if each[1] in RAYS_OWN] or gone  # the others end with these
+            first = [each for each in gone if each[1] in TAKE_OTHERS_ALONG] or gone
             self.deaths = [Death(name, pid, memory, self._console.step + 1) for pid, name, memory in first]
             self._died_at = time.monotonic()
         self._seen = alive

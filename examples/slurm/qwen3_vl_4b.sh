@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
 # Settings of examples/slurm/pipeline.sh: Qwen3-VL-4B with the paper's values. The data's columns: README.md, Data. Submit:
-#   SBATCH_GPUS_PER_NODE=8 SBATCH_EXCLUSIVE=1 SBATCH_TIMELIMIT=24:00:00 \
+#   SBATCH_GPUS_PER_NODE=8 SBATCH_EXCLUSIVE=exclusive SBATCH_TIMELIMIT=24:00:00 \
 #       examples/slurm/pipeline.sh examples/slurm/qwen3_vl_4b.sh 1
 root=runs/qwen3_vl_4b # on a disk that all nodes share, with data/ and base/, the model to start from
 all=(model=qwen3_vl_4b hardware=cuda prism.root="$root")

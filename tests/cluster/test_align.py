@@ -32,9 +32,8 @@ def test_two_nodes_give_the_result_of_two_ranks_on_one(digits_folder, discrimina
     launcher = ["verl_prism.cluster", "--hosts", "a,b", "--shell", "env PRISM_HOST={host}", "--"]
     nodes = run([*launcher, *align], digits_folder, tmp_path / "nodes")
     ranks = run(["verl_prism.main", *align], digits_folder, tmp_path / "ranks", "prism.hardware.devices_per_node=2")
-    assert len(nodes) == len(ranks) == 2
+    assert len(ranks) == 2
     assert ranks[0]["discriminator/pairs"] > 0
-    for name in ("discriminator/loss", "discriminator/pairs", "discriminator/grad_norm", "actor/grad_norm"):
-        assert nodes[0][name] == pytest.approx(ranks[0][name], abs=1e-5), name
-    # After an update of both networks: the gradients, too, were summed over the nodes.
-    assert nodes[1]["discriminator/loss"] == pytest.approx(ranks[1]["discriminator/loss"], abs=1e-3)
+    for one, other in zip(nodes, ranks, strict=True):  # in the second step, after an update of both networks
+        for name in ("discriminator/loss", "discriminator/pairs", "discriminator/grad_norm", "actor/grad_norm"):
+            assert one[name] == pytest.approx(other[name], abs=1e-5), name

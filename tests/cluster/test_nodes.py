@@ -70,7 +70,7 @@ def script(tmp_path):
 
 
 def descendants(process):
-    return [p for p in psutil.Process(process.pid).children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 def wait_until_gone(processes):
@@ -87,9 +87,9 @@ def test_workers_on_each_host_have_the_runs_environment_and_a_folder_of_their_ow
     assert all(worker["VERL_PLATFORM"] == "cpu" and worker["FROM_LAUNCHER"] == "yes" for worker in found)
     scratch = {worker["RAY_TMPDIR"] for worker in found}
     assert len(scratch) == 2 and scratch == {worker["VLLM_RPC_BASE_PATH"] for worker in found}
-    listening = {
-        c.laddr.port for p in descendants(nodes.process) for c in p.net_connections("tcp") if c.status == "LISTEN"
-    }
+    ours = {process.pid for process in descendants(nodes.process)}
+    sockets = [socket for socket in psutil.net_connections("tcp") if socket.pid in ours]
+    listening = {socket.laddr.port for socket in sockets if socket.status == psutil.CONN_LISTEN}
     assert listening and not listening & {6379, 8265, 10001}, "the ports that Ray takes by default"
 
     processes = descendants(nodes.process)

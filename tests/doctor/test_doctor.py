@@ -3,12 +3,9 @@
 import json
 import resource
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -366,26 +363,3 @@ def test_help_and_a_mistyped_key(capsys):
     assert capsys.readouterr().out == HELP
     assert main(["stage=align", "prism.stpes=3"]) == 2
     assert "did you mean prism.steps?" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_ray_that_is_there_is_asked(run):
-    """A cluster of one node with one device; a run that wants two would wait for ever."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-        probe.close()
-        start = ["ray", "start", "--head", f"--port={address.partition(':')[2]}", "--num-cpus=8", "--num-gpus=1",
-                 f"--temp-dir={folder}", "--include-dashboard=false", "--block"]  # fmt: skip
-        ray = subprocess.Popen([Path(sys.executable).with_name("ray"), *start[1:]], stdout=subprocess.DEVNULL)
-        try:
-            keys = [f"prism.hardware.ray_address={address}", "prism.hardware.ray_cpus=null",
-                    "prism.hardware.ray_gpus=null", f"prism.policy={run.policy}"]  # fmt: skip
-            while findings(CHECKS["Ray"], run.case(*keys, stage="rlvr"))[0].level != "ok":
-                assert ray.poll() is None
-            (finding,) = findings(CHECKS["Ray"], run.case(*keys, "prism.hardware.devices_per_node=2", stage="rlvr"))
-        finally:
-            ray.terminate()
-            ray.wait()
-    assert finding.text.startswith("0 of Ray's nodes have 2 devices and 6 logical CPUs free; 1 are wanted")
-    assert "prism.hardware.devices_per_node" in finding.cure

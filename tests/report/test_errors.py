@@ -21,6 +21,11 @@ def test_consequences_are_shown_where_there_is_nothing_else():
     assert last_errors(lines, 8) == lines[1:] and causes(lines) == []
 
 
+def test_a_rank_that_was_killed_is_named():
+    killed = "  traceback : Signal 9 (SIGKILL) received by PID 2211"
+    assert causes(["    raise ChildFailedError(", killed]) == [killed]
+
+
 def test_a_traceback_in_vllms_log_is_its_last_line():
     said = "(vLLMHttpServer pid=6) ERROR 11-22 23:15:10 [async_llm.py:724] "
     traceback = [

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Sequence
 
-ERROR_LINE = re.compile(r"\b\w*(Error|Exception|Interrupt)\b|\b(ERROR|CRITICAL|FATAL)\b|Killed|out of memory")
+ERROR_LINE = re.compile(
+    r"\b\w*(Error|Exception|Interrupt)\b|\b(ERROR|CRITICAL|FATAL)\b|Killed|out of memory|Signal \d+ \((?!SIGTERM)"
+)
 # What processes say because another one has failed.
 CONSEQUENCE = re.compile(
     r"RayTaskError|ActorDiedError|ActorUnavailableError|WorkerCrashedError|EngineDeadError|ChildFailedError"

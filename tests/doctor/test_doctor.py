@@ -3,9 +3,13 @@
 import json
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -363,3 +367,33 @@ def test_help_and_a_mistyped_key(capsys):
     assert capsys.readouterr().out == HELP
     assert main(["stage=align", "prism.stpes=3"]) == 2
     assert "did you mean prism.steps?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_there_is_asked(run, monkeypatch):
+    """A cluster of one node with one device; a run that wants two would wait for ever."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray on loopback
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        start = ["start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=8", "--num-gpus=1",
+                 f"--temp-dir={folder}", "--include-dashboard=false", "--disable-usage-stats", "--block"]  # fmt: skip
+        ray = subprocess.Popen([Path(sys.executable).with_name("ray"), *start], stdout=subprocess.DEVNULL)
+        keys = [f"prism.hardware.ray_address=127.0.0.1:{port}", "prism.hardware.ray_cpus=null",
+                "prism.hardware.ray_gpus=null", f"prism.policy={run.policy}"]  # fmt: skip
+        try:
+            for _ in range(60):
+                (first,) = findings(CHECKS["Ray"], run.case(*keys, stage="rlvr"))
+                if first.level == "ok" or not first.text.startswith("nothing answers"):
+                    break
+                time.sleep(1)
+            (second,) = findings(CHECKS["Ray"], run.case(*keys, "prism.hardware.devices_per_node=2", stage="rlvr"))
+        finally:
+            ray.terminate()
+            ray.wait()
+    assert first == Finding("ok", f"127.0.0.1:{port}: 1 nodes, 1 devices and 8 logical CPUs free")
+    assert second.text.startswith("0 of Ray's nodes have 2 devices and 6 logical CPUs free; 1 are wanted")
+    assert "prism.hardware.devices_per_node" in second.cure

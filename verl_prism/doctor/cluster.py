@@ -84,7 +84,8 @@ def _existing(case: Case) -> Iterator[Finding]:
             f"the run asks Ray for {demanded(case)} devices and {cpus_demanded(case)} logical CPUs; "
             f"{gpus} and {cpus} are free", "add nodes, or start Ray with more --num-cpus",
         )  # fmt: skip
-    yield ok(f"{address}: {len(nodes)} nodes, {gpus} devices and {cpus} logical CPUs free")
+    else:
+        yield ok(f"{address}: {len(nodes)} nodes, {gpus} devices and {cpus} logical CPUs free")
 
 
 def _answers(address: str) -> bool:

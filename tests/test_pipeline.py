@@ -87,4 +87,4 @@ def test_gspo_with_a_judge_that_goes_down(pipeline):
     assert steps[0]["reward/judged"] == 1.0 and steps[0]["reward/opinion/right"] > 0
     assert steps[0]["reward/acc"] == steps[0]["reward/format"]
     assert all(step["reward/judged"] == 1 - step["reward/opinion/down"] < 1 for step in steps[1:])
-    assert all(step["actor/pg_clipfrac"] > 0 for step in steps)
+    assert any(step["actor/pg_clipfrac"] > 0 for step in steps)  # not where all groups of a step are of one accuracy

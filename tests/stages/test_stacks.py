@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -41,5 +42,5 @@ def test_every_interpreter_answers_where_a_run_wants_it(tmp_path):
             process.kill()
             process.communicate()
     _, first, second = (tmp_path / "log.txt").read_text().split("===== where it stands: ")
-    assert f"process {processes[0].pid}, S (sleeping)" in first and 'File "<string>", line 3 in <module>' in first
-    assert f"process {processes[1].pid}, S (sleeping)" in second and "File" not in second
+    assert f"process {processes[0].pid}, " in first and re.search(r'File "<string>", line [23] in <module>', first)
+    assert f"process {processes[1].pid}, " in second and "File" not in second

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -12,14 +13,16 @@ from transformers import AutoModelForImageTextToText
 from verl_prism.stages.adapters import INDEX, merge_adapters
 
 
-def test_merged_weights_compute_what_weights_and_adapters_did(dense_folder, tmp_path):
+@pytest.mark.parametrize("adapters_first", [False, True])
+def test_merged_weights_compute_what_weights_and_adapters_did(dense_folder, tmp_path, adapters_first):
     """In two files, as a large model's are, an adapter not in that of its weight."""
     torch.manual_seed(0)
     settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", exclude_modules=".*visual.*",
                           init_lora_weights=False)  # fmt: skip
     model = get_peft_model(AutoModelForImageTextToText.from_pretrained(dense_folder), settings)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("lm_head.weight")}
-    halves = [[name for name in tensors if ("lora_B" in name) == second] for second in (False, True)]
+    halves = [[name for name in tensors if ("lora_B" in name) == second]
+              for second in (adapters_first, not adapters_first)]  # fmt: skip
     folder = shutil.copytree(dense_folder, tmp_path / "policy")
     (folder / "model.safetensors").unlink()
     checkpoint = tmp_path / "checkpoint.safetensors"

@@ -15,19 +15,24 @@ INDEX = "model.safetensors.index.json"
 def merge_adapters(folder: Path, scale: float) -> None:
     """Every W with adapters becomes W + scale·B·A, under its own name; memory holds one file's tensors at a time.
 
-    scale: alpha / rank. Files are replaced, never written into: they may be links to a checkpoint's.
+    scale: alpha / rank. Files are replaced, never written into: they may be links to a checkpoint's. None is replaced
+    before all are merged: an adapter may stand in another file than its weight.
     """
     files = {name: file for file in sorted(folder.glob("*.safetensors")) for name in _names(file)}
     kept: dict[str, str] = {}
     for file in sorted(set(files.values())):
         tensors = {_own_name(name): _merged(name, files, scale) for name in files
                    if files[name] == file and ".lora_" not in name}  # fmt: skip
-        aside = file.with_suffix(".unfinished")
-        save_file(tensors, aside, metadata={"format": "pt"})
-        os.replace(aside, file)
+        save_file(tensors, _aside(file), metadata={"format": "pt"})
         kept |= dict.fromkeys(tensors, file.name)
+    for file in set(files.values()):
+        os.replace(_aside(file), file)
     if (folder / INDEX).exists():
         (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": kept}, indent=2), encoding="utf-8")
+
+
+def _aside(file: Path) -> Path:
+    return file.with_suffix(".unfinished")
 
 
 def _merged(name: str, files: dict[str, Path], scale: float) -> Tensor:

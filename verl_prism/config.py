@@ -261,6 +261,16 @@ class Prism(Section):
     reward: Reward
     eval: Eval
 
+    @property
+    def devices(self) -> int:
+        """Of the whole run: the policy's and, where they have their own, the discriminator's and a teacher's."""
+        devices = self.hardware.devices_per_node * self.hardware.nodes
+        if self.stage == "align" and self.discriminator.placement == "pool":
+            devices += self.discriminator.pool_devices
+        if self.stage == "rlvr" and self.algorithm.distillation.enable:
+            devices += self.algorithm.distillation.devices
+        return devices
+
     @model_validator(mode="after")
     def _devices_for_the_pool(self) -> "Prism":
         """With too few logical devices Ray would wait for ever and say nothing."""

@@ -114,8 +114,7 @@ class RayNodes:
         """What Ray lacks of what the run wants; empty if it is complete. verl would wait for it for ever."""
         hardware = self._prism.hardware
         devices = [int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
-        pool = self._prism.discriminator.pool_devices if self._prism.discriminator.placement == "pool" else 0
-        wanted = hardware.nodes * hardware.devices_per_node + (pool if self._prism.stage == "align" else 0)
+        wanted = self._prism.devices
         if len(devices) < hardware.nodes:
             return f"Ray has {len(devices)} of {hardware.nodes} nodes"
         if min(devices) < hardware.devices_per_node or sum(devices) < wanted:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from verl_prism.doctor.devices import demanded, visible_gpus
+from verl_prism.doctor.devices import visible_gpus
 from verl_prism.doctor.finding import Case, Finding, fault, ok
 
 CPUS_PER_DEVICE = 3  # of a bundle in verl's resource pools
@@ -30,11 +30,11 @@ def cluster(case: Case) -> Iterator[Finding]:
 
 def cpus_demanded(case: Case) -> int:
     """Logical ones: a bundle for each device, TransferQueue's storage and controller, one to start the others with."""
-    return CPUS_PER_DEVICE * demanded(case) + case.prism.hardware.storage_units + 2
+    return CPUS_PER_DEVICE * case.prism.devices + case.prism.hardware.storage_units + 2
 
 
 def _own(case: Case) -> Iterator[Finding]:
-    hardware, gpus, cpus = case.prism.hardware, demanded(case), cpus_demanded(case)
+    hardware, gpus, cpus = case.prism.hardware, case.prism.devices, cpus_demanded(case)
     has_gpus = hardware.ray_gpus if hardware.ray_gpus is not None else len(visible_gpus())
     has_cpus = hardware.ray_cpus if hardware.ray_cpus is not None else len(os.sched_getaffinity(0))
     if hardware.nodes > 1:
@@ -79,9 +79,9 @@ def _existing(case: Case) -> Iterator[Finding]:
             f"{len(able)} of Ray's nodes have {each} devices and {CPUS_PER_DEVICE * each} logical CPUs free; "
             f"{prism.hardware.nodes} are wanted", "set prism.hardware.devices_per_node and .nodes to what there is",
         )  # fmt: skip
-    elif gpus < demanded(case) or cpus < cpus_demanded(case):
+    elif gpus < case.prism.devices or cpus < cpus_demanded(case):
         yield fault(
-            f"the run asks Ray for {demanded(case)} devices and {cpus_demanded(case)} logical CPUs; "
+            f"the run asks Ray for {case.prism.devices} devices and {cpus_demanded(case)} logical CPUs; "
             f"{gpus} and {cpus} are free", "add nodes, or start Ray with more --num-cpus",
         )  # fmt: skip
     else:

@@ -45,17 +45,6 @@ def visible_gpus() -> list[Gpu]:
             for name, gpu in zip(named, gpus, strict=False)]  # fmt: skip
 
 
-def demanded(case: Case) -> int:
-    """Devices of the whole run: the policy's, a discriminator's own, a teacher's."""
-    prism = case.prism
-    devices = prism.hardware.devices_per_node * prism.hardware.nodes
-    if prism.stage == "align" and prism.discriminator.placement == "pool":
-        devices += prism.discriminator.pool_devices
-    if prism.stage == "rlvr" and prism.algorithm.distillation.enable:
-        devices += prism.algorithm.distillation.devices
-    return devices
-
-
 def gpus(case: Case) -> Iterator[Finding]:
     hardware = case.prism.hardware
     if hardware.device == "cpu":
@@ -65,7 +54,7 @@ def gpus(case: Case) -> Iterator[Finding]:
     if case.rl and hardware.ray_address is not None:
         yield ok("Ray's, asked below")
         return
-    wanted = demanded(case) if hardware.nodes == 1 else hardware.devices_per_node
+    wanted = case.prism.devices if hardware.nodes == 1 else hardware.devices_per_node
     if len(found) < wanted:
         yield fault(
             f"{len(found)} GPUs to be seen here; {wanted} are wanted",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from verl_prism.config import Prism
+from verl_prism.config import ON_RAY, Prism
 
 Level = Literal["ok", "warning", "fault"]
 
@@ -30,7 +30,7 @@ class Case:
     @property
     def rl(self) -> bool:
         """Whether it runs on Ray."""
-        return self.prism.stage in ("align", "rlvr")
+        return self.prism.stage in ON_RAY
 
 
 Check = Callable[[Case], Iterator[Finding]]

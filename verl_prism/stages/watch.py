@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from verl_prism.config import Prism
+from verl_prism.config import ON_RAY, Prism
 from verl_prism.report.console import StageConsole
 from verl_prism.stages.memory import kernel_kills
 from verl_prism.stages.process import ProcessTree
@@ -18,7 +18,6 @@ from verl_prism.stages.stacks import report_stacks
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 20.0  # for a run to end by itself once a process of it has died: what it says then says more
-ON_RAY = ("align", "rlvr")
 TAKE_OTHERS_ALONG = ("raylet", "gcs_server", "PrismTaskRunner")  # Ray ends an actor's own actors with it
 
 

@@ -27,10 +27,10 @@ test-slurm: setup ## run the Slurm scripts on a Slurm of two nodes on this host 
 	@.venv/bin/python -m pytest -m slow tests/slurm
 
 bench: setup ## time a discriminator step against the reference algorithm
-	@.venv/bin/python tests/benchmarks/discriminator.py
+	@.venv/bin/python benchmarks/discriminator.py
 
 lint: setup ## check style and types
-	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
+	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/lint-imports
 
 clean: ## delete .venv, outputs and caches
 	rm -rf .venv outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,8 +14,8 @@ import pytest
 from transformers import AutoProcessor, AutoTokenizer
 
 from verl_prism.discriminator import load_discriminator
-from verl_prism.discriminator.prompts import tokenize_prompt
 from verl_prism.discriminator.upcycling import upcycle
+from verl_prism.stages.warmup import encode_row
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "examples" / "digits"
@@ -26,7 +26,8 @@ def digits_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     subprocess.run([sys.executable, DIGITS / "data.py", "--out", folder / "data"], check=True)
     subprocess.run(
-        [sys.executable, DIGITS / "model.py", "--data", folder / "data", "--out", folder / "base"], check=True
+        [sys.executable, DIGITS / "model.py", "--data", folder / "data", "--out", folder / "base"],
+        check=True,
     )
     return folder
 
@@ -67,7 +68,7 @@ def rows(digits_folder):
 @pytest.fixture(scope="session")
 def prompts(dense_folder, rows):
     processor = AutoProcessor.from_pretrained(dense_folder)
-    return [tokenize_prompt(processor, row) for row in rows]
+    return [encode_row(processor, row) for row in rows]
 
 
 @pytest.fixture(scope="session")
@@ -100,8 +101,19 @@ class Pipeline:
 def pipeline(digits_folder, tmp_path_factory):
     """A policy that knows the format, and a discriminator that has seen its answers."""
     pipeline = Pipeline(digits_folder, tmp_path_factory.mktemp("pipeline") / "digits")
-    pipeline.run("sft", "prism.steps=120", "prism.sft.examples_per_step=16", "prism.optim.lr=2e-3",
-                 "prism.optim.warmup_steps=10")  # fmt: skip
-    pipeline.run("warmup", "prism.steps=5", "prism.discriminator.lr=1e-3", "prism.warmup.prompts=60",
-                 "prism.warmup.samples_per_prompt=2", "prism.warmup.pairs_per_step=16")  # fmt: skip
+    pipeline.run(
+        "sft",
+        "prism.steps=120",
+        "prism.sft.examples_per_step=16",
+        "prism.optim.lr=2e-3",
+        "prism.optim.warmup_steps=10",
+    )
+    pipeline.run(
+        "warmup",
+        "prism.steps=5",
+        "prism.discriminator.lr=1e-3",
+        "prism.warmup.prompts=60",
+        "prism.warmup.samples_per_prompt=2",
+        "prism.warmup.pairs_per_step=16",
+    )
     return pipeline

@@ -39,7 +39,13 @@ class Endpoint:
         message = {"role": "assistant", "content": reply}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return web.json_response(
-            {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+                "choices": [choice],
+            }
         )
 
     def __enter__(self) -> "Endpoint":

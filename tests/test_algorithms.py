@@ -23,7 +23,9 @@ def compose(algorithm: str, *overrides: str) -> DictConfig:
 
 def test_a_smaller_mini_batch_is_one_override():
     config = compose("gspo", "actor_rollout_ref.actor.ppo_mini_batch_size=8")
-    assert config.data.train_batch_size / config.actor_rollout_ref.actor.ppo_mini_batch_size == 2  # digits: 16 prompts
+    assert (
+        config.data.train_batch_size / config.actor_rollout_ref.actor.ppo_mini_batch_size == 2
+    )  # digits: 16 prompts
 
 
 def clip_fraction(algorithm: str, log_ratios: list[float]) -> float:
@@ -31,9 +33,13 @@ def clip_fraction(algorithm: str, log_ratios: list[float]) -> float:
     actor = omega_conf_to_dataclass(compose(algorithm).actor_rollout_ref.actor)
     ratios = torch.tensor([log_ratios])
     _, metrics = get_policy_loss_fn(actor.policy_loss.loss_mode)(
-        old_log_prob=torch.zeros_like(ratios), log_prob=ratios, advantages=torch.ones_like(ratios),
-        response_mask=torch.ones_like(ratios), loss_agg_mode=actor.loss_agg_mode, config=actor,
-    )  # fmt: skip
+        old_log_prob=torch.zeros_like(ratios),
+        log_prob=ratios,
+        advantages=torch.ones_like(ratios),
+        response_mask=torch.ones_like(ratios),
+        loss_agg_mode=actor.loss_agg_mode,
+        config=actor,
+    )
     return metrics["actor/pg_clipfrac"]
 
 
@@ -43,7 +49,10 @@ def test_where_policy_and_sampler_agree_nothing_is_clipped(algorithm):
 
 
 def test_dapo_lets_a_token_rise_further_than_grpo():
-    assert (clip_fraction("grpo", [0.22] * 4), clip_fraction("dapo", [0.22] * 4)) == (1.0, 0.0)  # ratio 1.25
+    assert (clip_fraction("grpo", [0.22] * 4), clip_fraction("dapo", [0.22] * 4)) == (
+        1.0,
+        0.0,
+    )  # ratio 1.25
     assert clip_fraction("dapo", [0.26] * 4) == 1.0  # ratio 1.30
 
 
@@ -61,9 +70,13 @@ def test_the_aggregation_weighs_responses_or_tokens():
         actor = omega_conf_to_dataclass(compose(algorithm).actor_rollout_ref.actor)
         mask = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
         loss, _ = get_policy_loss_fn(actor.policy_loss.loss_mode)(
-            old_log_prob=torch.zeros(2, 3), log_prob=torch.zeros(2, 3), advantages=torch.tensor([[2.0], [1.0]]) * mask,
-            response_mask=mask, loss_agg_mode=actor.loss_agg_mode, config=actor,
-        )  # fmt: skip
+            old_log_prob=torch.zeros(2, 3),
+            log_prob=torch.zeros(2, 3),
+            advantages=torch.tensor([[2.0], [1.0]]) * mask,
+            response_mask=mask,
+            loss_agg_mode=actor.loss_agg_mode,
+            config=actor,
+        )
         losses[algorithm] = loss.item()
     assert losses == pytest.approx({"grpo": -5 / 4, "dapo": -5 / 4, "gspo": -3 / 2})
 
@@ -74,7 +87,9 @@ RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answ
 def test_verl_finds_the_reward_function_and_awaits_it():
     function = get_custom_reward_fn(compose("grpo"))
     assert inspect.iscoroutinefunction(function)
-    reward = function(data_source="digits", solution_str=RIGHT, ground_truth="8", extra_info={"num_turns": 2})
+    reward = function(
+        data_source="digits", solution_str=RIGHT, ground_truth="8", extra_info={"num_turns": 2}
+    )
     assert asyncio.run(reward) == {"score": 1.0, "acc": 1.0, "format": 1.0, "fault": ""}
 
 
@@ -88,7 +103,9 @@ def test_dapo_alone_takes_a_penalty_off_long_responses(algorithm, padding, token
     config = compose(algorithm, *settings, f"prism.algorithm.overlong.buffer_tokens={buffer}")
 
     async def reward() -> dict:
-        return await load_reward_manager(config, tokenizer).run_single(rollout(ids, padding, tokenizer.pad_token_id))
+        return await load_reward_manager(config, tokenizer).run_single(
+            rollout(ids, padding, tokenizer.pad_token_id)
+        )
 
     result = asyncio.run(reward())
     expected = 1.0 - (buffer - 5) / buffer if algorithm == "dapo" else 1.0
@@ -102,7 +119,9 @@ def rollout(ids: list[int], padding: int, pad: int) -> DataProto:
         "attention_mask": torch.tensor([[1] * (3 + len(ids)) + [0] * padding]),
     }
     rows = {"data_source": "digits", "reward_model": {"ground_truth": "8"}, "extra_info": {}}
-    return DataProto.from_dict(tensors, non_tensors={key: np.array([row], dtype=object) for key, row in rows.items()})
+    return DataProto.from_dict(
+        tensors, non_tensors={key: np.array([row], dtype=object) for key, row in rows.items()}
+    )
 
 
 def test_distillation_is_verls_own_by_config():
@@ -119,7 +138,11 @@ def test_distillation_is_verls_own_by_config():
 
 def test_the_teacher_does_not_outlive_a_short_pool():
     """verl itself refuses a pool that the teacher does not fill."""
-    config = compose("opd_whitebox", "hardware=cuda", "prism.algorithm.distillation.devices=3",
-                     "prism.hardware.engine_tensor_parallel=2")  # fmt: skip
+    config = compose(
+        "opd_whitebox",
+        "hardware=cuda",
+        "prism.algorithm.distillation.devices=3",
+        "prism.hardware.tensor_parallel_size=2",
+    )
     with pytest.raises(Exception, match="must divide the distillation"):
         omega_conf_to_dataclass(config.distillation)

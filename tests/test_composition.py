@@ -26,14 +26,16 @@ MACHINES = [
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_combination_composes(stage, algorithm, model, hardware):
-    config, prism = compose_run([f"stage={stage}", f"algorithm={algorithm}", f"model={model}", f"hardware={hardware}"])
+    config, prism = compose_run(
+        [f"stage={stage}", f"algorithm={algorithm}", f"model={model}", f"hardware={hardware}"]
+    )
     assert (prism.stage, prism.algorithm.name, prism.model.name) == (stage, algorithm, model)
     assert prism.hardware.device == ("cpu" if hardware == "cpu" else "cuda")
     assert not OmegaConf.missing_keys(config.prism)
     assert ("actor_rollout_ref" in config) == (stage in ("align", "rlvr"))
     assert ("engine" in config) == (stage == "sft")
     longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
-    assert longest <= prism.hardware.tokens_per_device, "a whole sequence fits into one pass"
+    assert longest <= prism.hardware.max_tokens_per_device, "a whole sequence fits into one pass"
 
 
 def test_groups_in_the_folder_are_those_tested():
@@ -44,11 +46,20 @@ def test_groups_in_the_folder_are_those_tested():
 
 def test_our_keys_set_verls():
     config, _ = compose_run(
-        ["stage=rlvr", "algorithm=gspo", "prism.optim.lr=3e-5", "prism.rollout.samples_per_prompt=5"]
+        [
+            "stage=rlvr",
+            "algorithm=gspo",
+            "prism.optim.lr=3e-5",
+            "prism.rollout.samples_per_prompt=5",
+        ]
     )
     actor = config.actor_rollout_ref.actor
     assert (actor.optim.lr, config.actor_rollout_ref.rollout.n) == (3e-5, 5)
-    assert (actor.policy_loss.loss_mode, actor.clip_ratio_low, actor.clip_ratio_high) == ("gspo", 3e-4, 4e-4)
+    assert (actor.policy_loss.loss_mode, actor.clip_ratio_low, actor.clip_ratio_high) == (
+        "gspo",
+        3e-4,
+        4e-4,
+    )
     assert actor.loss_agg_mode == "seq-mean-token-mean"
     assert config.trainer.v1.trainer_mode == "prism"
 
@@ -60,11 +71,15 @@ def test_dapo_draws_groups_again():
     assert config.trainer.v1.sampler.sampler_kwargs.filter_groups_metric == "acc"
     assert config.reward.reward_manager.name == "dapo"
     overlong = config.reward.reward_kwargs
-    assert overlong.overlong_buffer_cfg.len < overlong.max_resp_len == prism.data.max_response_tokens
+    assert (
+        overlong.overlong_buffer_cfg.len < overlong.max_resp_len == prism.data.max_response_tokens
+    )
 
 
 def test_verls_keys_win_over_ours_when_typed():
-    config, _ = compose_run(["stage=rlvr", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.save_freq=7"])
+    config, _ = compose_run(
+        ["stage=rlvr", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.save_freq=7"]
+    )
     assert (config.actor_rollout_ref.actor.ppo_mini_batch_size, config.trainer.save_freq) == (2, 7)
 
 
@@ -93,11 +108,23 @@ def test_the_workers_of_align_get_our_node():
     [
         ([], "say which stage to run: stage=align|eval|rlvr|sft|warmup"),
         (["stage=foo"], "unknown stage foo; stage= is one of align, eval, rlvr, sft, warmup"),
-        (["stage=rlvr", "algorithm=ppo"], "unknown algorithm ppo; algorithm= is one of dapo, grpo, gspo"),
-        (["stage=sft", "model=hf_model"], "unknown model hf_model; model= is one of digits, qwen3_vl_4b, qwen3_vl_8b"),
+        (
+            ["stage=rlvr", "algorithm=ppo"],
+            "unknown algorithm ppo; algorithm= is one of dapo, grpo, gspo",
+        ),
+        (
+            ["stage=sft", "model=hf_model"],
+            "unknown model hf_model; model= is one of digits, qwen3_vl_4b, qwen3_vl_8b",
+        ),
         (["stage=rlvr", "prism.stepz=3"], "unknown key prism.stepz; did you mean prism.steps?"),
-        (["stage=rlvr", "trainer.save_frek=3"], "unknown key trainer.save_frek; did you mean trainer.save_freq?"),
-        (["stage=rlvr", "prism.rollout.samples_per_promt=3"], "did you mean prism.rollout.samples_per_prompt?"),
+        (
+            ["stage=rlvr", "trainer.save_frek=3"],
+            "unknown key trainer.save_frek; did you mean trainer.save_freq?",
+        ),
+        (
+            ["stage=rlvr", "prism.rollout.samples_per_promt=3"],
+            "did you mean prism.rollout.samples_per_prompt?",
+        ),
         (["stage=rlvr", "prism.reward.bonus=1"], "prism.reward has accuracy_weight, format_weight"),
         (["stage=sft", "algoritm=grpo"], "unknown key algoritm; did you mean algorithm?"),
         (["stage=sft", "actor_rollout_ref.rollout.n=3"], "unknown key actor_rollout_ref.rollout.n"),
@@ -129,11 +156,15 @@ def test_verl_takes_the_ppo_config(algorithm, hardware):
     """verl's dataclasses refuse keys that they do not know, which YAML alone would not show."""
     from verl.utils.config import omega_conf_to_dataclass
 
-    from verl_prism.stages.rl import check_with_verl
+    from verl_prism.trainer.validate import check_with_verl
 
     config, _ = compose_run(["stage=rlvr", f"algorithm={algorithm}", f"hardware={hardware}"])
     check_with_verl(config)
-    for node in (config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.algorithm):
+    for node in (
+        config.actor_rollout_ref.actor,
+        config.actor_rollout_ref.rollout,
+        config.algorithm,
+    ):
         omega_conf_to_dataclass(node)
 
 
@@ -147,8 +178,10 @@ def test_verl_takes_the_sft_config(hardware):
 
 
 def test_what_verl_refuses_is_the_users_mistake():
-    from verl_prism.stages.rl import check_with_verl
+    from verl_prism.trainer.validate import check_with_verl
 
     config, _ = compose_run(["stage=rlvr", "actor_rollout_ref.actor.loss_agg_mode=median"])
-    with pytest.raises(UserError, match="verl refuses this configuration: Invalid loss_agg_mode: median"):
+    with pytest.raises(
+        UserError, match="verl refuses this configuration: Invalid loss_agg_mode: median"
+    ):
         check_with_verl(config)

@@ -35,20 +35,40 @@ def test_a_dump_parses_to_the_same(node):
         ("steps", 0, "prism.steps=0: input should be greater than 0"),
         ("steps", "many", "prism.steps=many: input should be a valid integer"),
         ("hardware.device", "tpu", "prism.hardware.device=tpu: input should be 'cpu' or 'cuda'"),
-        ("rollout.temperature", -1.0, "prism.rollout.temperature=-1.0: input should be greater than 0"),
+        (
+            "rollout.temperature",
+            -1.0,
+            "prism.rollout.temperature=-1.0: input should be greater than 0",
+        ),
         ("optim.lr", float("nan"), "prism.optim.lr=nan: input should be a finite number"),
         ("optim.beta", 0.9, "prism.optim.beta=0.9: extra inputs are not permitted"),
-        ("warmup.heldout_fraction", 1.0, "prism.warmup.heldout_fraction=1.0: input should be less than 1"),
+        (
+            "warmup.heldout_fraction",
+            1.0,
+            "prism.warmup.heldout_fraction=1.0: input should be less than 1",
+        ),
         ("discriminator.upcycle.experts_per_token", 9, "experts_per_token is 9, of 4 experts"),
-        ("reward.format_weight", 1.2, "prism.reward.format_weight=1.2: input should be less than or equal to 1"),
+        (
+            "reward.format_weight",
+            1.2,
+            "prism.reward.format_weight=1.2: input should be less than or equal to 1",
+        ),
         (
             "discriminator.placement",
             "pool",
             "prism.hardware.ray_gpus=1 is less than devices_per_node + pool_devices = 2",
         ),
         ("align.credit", "token", "prism.align.credit=token: input should be 'response' or 'span'"),
-        ("align.normalisation", "all", "prism.align.normalisation=all: input should be 'valid' or 'reference'"),
-        ("algorithm.dynamic_sampling", True, "dynamic_sampling=true and a filter_metric go together"),
+        (
+            "align.normalization",
+            "all",
+            "prism.align.normalization=all: input should be 'valid' or 'reference'",
+        ),
+        (
+            "algorithm.dynamic_sampling",
+            True,
+            "dynamic_sampling=true and a filter_metric go together",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(node, key, value, said):

@@ -34,12 +34,12 @@ from verl_prism.alignment.estimator import ESTIMATOR
 from verl_prism.alignment.reward_manager import DiscriminatorRewardManager
 from verl_prism.alignment.trainer import AdversarialOPDTrainer
 from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorker
-from verl_prism.replay_buffer import ConfiguredReplayBuffer
-from verl_prism.reproducible import SeededAgentLoop, SeededAgentLoopManager
-from verl_prism.rollout import WholeBatchScheduler
-from verl_prism.stages.frozen_vision import VENDOR, FrozenVisionEngine
-from verl_prism.stages.sft_trainer import PrismSFTTrainer, PublishingHandler
-from verl_prism.trainer import PrismTrainer, PublishCheckpoint
+from verl_prism.rollout.seeded import SeededAgentLoop, SeededAgentLoopManager
+from verl_prism.rollout.vllm_plugins import WholeBatchScheduler
+from verl_prism.trainer.frozen_vision import VENDOR, FrozenVisionEngine
+from verl_prism.trainer.ppo import PrismTrainer, PublishCheckpoint
+from verl_prism.trainer.replay_buffer import ConfiguredReplayBuffer
+from verl_prism.trainer.sft import PrismSFTTrainer, PublishingHandler
 
 OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
@@ -71,7 +71,12 @@ OVERRIDDEN = [
     (FSDPEngineWithLMHead, FrozenVisionEngine, "_build_module", ["self"]),
     (RewardManagerBase, DiscriminatorRewardManager, "run_single", ["self", "data"]),
     (AgentLoopManagerTQ, SeededAgentLoopManager, "generate_sequences", ["self", "prompts"]),
-    (SingleTurnAgentLoop, SeededAgentLoop, "run", ["self", "sampling_params", "priority", "kwargs"]),
+    (
+        SingleTurnAgentLoop,
+        SeededAgentLoop,
+        "run",
+        ["self", "sampling_params", "priority", "kwargs"],
+    ),
     (ReplayBuffer, ConfiguredReplayBuffer, "_sync_metadata_from_transfer_queue", ["self"]),
     (
         ReplayBuffer,
@@ -87,9 +92,21 @@ CALLED = [
     (FSDPEngine, "lr_scheduler_step", ["self"]),
     (FSDPEngine, "_gradient_sync_context", ["self", "is_last_micro_batch"]),
     (TrainingWorker, "reset", ["self"]),
-    (TrainingWorker, "save_checkpoint", ["self", "local_path", "hdfs_path", "global_step", "max_ckpt_to_keep"]),
-    (TrainingWorker, "load_checkpoint", ["self", "local_path", "hdfs_path", "del_local_after_load"]),
-    (ActorRolloutRefWorker, "set_dispatch_collect", ["self", "mesh_name", "dispatch_dp_rank", "collect_dp_rank"]),
+    (
+        TrainingWorker,
+        "save_checkpoint",
+        ["self", "local_path", "hdfs_path", "global_step", "max_ckpt_to_keep"],
+    ),
+    (
+        TrainingWorker,
+        "load_checkpoint",
+        ["self", "local_path", "hdfs_path", "del_local_after_load"],
+    ),
+    (
+        ActorRolloutRefWorker,
+        "set_dispatch_collect",
+        ["self", "mesh_name", "dispatch_dp_rank", "collect_dp_rank"],
+    ),
     (TrainingWorker, "get_dispatch_collect", ["self"]),
     (Scheduler, "get_request_counts", ["self"]),
     (Scheduler, "set_pause_state", ["self", "pause_state"]),
@@ -121,8 +138,14 @@ def test_every_method_that_shadows_verls_is_pinned_above():
     pinned = {(ours, name) for _, ours, name, _ in OVERRIDDEN}
     bases = {ours: base for base, ours, _, _ in OVERRIDDEN}
     for ours, base in bases.items():
-        shadowing = {name for name in vars(ours) if hasattr(base, name) and inspect.isfunction(vars(ours)[name])}
-        generic = {"__init__", "_abc_impl"} - ({"__init__"} if (ours, "__init__") in pinned else set())
+        shadowing = {
+            name
+            for name in vars(ours)
+            if hasattr(base, name) and inspect.isfunction(vars(ours)[name])
+        }
+        generic = {"__init__", "_abc_impl"} - (
+            {"__init__"} if (ours, "__init__") in pinned else set()
+        )
         assert {(ours, name) for name in shadowing - generic} <= pinned
 
 
@@ -148,7 +171,12 @@ def test_an_engine_is_chosen_by_its_vendor(monkeypatch):
 def test_the_setup_order_in_which_the_discriminator_is_built():
     """`_load_checkpoint` ends verl's set-up, after the worker groups. The discriminator is built there."""
     source = inspect.getsource(trainer_base.PPOTrainer._setup)
-    steps = ["_init_resource_pool_mgr", "create_resource_pool()", "init_model()", "_load_checkpoint()"]
+    steps = [
+        "_init_resource_pool_mgr",
+        "create_resource_pool()",
+        "init_model()",
+        "_load_checkpoint()",
+    ]
     places = [source.index(step) for step in steps]
     assert places == sorted(places)
 
@@ -163,15 +191,21 @@ def test_the_ppo_trainer_ends_after_a_step_that_is_said_to_be_its_last():
 
 def test_the_sft_trainer_asks_after_a_step_whether_it_was_the_last():
     source = inspect.getsource(SFTTrainer.fit)
-    steps = ["self._get_batch_seqlens(", "train_batch(", "is_last_step = global_step >= self.total_training_steps",
-             "self.ckpt_handler.save_checkpoint(step=global_step)"]  # fmt: skip
+    steps = [
+        "self._get_batch_seqlens(",
+        "train_batch(",
+        "is_last_step = global_step >= self.total_training_steps",
+        "self.ckpt_handler.save_checkpoint(step=global_step)",
+    ]
     places = [source.index(step) for step in steps]
     assert places == sorted(places)
 
 
 def test_a_checkpoint_is_announced_when_all_of_it_is_written():
     source = inspect.getsource(trainer_base.PPOTrainer._save_checkpoint)
-    assert source.index("torch.save(self.train_dataloader") < source.rindex("self.checkpoint_callback.on_save(")
+    assert source.index("torch.save(self.train_dataloader") < source.rindex(
+        "self.checkpoint_callback.on_save("
+    )
 
 
 def test_a_role_may_be_a_string():
@@ -185,13 +219,16 @@ def test_the_replay_buffer_takes_a_poll_interval():
 
 def test_a_request_reaches_the_server_that_we_count_it_for():
     assert 'f"det-{priority}"' in inspect.getsource(inspect.unwrap(SingleTurnAgentLoop.run))
-    assert "hash(request_id) % len(self._servers)" in inspect.getsource(GlobalRequestLoadBalancer.acquire_server)
+    assert "hash(request_id) % len(self._servers)" in inspect.getsource(
+        GlobalRequestLoadBalancer.acquire_server
+    )
 
 
 def test_an_agent_loop_is_told_where_its_rollout_stands():
     source = inspect.getsource(AgentLoopWorkerTQ.__ray_actor_class__)
-    assert "session_id=i, **prompt" in source and "agent_loop.run(sampling_params, **kwargs)" in inspect.getsource(
-        AgentLoopWorker
+    assert (
+        "session_id=i, **prompt" in source
+        and "agent_loop.run(sampling_params, **kwargs)" in inspect.getsource(AgentLoopWorker)
     )
 
 
@@ -210,12 +247,16 @@ def test_run_ppo_takes_a_task_runner_that_we_can_subclass():
 
 
 def test_a_metrics_dictionary_travels_beside_a_batch_of_scores():
-    result = tensordict_utils.get_tensordict({"score": torch.zeros(3)}, non_tensor_dict={"metrics": {"loss": 1.0}})
+    result = tensordict_utils.get_tensordict(
+        {"score": torch.zeros(3)}, non_tensor_dict={"metrics": {"loss": 1.0}}
+    )
     assert result.batch_size == torch.Size([3]) and result["metrics"] == {"loss": 1.0}
 
 
 def test_the_moe_layer_calls_its_router_as_ours_answers():
-    assert "_, routing_weights, selected_experts = self.gate(" in inspect.getsource(moe.Qwen3VLMoeTextSparseMoeBlock)
+    assert "_, routing_weights, selected_experts = self.gate(" in inspect.getsource(
+        moe.Qwen3VLMoeTextSparseMoeBlock
+    )
     assert parameters(moe.Qwen3VLMoeTextTopKRouter, "forward") == ["self", "hidden_states"]
     assert {"inputs_embeds", "position_ids", "visual_pos_masks", "deepstack_visual_embeds"} <= set(
         parameters(moe.Qwen3VLMoeTextModel, "forward")
@@ -223,7 +264,10 @@ def test_the_moe_layer_calls_its_router_as_ours_answers():
 
 
 def test_verl_lets_the_environment_say_where_its_workers_meet():
-    for function in (distributed.initialize_global_process_group, distributed.initialize_global_process_group_ray):
+    for function in (
+        distributed.initialize_global_process_group,
+        distributed.initialize_global_process_group_ray,
+    ):
         assert 'init_method=os.environ.get("DIST_INIT_METHOD", None)' in inspect.getsource(function)
     told = inspect.getsource(RayWorkerGroup._create_worker)
     assert '"WG_BACKEND": "ray"' in told and '"WG_PREFIX": self.name_prefix' in told

@@ -13,8 +13,8 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_prism.alignment.worker import training_worker_config
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
-from verl_prism.discriminator.warmup import LR_WARMUP_SHARE
-from verl_prism.stages.rl import check_with_verl
+from verl_prism.stages.warmup import LR_WARMUP_SHARE
+from verl_prism.trainer.validate import check_with_verl
 
 MODELS = ("qwen3_vl_4b", "qwen3_vl_8b")
 ALGORITHMS = ("grpo", "dapo", "gspo")
@@ -94,7 +94,7 @@ ALIGN = {
     "prism.align.perception_weight": 0.5,
     "prism.align.reasoning_weight": 0.5,
     "prism.align.format_penalty": 1.5,
-    "prism.discriminator.score_regularisation": 0.001,
+    "prism.discriminator.score_regularization": 0.001,
     "prism.discriminator.micro_batch_tokens": 8192,
     "prism.discriminator.updates_per_step": 1,
 }
@@ -106,7 +106,7 @@ WARMUP = {
     "prism.discriminator.upcycle.experts_per_token": 2,
     "prism.warmup.pairs_per_step": 128,
     "prism.warmup.swapped_teachers": 0,
-    "prism.hardware.tokens_per_device": 8192,
+    "prism.hardware.max_tokens_per_device": 8192,
     "prism.hardware.devices_per_node": 8,
     "prism.hardware.dtype": "bfloat16",
     "prism.hardware.gradient_checkpointing": True,
@@ -128,49 +128,83 @@ RLVR = {
 }
 RLVR_BY_ALGORITHM = {
     #                                                          GRPO          DAPO          GSPO
-    f"{ACTOR}.policy_loss.loss_mode":                         ("vanilla",    "vanilla",    "gspo"),
-    f"{ACTOR}.loss_agg_mode":                                 ("token-mean", "token-mean", "seq-mean-token-mean"),
-    f"{ACTOR}.clip_ratio":                                    (0.2,          0.2,          3e-4),
-    f"{ACTOR}.clip_ratio_low":                                (0.2,          0.2,          3e-4),
-    f"{ACTOR}.clip_ratio_high":                               (0.2,          0.28,         4e-4),
-    f"{ACTOR}.clip_ratio_c":                                  (3.0,          10.0,         3.0),  # none in GSPO's loss
-    f"{ACTOR}.optim.weight_decay":                            (0.01,         0.1,          0.1),
-    f"{ACTOR}.optim.lr_warmup_steps":                         (0,            10,           0),
-    f"{ACTOR}.optim.lr_warmup_steps_ratio":                   (0.0,          0.0,          0.05),
-    "reward.reward_manager.name":                             ("naive",      "dapo",       "dapo"),
-    f"{OVERLONG}.enable":                                     (False,        True,         False),
-    f"{OVERLONG}.len":                                        (0,            4096,         0),
-    f"{OVERLONG}.penalty_factor":                             (0.0,          1.0,          0.0),
-    "algorithm.filter_groups.enable":                         (False,        True,         False),
-    "algorithm.filter_groups.metric":                         (None,         "acc",        None),
-    f"{SAMPLER}.filter_groups_metric":                        (None,         "acc",        None),
-    f"{SAMPLER}.max_inflight_gen_batches":                    (1,            3,            1),    # times 32: 96 prompts
-    f"{SAMPLER}.max_batches":                                 (1,            30,           1),    # 10 times 96 prompts
-    f"{ROLLOUT}.val_kwargs.temperature":                      (0.0,          1.0,          1.0),
-    f"{ROLLOUT}.val_kwargs.top_p":                            (1.0,          0.7,          0.7),
-    f"{ROLLOUT}.val_kwargs.top_k":                            (-1,           -1,           -1),
-}  # fmt: skip
+    f"{ACTOR}.policy_loss.loss_mode": ("vanilla", "vanilla", "gspo"),
+    f"{ACTOR}.loss_agg_mode": ("token-mean", "token-mean", "seq-mean-token-mean"),
+    f"{ACTOR}.clip_ratio": (0.2, 0.2, 3e-4),
+    f"{ACTOR}.clip_ratio_low": (0.2, 0.2, 3e-4),
+    f"{ACTOR}.clip_ratio_high": (0.2, 0.28, 4e-4),
+    f"{ACTOR}.clip_ratio_c": (3.0, 10.0, 3.0),  # none in GSPO's loss
+    f"{ACTOR}.optim.weight_decay": (0.01, 0.1, 0.1),
+    f"{ACTOR}.optim.lr_warmup_steps": (0, 10, 0),
+    f"{ACTOR}.optim.lr_warmup_steps_ratio": (0.0, 0.0, 0.05),
+    "reward.reward_manager.name": ("naive", "dapo", "dapo"),
+    f"{OVERLONG}.enable": (False, True, False),
+    f"{OVERLONG}.len": (0, 4096, 0),
+    f"{OVERLONG}.penalty_factor": (0.0, 1.0, 0.0),
+    "algorithm.filter_groups.enable": (False, True, False),
+    "algorithm.filter_groups.metric": (None, "acc", None),
+    f"{SAMPLER}.filter_groups_metric": (None, "acc", None),
+    f"{SAMPLER}.max_inflight_gen_batches": (1, 3, 1),  # times 32: 96 prompts
+    f"{SAMPLER}.max_batches": (1, 30, 1),  # 10 times 96 prompts
+    f"{ROLLOUT}.val_kwargs.temperature": (0.0, 1.0, 1.0),
+    f"{ROLLOUT}.val_kwargs.top_p": (1.0, 0.7, 0.7),
+    f"{ROLLOUT}.val_kwargs.top_k": (-1, -1, -1),
+}
 IN_ONE_PLACE = "it changes memory and time alone, and is left to prism.hardware"
 NOTHING_SILENT = "nothing is cut or left out without a word: it stops the run"
 DIFFERENT_ON_PURPOSE = [
     # stage, key, theirs, ours, why
     ("sft", "data.truncation", "right", "error", NOTHING_SILENT),
-    ("align", f"{ROLLOUT}.gpu_memory_utilization", 0.25, 0.4, "an 8B's weights alone fill 0.22 of 80 GB"),
+    (
+        "align",
+        f"{ROLLOUT}.gpu_memory_utilization",
+        0.25,
+        0.4,
+        "an 8B's weights alone fill 0.22 of 80 GB",
+    ),
     ("align", "trainer.save_freq", 500, 100, "a run that breaks at step 499 would leave nothing"),
     ("align", "prism.discriminator.balance_coef", 0.0, 0.01, "without it the experts collapse"),
-    ("warmup", "prism.discriminator.upcycle.routing", "token", "dedicated", "experts that are what they are called"),
-    ("warmup", "prism.discriminator.upcycle.noise", 0.01, 0.0, "the copies compute what the dense model does"),
+    (
+        "warmup",
+        "prism.discriminator.upcycle.routing",
+        "token",
+        "dedicated",
+        "experts that are what they are called",
+    ),
+    (
+        "warmup",
+        "prism.discriminator.upcycle.noise",
+        0.01,
+        0.0,
+        "the copies compute what the dense model does",
+    ),
     ("rlvr", f"{ACTOR}.ppo_max_token_len_per_gpu", 20480, 10240, f"GSPO alone: {IN_ONE_PLACE}"),
-    ("rlvr", f"{ROLLOUT}.log_prob_max_token_len_per_gpu", 30720, 10240, f"GSPO alone: {IN_ONE_PLACE}"),
+    (
+        "rlvr",
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
+        30720,
+        10240,
+        f"GSPO alone: {IN_ONE_PLACE}",
+    ),
     ("rlvr", f"{ACTOR}.entropy_checkpointing", True, False, f"GSPO alone: {IN_ONE_PLACE}"),
     *(
         (stage, key, theirs, ours, why)
         for stage in ("align", "rlvr")
         for key, theirs, ours, why in [
-            (f"{ACTOR}.strategy", "fsdp", "fsdp2", "verl's newer engine: layer by layer, no flat parameters"),
+            (
+                f"{ACTOR}.strategy",
+                "fsdp",
+                "fsdp2",
+                "verl's newer engine: layer by layer, no flat parameters",
+            ),
             ("data.filter_overlong_prompts", True, False, NOTHING_SILENT),
             ("data.truncation", "right", "error", NOTHING_SILENT),
-            ("trainer.test_freq", 8 if stage == "align" else 6, -1, "stage=eval measures, with more care"),
+            (
+                "trainer.test_freq",
+                8 if stage == "align" else 6,
+                -1,
+                "stage=eval measures, with more care",
+            ),
             ("trainer.val_before_train", True, False, "stage=eval measures, with more care"),
             ("trainer.logger", ["console", "wandb"], ["file"], "no account is needed"),
             ("trainer.total_epochs", 30, 1000000, "the steps decide"),
@@ -187,12 +221,15 @@ def compose(stage: str, model: str, *overrides: str) -> tuple[DictConfig, Prism]
 def values(config: DictConfig, keys) -> dict[str, object]:
     chosen = {key: OmegaConf.select(config, key, throw_on_missing=True) for key in keys}
     return {
-        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in chosen.items()
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        for key, value in chosen.items()
     }
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("stage", "wanted"), [("sft", SFT), ("warmup", WARMUP), ("align", PPO | ALIGN)])
+@pytest.mark.parametrize(
+    ("stage", "wanted"), [("sft", SFT), ("warmup", WARMUP), ("align", PPO | ALIGN)]
+)
 def test_a_stage_holds_the_papers_values(stage, wanted, model):
     config, _ = compose(stage, model)
     assert values(config, wanted) == wanted
@@ -241,24 +278,36 @@ def test_verl_gets_the_papers_values_for_the_discriminator(discriminator_folder)
     worker = training_worker_config(prism)
     optimizer, engine = worker.optimizer_config, worker.engine_config
     assert (optimizer.optimizer, optimizer.lr, optimizer.weight_decay) == ("AdamW", 1e-6, 0.01)
-    assert (optimizer.clip_grad, optimizer.lr_warmup_steps, optimizer.lr_scheduler_type) == (1.0, 0, "constant")
+    assert (optimizer.clip_grad, optimizer.lr_warmup_steps, optimizer.lr_scheduler_type) == (
+        1.0,
+        0,
+        "constant",
+    )
     assert (engine.model_dtype, engine.mixed_precision["param_dtype"]) == ("fp32", "bf16")
     assert engine.param_offload and engine.optimizer_offload
     assert worker.model_config.enable_gradient_checkpointing
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("stage", "overrides"), [("align", ()), *(("rlvr", (f"algorithm={a}",)) for a in ALGORITHMS)])
+@pytest.mark.parametrize(
+    ("stage", "overrides"), [("align", ()), *(("rlvr", (f"algorithm={a}",)) for a in ALGORITHMS)]
+)
 def test_verl_takes_every_rl_stage(stage, overrides, model):
     config, _ = compose(stage, model, *overrides)
     check_with_verl(config)
-    for node in (config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.algorithm):
+    for node in (
+        config.actor_rollout_ref.actor,
+        config.actor_rollout_ref.rollout,
+        config.algorithm,
+    ):
         omega_conf_to_dataclass(node)
 
 
 @pytest.mark.parametrize("hardware", ["8xh100", "1gpu_lora"])
 def test_verl_takes_the_sft_stage(hardware, dense_folder):
-    config, _ = compose_run(["stage=sft", "model=qwen3_vl_4b", f"hardware={hardware}", f"prism.policy={dense_folder}"])
+    config, _ = compose_run(
+        ["stage=sft", "model=qwen3_vl_4b", f"hardware={hardware}", f"prism.policy={dense_folder}"]
+    )
     for node in (config.model, config.engine, config.optim, config.checkpoint):
         omega_conf_to_dataclass(node)
 

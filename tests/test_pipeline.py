@@ -18,8 +18,13 @@ def assert_rollouts_are_the_actors(steps: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def aligned(pipeline):
-    return pipeline.run("align", "prism.steps=2", "prism.rollout.prompts_per_step=4",
-                        "prism.rollout.samples_per_prompt=4", "prism.optim.lr=1e-3")  # fmt: skip
+    return pipeline.run(
+        "align",
+        "prism.steps=2",
+        "prism.rollout.prompts_per_step=4",
+        "prism.rollout.samples_per_prompt=4",
+        "prism.optim.lr=1e-3",
+    )
 
 
 @pytest.mark.timeout(900)
@@ -45,13 +50,25 @@ def test_align_leaves_a_policy_and_a_discriminator_that_load(pipeline, aligned):
 
 
 def test_rlvr_starts_from_the_aligned_policy(pipeline, aligned):
-    steps = pipeline.run("rlvr", "prism.steps=2", "prism.rollout.prompts_per_step=4",
-                         "prism.rollout.samples_per_prompt=4", "prism.optim.lr=1e-3")  # fmt: skip
+    steps = pipeline.run(
+        "rlvr",
+        "prism.steps=2",
+        "prism.rollout.prompts_per_step=4",
+        "prism.rollout.samples_per_prompt=4",
+        "prism.optim.lr=1e-3",
+    )
     assert len(steps) == 2
     assert_rollouts_are_the_actors(steps)
     assert 0 < steps[0]["critic/score/mean"] < 1
-    policies = f"prism.eval.policies={{SFT: {pipeline.root}/sft/policy, RL: {pipeline.root}/rlvr/policy}}"
-    pipeline.run("eval", policies, "prism.eval.metrics=examples/digits/metrics.py:measure", "prism.eval.questions=40")
+    policies = (
+        f"prism.eval.policies={{SFT: {pipeline.root}/sft/policy, RL: {pipeline.root}/rlvr/policy}}"
+    )
+    pipeline.run(
+        "eval",
+        policies,
+        "prism.eval.metrics=examples/digits/metrics.py:measure",
+        "prism.eval.questions=40",
+    )
     assert {"results.json", "results.md", "examples.png"} <= set(os.listdir(pipeline.root / "eval"))
 
 
@@ -63,10 +80,19 @@ def test_align_on_two_ranks(pipeline, placement):
     ranks = ["prism.hardware.devices_per_node=2"]
     if placement == "pool":
         ranks = [f"prism.discriminator.placement={placement}", "prism.hardware.ray_gpus=2"]
-    steps = pipeline.run("align", "prism.steps=2", "prism.rollout.prompts_per_step=4",
-                         "prism.rollout.samples_per_prompt=4", "prism.optim.lr=1e-3", *ranks)  # fmt: skip
+    steps = pipeline.run(
+        "align",
+        "prism.steps=2",
+        "prism.rollout.prompts_per_step=4",
+        "prism.rollout.samples_per_prompt=4",
+        "prism.optim.lr=1e-3",
+        *ranks,
+    )
     assert_rollouts_are_the_actors(steps)
-    assert all(step["discriminator/pairs"] + 16 * step["align/invalid"] == pytest.approx(16) for step in steps)
+    assert all(
+        step["discriminator/pairs"] + 16 * step["align/invalid"] == pytest.approx(16)
+        for step in steps
+    )
 
 
 @pytest.mark.slow
@@ -76,15 +102,26 @@ def test_gspo_with_a_judge_that_goes_down(pipeline):
     the two updates of each step the second sees a policy that has moved, and GSPO's narrow clip acts."""
     metrics = pipeline.root / "rlvr" / "metrics.jsonl"
     with Endpoint() as endpoint:
-        endpoint.answer = lambda question: 503 if metrics.exists() and metrics.read_text() else RIGHT
+        endpoint.answer = lambda question: (
+            503 if metrics.exists() and metrics.read_text() else RIGHT
+        )
         metrics.unlink(missing_ok=True)
         judge = {"endpoint": endpoint.url, "model": "judge", "when_down": "unjudged", "retries": 0}
-        steps = pipeline.run("rlvr", "algorithm=gspo", f"prism.policy={pipeline.root}/sft/policy", "prism.steps=3",
-                             "prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4",
-                             "prism.optim.lr=1e-3", "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-                             *(f"prism.reward.judge.{key}={value}" for key, value in judge.items()))  # fmt: skip
+        steps = pipeline.run(
+            "rlvr",
+            "algorithm=gspo",
+            f"prism.policy={pipeline.root}/sft/policy",
+            "prism.steps=3",
+            "prism.rollout.prompts_per_step=4",
+            "prism.rollout.samples_per_prompt=4",
+            "prism.optim.lr=1e-3",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+            *(f"prism.reward.judge.{key}={value}" for key, value in judge.items()),
+        )
     assert endpoint.requests
     assert steps[0]["reward/judged"] == 1.0 and steps[0]["reward/opinion/right"] > 0
     assert steps[0]["reward/acc"] == steps[0]["reward/format"]
     assert all(step["reward/judged"] == 1 - step["reward/opinion/down"] < 1 for step in steps[1:])
-    assert any(step["actor/pg_clipfrac"] > 0 for step in steps)  # not where all groups of a step are of one accuracy
+    assert any(
+        step["actor/pg_clipfrac"] > 0 for step in steps
+    )  # not where all groups of a step are of one accuracy

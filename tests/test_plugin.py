@@ -9,7 +9,9 @@ from verl_prism.errors import UserError
 
 
 def run_python(script: str, **env: str) -> str:
-    result = subprocess.run([sys.executable, "-c", script], env=os.environ | env, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | env, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -28,7 +30,9 @@ def test_workers_of_a_group_meet_in_a_file_where_the_launcher_says_so():
     script = "import os, verl_prism.plugin; print(os.environ.get('DIST_INIT_METHOD'))"
     worker = {"WG_BACKEND": "ray", "WG_PREFIX": "abcdef"}
     assert run_python(script, **worker, VERL_PRISM_STORES="/scratch") == "file:///scratch/abcdef\n"
-    assert run_python(script, **worker) == run_python(script, VERL_PRISM_STORES="/scratch") == "None\n"
+    assert (
+        run_python(script, **worker) == run_python(script, VERL_PRISM_STORES="/scratch") == "None\n"
+    )
 
 
 def test_assert_loaded_accepts_this_installation():
@@ -38,7 +42,9 @@ def test_assert_loaded_accepts_this_installation():
 @pytest.mark.parametrize("policy", ["none", "another_plugin"])
 def test_assert_loaded_names_the_variable_that_keeps_the_plugin_out(monkeypatch, policy):
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", policy)
-    with pytest.raises(UserError, match=f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading verl_prism"):
+    with pytest.raises(
+        UserError, match=f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading verl_prism"
+    ):
         plugin.assert_loaded()
 
 

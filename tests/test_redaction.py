@@ -22,27 +22,60 @@ from verl_prism.redaction import (
     run_redactor,
 )
 
-SECRETS = st.text(st.characters(codec="utf-8", exclude_characters="[]"), min_size=SHORTEST, max_size=40)
+SECRETS = st.text(
+    st.characters(codec="utf-8", exclude_characters="[]"), min_size=SHORTEST, max_size=40
+)
 # Nothing in the shape of a key can be spelt with these.
 HARMLESS = st.text("abc ., \n\té→", max_size=200)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["api_key", "OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "apiKey", "token", "AWS_SECRET_ACCESS_KEY",
-     "client_secret", "PGPASSWORD", "db-password", "GOOGLE_APPLICATION_CREDENTIALS", "Authorization", "accessToken",
-     "GITHUB_TOKEN_2", "AZURE_STORAGE_CONNECTION_STRING", "SLURM_JWT"],
-)  # fmt: skip
+    [
+        "api_key",
+        "OPENAI_API_KEY",
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "apiKey",
+        "token",
+        "AWS_SECRET_ACCESS_KEY",
+        "client_secret",
+        "PGPASSWORD",
+        "db-password",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "Authorization",
+        "accessToken",
+        "GITHUB_TOKEN_2",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "SLURM_JWT",
+    ],
+)
 def test_names_of_secrets(name):
     assert is_secret_name(name)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["max_tokens", "tokens_per_device", "tokenizer", "experts_per_token", "TOKENIZERS_PARALLELISM", "pad_token",
-     "image_token_id", "max_response_tokens", "api_key_env", "key", "prompt_key", "balance_dp_tokens",
-     "skip_tokenizer_init", "token_level_rewards", "SSH_AUTH_SOCK", "password_file", "secretary"],
-)  # fmt: skip
+    [
+        "max_tokens",
+        "max_tokens_per_device",
+        "tokenizer",
+        "experts_per_token",
+        "TOKENIZERS_PARALLELISM",
+        "pad_token",
+        "image_token_id",
+        "max_response_tokens",
+        "api_key_env",
+        "key",
+        "prompt_key",
+        "balance_dp_tokens",
+        "skip_tokenizer_init",
+        "token_level_rewards",
+        "SSH_AUTH_SOCK",
+        "password_file",
+        "secretary",
+    ],
+)
 def test_names_of_other_things(name):
     assert not is_secret_name(name)
 
@@ -102,7 +135,9 @@ def test_what_only_looks_like_a_key_stays(text):
 
 
 def test_a_secret_of_several_lines_is_hidden_line_by_line():
-    shown = Redactor(["-----BEGIN KEY-----\nfirstline\nsecondline\n"])("x firstline\ny secondline\n")
+    shown = Redactor(["-----BEGIN KEY-----\nfirstline\nsecondline\n"])(
+        "x firstline\ny secondline\n"
+    )
     assert shown == f"x {MASK}\ny {MASK}\n"
 
 
@@ -112,22 +147,31 @@ def test_a_secret_within_another_leaves_no_rest():
 
 @pytest.fixture
 def composed():
-    config, _ = compose_run([
-        "stage=rlvr", "prism.reward.judge.endpoint='https://me:p4ss@judge/v1'", "prism.reward.judge.model=m",
-        "prism.reward.judge.api_key_env=THE_JUDGE", "++ray_kwargs.ray_init.runtime_env.env_vars.MY_TOKEN=planted-1",
-        "+actor_rollout_ref.rollout.engine_kwargs.vllm.api_key=[planted-2,1234567]",
-    ])  # fmt: skip
+    config, _ = compose_run(
+        [
+            "stage=rlvr",
+            "prism.reward.judge.endpoint='https://me:p4ss@judge/v1'",
+            "prism.reward.judge.model=m",
+            "prism.reward.judge.api_key_env=THE_JUDGE",
+            "++ray_kwargs.ray_init.runtime_env.env_vars.MY_TOKEN=planted-1",
+            "+actor_rollout_ref.rollout.engine_kwargs.vllm.api_key=[planted-2,1234567]",
+        ]
+    )
     return config
 
 
 def test_a_config_is_shown_without_its_secrets_and_otherwise_whole(composed):
-    redact = run_redactor(composed, {"THE_JUDGE": "planted-3", "HF_TOKEN": "planted-4", "HOME": "/home/me"})
+    redact = run_redactor(
+        composed, {"THE_JUDGE": "planted-3", "HF_TOKEN": "planted-4", "HOME": "/home/me"}
+    )
     shown = redact.config(composed)
     assert not re.search("planted|p4ss|1234567", OmegaConf.to_yaml(shown))
     assert shown.prism.reward.judge.endpoint == f"https://{MASK}@judge/v1"
     assert shown.actor_rollout_ref.rollout.engine_kwargs.vllm.api_key == [MASK, MASK]
     assert shown.prism.reward.judge.api_key_env == "THE_JUDGE"
-    assert composed.ray_kwargs.ray_init.runtime_env.env_vars.MY_TOKEN == "planted-1", "the run's own is untouched"
+    assert composed.ray_kwargs.ray_init.runtime_env.env_vars.MY_TOKEN == "planted-1", (
+        "the run's own is untouched"
+    )
     log = "planted-1 planted-2 1234567 planted-3 planted-4 /home/me max_tokens"
     assert redact(log) == " ".join([MASK] * 5) + " /home/me max_tokens"
 
@@ -140,7 +184,9 @@ def test_a_config_without_secrets_is_shown_as_it_is(stage):
 
 
 def test_a_message_about_the_command_line_does_not_repeat_its_secrets():
-    redact = command_redactor(["stage=sft", "+x.api_key=planted-1", "+y={password: 'planted-2', size: 10}"], {})
+    redact = command_redactor(
+        ["stage=sft", "+x.api_key=planted-1", "+y={password: 'planted-2', size: 10}"], {}
+    )
     assert redact("x.api_key=planted-1 y={password: planted-2} stage=sft") == (
         f"x.api_key={MASK} y={{password: {MASK}}} stage=sft"
     )
@@ -150,6 +196,7 @@ def test_a_logger_that_sends_the_config_away_gets_no_secrets(composed):
     check_uploads(composed)
     composed.trainer.logger = ["file", "wandb"]
     with pytest.raises(
-        UserError, match=r"wandb would send the whole configuration away, and prism\.reward\.judge\.endpoint in"
+        UserError,
+        match=r"wandb would send the whole configuration away, and prism\.reward\.judge\.endpoint in",
     ):
         check_uploads(composed)

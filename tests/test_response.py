@@ -24,11 +24,14 @@ def test_white_space_around_blocks_is_allowed_and_stays_in_the_view():
     response = parse_response(text)
     assert response.think == "t"
     assert response.view_text(View.REASONING) == f"<think> t\n</think> \t{A}"
-    assert [text[slice(*response.span(view))] for view in View] == [response.view_text(view) for view in View]
+    assert [text[slice(*response.span(view))] for view in View] == [
+        response.view_text(view) for view in View
+    ]
 
 
 @pytest.mark.parametrize(
-    "content", ["1 < 2 and 3 > 2", "a\nb", "é ∞ 😀", "<b>bold</b>", "<Caption>", "< answer >", "\\boxed{7}"]
+    "content",
+    ["1 < 2 and 3 > 2", "a\nb", "é ∞ 😀", "<b>bold</b>", "<Caption>", "< answer >", "\\boxed{7}"],
 )
 def test_what_is_no_tag_is_content(content):
     assert parse_response(f"<caption>{content}</caption>{T}{A}").caption == content
@@ -84,7 +87,9 @@ def test_an_answer_may_be_one_character(answer):
 
 
 def test_prose_that_comes_back_to_itself_is_not_repetitive():
-    steps = "".join(f"Row {row} has {row * 7 % 13} squares, so {row * 7 % 13} are added. " for row in range(200))
+    steps = "".join(
+        f"Row {row} has {row * 7 % 13} squares, so {row * 7 % 13} are added. " for row in range(200)
+    )
     assert parse_response(f"{C}<think>{steps}</think>{A}").valid
 
 
@@ -97,7 +102,9 @@ def test_contents_of_an_invalid_response_cannot_be_read_by_mistake():
         _ = parse_response(C + T).answer
 
 
-@pytest.mark.parametrize("piece", ["<caption>", "</answer>", "<", "<caption>x</caption>", "<caption", " ", "\u200b"])
+@pytest.mark.parametrize(
+    "piece", ["<caption>", "</answer>", "<", "<caption>x</caption>", "<caption", " ", "\u200b"]
+)
 def test_time_is_linear_on_hostile_text(piece: str):
     text = "<caption>" + piece * 100_000
     start = time.perf_counter()
@@ -106,11 +113,26 @@ def test_time_is_linear_on_hostile_text(piece: str):
 
 
 pieces = st.lists(
-    st.sampled_from(["<caption>", "</caption>", "<think>", "</think>", "<answer>", "</answer>", "x", " ", "\n", "<"]),
+    st.sampled_from(
+        [
+            "<caption>",
+            "</caption>",
+            "<think>",
+            "</think>",
+            "<answer>",
+            "</answer>",
+            "x",
+            " ",
+            "\n",
+            "<",
+        ]
+    ),
     max_size=12,
 ).map("".join)
 contents = st.text(min_size=1).filter(
-    lambda text: not re.search("</?(caption|think|answer)>", text) and any(c.isalnum() for c in text)
+    lambda text: (
+        not re.search("</?(caption|think|answer)>", text) and any(c.isalnum() for c in text)
+    )
 )
 blanks = st.text(alphabet=" \t\n", max_size=3)
 
@@ -121,15 +143,34 @@ def test_never_raises_and_valid_means_valid(text: str):
     content = r"((?:(?!</?(?:caption|think|answer)>)[\s\S])*?)"
     grammar = rf"\s*<caption>{content}</caption>\s*<think>{content}</think>\s*<answer>{content}</answer>\s*"
     match = re.fullmatch(grammar, text)
-    visible = match and all(any(c.isprintable() and c != " " for c in group) for group in match.groups())
+    visible = match and all(
+        any(c.isprintable() and c != " " for c in group) for group in match.groups()
+    )
     assert parse_response(text).valid == bool(visible)
 
 
 @given(contents, contents, contents, blanks)
 def test_contents_and_spans_come_back(caption: str, think: str, answer: str, blank: str):
     text = blank.join(
-        ["", f"<caption>{caption}</caption>", f"<think>{think}</think>", f"<answer>{answer}</answer>", ""]
+        [
+            "",
+            f"<caption>{caption}</caption>",
+            f"<think>{think}</think>",
+            f"<answer>{answer}</answer>",
+            "",
+        ]
     )
     response = parse_response(text)
-    assert (response.caption, response.think, response.answer) == (caption.strip(), think.strip(), answer.strip())
-    assert text == blank + response.view_text(View.PERCEPTION) + blank + response.view_text(View.REASONING) + blank
+    assert (response.caption, response.think, response.answer) == (
+        caption.strip(),
+        think.strip(),
+        answer.strip(),
+    )
+    assert (
+        text
+        == blank
+        + response.view_text(View.PERCEPTION)
+        + blank
+        + response.view_text(View.REASONING)
+        + blank
+    )

@@ -10,8 +10,21 @@ import verl_prism
 from verl_prism.compose import compose_run, dotted_keys
 
 SOURCES = sorted(Path(verl_prism.__file__).parent.rglob("*.py"))
-UNSAFE = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "pickle.load", "pickle.loads", "pickle.Unpickler",
-          "cloudpickle.load", "cloudpickle.loads", "joblib.load", "marshal.loads", "os.system", "os.popen"}  # fmt: skip
+UNSAFE = {
+    "eval",
+    "exec",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "joblib.load",
+    "marshal.loads",
+    "os.system",
+    "os.popen",
+}
 
 
 def calls() -> list[tuple[str, str, ast.Call]]:
@@ -30,13 +43,19 @@ def keywords(call: ast.Call) -> dict[str | None, str]:
 
 def test_no_call_runs_code_from_a_file_or_a_text():
     assert len(SOURCES) > 50
-    unsafe = [place for place, name, call in calls() if name in UNSAFE or keywords(call).get("shell") == "True"]
+    unsafe = [
+        place
+        for place, name, call in calls()
+        if name in UNSAFE or keywords(call).get("shell") == "True"
+    ]
     assert not unsafe
 
 
 def test_torch_reads_nothing_but_tensors():
     loads = [
-        (place, keywords(call).get("weights_only")) for place, name, call in calls() if name.endswith("torch.load")
+        (place, keywords(call).get("weights_only"))
+        for place, name, call in calls()
+        if name.endswith("torch.load")
     ]
     assert loads and all(only == "True" for _, only in loads), loads
 
@@ -51,6 +70,10 @@ def test_no_call_trusts_code_that_comes_with_a_model():
 @pytest.mark.parametrize("algorithm", ["grpo", "opd_whitebox"])
 def test_verl_trusts_no_code_that_comes_with_a_model(stage, algorithm):
     config, _ = compose_run([f"stage={stage}", f"algorithm={algorithm}"])
-    keys = [key for key in dotted_keys(OmegaConf.to_container(config)) if key.endswith("trust_remote_code")]
+    keys = [
+        key
+        for key in dotted_keys(OmegaConf.to_container(config))
+        if key.endswith("trust_remote_code")
+    ]
     assert bool(keys) == (stage in ("sft", "align", "rlvr"))
     assert not [key for key in keys if OmegaConf.select(config, key)]

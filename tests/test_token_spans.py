@@ -13,7 +13,7 @@ from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
 from verl_prism.token_spans import TokenSpanFinder
 
-BENCHMARK = runpy.run_path(str(Path(__file__).parent / "benchmarks" / "spans.py"))
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "spans.py"))
 VALID = "<caption>A cat.</caption><think>1 + 1 = 2.</think><answer>2</answer>"
 PERCEPTION, REASONING = View.PERCEPTION, View.REASONING
 
@@ -37,7 +37,9 @@ def finder(codec):
 def byte_tokenizer(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
     """One token per byte, and one per merge."""
     alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
-    bpe = Tokenizer(models.BPE({token: number for number, token in enumerate(alphabet)}, list(merges)))
+    bpe = Tokenizer(
+        models.BPE({token: number for number, token in enumerate(alphabet)}, list(merges))
+    )
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=bpe)
@@ -46,7 +48,10 @@ def byte_tokenizer(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
 def view_texts(tokenizer, text: str) -> list[str]:
     """What stands in the tokens of each view."""
     ids = tokenizer.encode(text)
-    return [tokenizer.decode(ids[slice(*tokens)]) for tokens in TokenSpanFinder(tokenizer).find(ids).ranges.values()]
+    return [
+        tokenizer.decode(ids[slice(*tokens)])
+        for tokens in TokenSpanFinder(tokenizer).find(ids).ranges.values()
+    ]
 
 
 def by_offsets(tokenizer, text: str) -> dict[View, tuple[int, int]]:
@@ -60,7 +65,10 @@ def by_offsets(tokenizer, text: str) -> dict[View, tuple[int, int]]:
     return ranges
 
 
-contents = st.text(alphabet=st.one_of(st.sampled_from("ab 1\n.😀é字\u0301"), st.characters(codec="utf-8")), max_size=30)
+contents = st.text(
+    alphabet=st.one_of(st.sampled_from("ab 1\n.😀é字\u0301"), st.characters(codec="utf-8")),
+    max_size=30,
+)
 blanks = st.text(alphabet=" \t\n", max_size=3)
 ANY_TOKEN = st.integers(0, 100_000)
 
@@ -76,7 +84,11 @@ def test_the_text_is_that_of_the_decoder(codec, finder, numbers):
 @given(contents, contents, contents, blanks)
 @settings(deadline=None)
 def test_the_ranges_are_those_of_the_offsets(codec, finder, caption, think, answer, blank):
-    blocks = (f"<caption>x{caption}</caption>", f"<think>x{think}</think>", f"<answer>x{answer}</answer>")
+    blocks = (
+        f"<caption>x{caption}</caption>",
+        f"<think>x{think}</think>",
+        f"<answer>x{answer}</answer>",
+    )
     text = blank.join(["", *blocks, ""])
     found = finder.find([*codec.encode(text), codec.eos_token_id])
     assert found.response == parse_response(text)
@@ -94,8 +106,12 @@ def tagless(codec):
 @settings(deadline=None)
 def test_bytes_that_are_no_text_shift_nothing(codec, finder, tagless, caption, reasoning):
     """Any tokens between the tags: each block is as long as it was made."""
-    caption, reasoning = ([tagless[number % len(tagless)] for number in numbers] for numbers in (caption, reasoning))
-    opening, closing, end = map(codec.encode, ("<caption>x", "</caption>", "</think><answer>2</answer>"))
+    caption, reasoning = (
+        [tagless[number % len(tagless)] for number in numbers] for numbers in (caption, reasoning)
+    )
+    opening, closing, end = map(
+        codec.encode, ("<caption>x", "</caption>", "</think><answer>2</answer>")
+    )
     perception = [*opening, *caption, *closing]
     reasoned = [*codec.encode("<think>x"), *reasoning, *end]
     found = finder.find([codec.eos_token_id, *perception, *reasoned, codec.eos_token_id])
@@ -124,7 +140,9 @@ def test_a_block_of_broken_bytes_is_judged_as_its_decoded_text():
         (" ", "<caption>c</caption>", "<think>t</think><answer>a</answer>"),
     ],
 )
-def test_a_token_over_a_border_belongs_to_the_span_of_its_first_byte(between, perception, reasoning):
+def test_a_token_over_a_border_belongs_to_the_span_of_its_first_byte(
+    between, perception, reasoning
+):
     tokenizer = byte_tokenizer((">", "Ċ"), (">", "<"))  # Ċ stands for the line break
     text = f"<caption>c</caption>{between}<think>t</think><answer>a</answer>"
     assert view_texts(tokenizer, text) == [perception, reasoning]
@@ -143,10 +161,15 @@ def test_added_tokens_count_unless_they_are_special():
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<think>", "日本 語", "é"])
     tokenizer.add_special_tokens({"eos_token": "<|end|>"})
-    ids = tokenizer.encode("<caption>日本 語</caption><|end|><think>x</think><answer>é2</answer><|end|>")
+    ids = tokenizer.encode(
+        "<caption>日本 語</caption><|end|><think>x</think><answer>é2</answer><|end|>"
+    )
     found = TokenSpanFinder(tokenizer).find(ids)
     assert found.response.text == tokenizer.decode(ids, skip_special_tokens=True)
-    assert found.response.caption == "日本 語" and found.ranges == {PERCEPTION: (0, 20), REASONING: (21, len(ids) - 1)}
+    assert found.response.caption == "日本 語" and found.ranges == {
+        PERCEPTION: (0, 20),
+        REASONING: (21, len(ids) - 1),
+    }
 
 
 def test_an_invalid_response_has_its_fault_and_no_ranges(tokenizer):
@@ -165,6 +188,8 @@ def test_the_published_way_finds_the_same(merged, length):
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused():
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    )
     with pytest.raises(UserError, match="the tokenizer of the policy is no byte-level BPE"):
         TokenSpanFinder(words)

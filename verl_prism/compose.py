@@ -25,7 +25,9 @@ def compose_run(overrides: Sequence[str]) -> tuple[DictConfig, Prism]:
     `overrides` are Hydra's: `stage=sft`, `prism.steps=100`, `trainer.save_freq=10`. Raises UserError.
     """
     OmegaConf.register_new_resolver("verl_config_dir", verl_config_dir, replace=True)
-    OmegaConf.register_new_resolver("when", lambda condition, value: value if condition else None, replace=True)
+    OmegaConf.register_new_resolver(
+        "when", lambda condition, value: value if condition else None, replace=True
+    )
     try:
         with initialize_config_dir(str(trainer_configs_dir()), version_base="1.3"):
             config = _compose([re.sub(r"^model=", "model@_global_=", item) for item in overrides])
@@ -45,7 +47,9 @@ def _compose(overrides: list[str]) -> DictConfig:
     try:
         return compose("prism", overrides=overrides)
     except HydraException:
-        without_values = compose("prism", overrides=[str(choices[g].input_line) for g in GROUPS if g in choices])
+        without_values = compose(
+            "prism", overrides=[str(choices[g].input_line) for g in GROUPS if g in choices]
+        )
         known = list(dotted_keys(OmegaConf.to_container(without_values)))
         for item in parsed:
             key = item.key_or_group.removesuffix("@_global_")
@@ -93,7 +97,9 @@ def _suggestion(key: str, known: list[str]) -> str:
 
     def likeness(other: str) -> float:
         whole = difflib.SequenceMatcher(None, key, other).ratio()
-        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        last = difflib.SequenceMatcher(
+            None, key.rpartition(".")[2], other.rpartition(".")[2]
+        ).ratio()
         return whole + last
 
     root = key.partition(".")[0]
@@ -102,7 +108,9 @@ def _suggestion(key: str, known: list[str]) -> str:
     if likeness(nearest) > 1.3:
         return f"; did you mean {nearest}?"
     parent = key.rpartition(".")[0]
-    siblings = [other.rpartition(".")[2] for other in known if parent and other.rpartition(".")[0] == parent]
+    siblings = [
+        other.rpartition(".")[2] for other in known if parent and other.rpartition(".")[0] == parent
+    ]
     return f"; {parent} has {', '.join(siblings)}" if siblings else ""
 
 
@@ -110,4 +118,8 @@ def _plain(error: Exception) -> str:
     """What Hydra says, without its search path and its advice to type `+`."""
     text = f"{error}\n{error.__cause__ or ''}".split("Config search path:")[0]
     lines = [line.strip() for line in text.splitlines()]
-    return "\n".join(line for line in lines if line and not re.match("To append|full_key|object_type|See https", line))
+    return "\n".join(
+        line
+        for line in lines
+        if line and not re.match("To append|full_key|object_type|See https", line)
+    )

@@ -56,15 +56,15 @@ class Hardware(Section):
     gradient_checkpointing: bool
     offload: bool
     compile: bool
-    tokens_per_device: PositiveInt
-    data_workers: NonNegativeInt
-    engine_memory: Fraction
-    engine_tensor_parallel: PositiveInt
-    engine_extension: str | None
-    engine_eager: bool
-    engine_executor: Literal["mp", "uni"]
-    engine_sleep: bool
-    engine_sequences: PositiveInt
+    max_tokens_per_device: PositiveInt
+    dataloader_workers: NonNegativeInt
+    gpu_memory_utilization: Fraction
+    tensor_parallel_size: PositiveInt
+    worker_extension: str | None
+    enforce_eager: bool
+    executor_backend: Literal["mp", "uni"]
+    sleep_mode: bool
+    max_num_seqs: PositiveInt
     weight_bucket_mib: PositiveInt
     agent_workers: PositiveInt
     reward_workers: PositiveInt
@@ -99,7 +99,7 @@ class Lora(Section):
 class Sft(Section):
     examples_per_step: PositiveInt
     freeze_vision: bool
-    data_workers: NonNegativeInt
+    dataloader_workers: NonNegativeInt
 
 
 class Upcycle(Section):
@@ -112,7 +112,9 @@ class Upcycle(Section):
     @model_validator(mode="after")
     def _experts_suffice(self) -> "Upcycle":
         if self.experts_per_token > self.experts:
-            raise ValueError(f"experts_per_token is {self.experts_per_token}, of {self.experts} experts")
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token}, of {self.experts} experts"
+            )
         return self
 
 
@@ -126,7 +128,7 @@ class Discriminator(Section):
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
     grad_clip: PositiveFloat
-    score_regularisation: NonNegativeFloat
+    score_regularization: NonNegativeFloat
     balance_coef: NonNegativeFloat
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)]
     margin: NonNegativeFloat
@@ -149,14 +151,16 @@ class Align(Section):
     perception_weight: NonNegativeFloat
     reasoning_weight: NonNegativeFloat
     credit: Literal["response", "span"]
-    normalisation: Literal["valid", "reference"]
+    normalization: Literal["valid", "reference"]
     format_penalty: NonNegativeFloat
     std_floor: PositiveFloat
 
     @model_validator(mode="after")
     def _some_weight(self) -> "Align":
         if self.perception_weight + self.reasoning_weight == 0:
-            raise ValueError("perception_weight and reasoning_weight are both 0: the policy would learn nothing")
+            raise ValueError(
+                "perception_weight and reasoning_weight are both 0: the policy would learn nothing"
+            )
         return self
 
 
@@ -277,7 +281,9 @@ class Prism(Section):
         pool = self.discriminator.pool_devices if self.discriminator.placement == "pool" else 0
         wanted, given = self.hardware.devices_per_node + pool, self.hardware.ray_gpus
         if self.stage == "align" and given is not None and given < wanted:
-            raise ValueError(f"prism.hardware.ray_gpus={given} is less than devices_per_node + pool_devices = {wanted}")
+            raise ValueError(
+                f"prism.hardware.ray_gpus={given} is less than devices_per_node + pool_devices = {wanted}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -298,7 +304,9 @@ class Prism(Section):
         }
         for key, used in outside.items():
             if self.reproducible and used and self.stage == "rlvr":
-                raise ValueError(f"prism.reproducible=true, but what prism.{key} brings in would not repeat itself")
+                raise ValueError(
+                    f"prism.reproducible=true, but what prism.{key} brings in would not repeat itself"
+                )
         return self
 
     @model_validator(mode="before")

@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except UserError as error:
-        sys.stderr.write(f"verl_prism: {command_redactor(options.overrides, os.environ)(str(error))}\n")
+        sys.stderr.write(
+            f"verl_prism: {command_redactor(options.overrides, os.environ)(str(error))}\n"
+        )
         return 2
     except KeyboardInterrupt:
         return 130
@@ -88,8 +90,8 @@ def _run(options: argparse.Namespace) -> int:
     check_inputs(prism)
     if options.check:
         return 0
-    from verl_prism.stages.launch import launch
-    from verl_prism.stages.restart import with_restarts
+    from verl_prism.launcher.launch import launch
+    from verl_prism.launcher.restart import with_restarts
 
     return with_restarts(launch, config, prism)
 

@@ -28,7 +28,9 @@ def assert_loaded() -> None:
             "Install it on every node: pip install -e . --no-deps"
         )
     wanted = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip()
-    if wanted.lower() != "auto" and "verl_prism" not in [name.strip() for name in wanted.split(",")]:
+    if wanted.lower() != "auto" and "verl_prism" not in [
+        name.strip() for name in wanted.split(",")
+    ]:
         raise UserError(
             f"VERL_USE_EXTERNAL_PLUGINS={wanted} keeps verl from loading verl_prism. Unset it, or add verl_prism to it."
         )

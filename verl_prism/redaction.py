@@ -24,20 +24,27 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _NO_SECRET_NAME = re.compile(
-    r"(per|pad|eos|bos|unk|sep|cls|mask|image|video|audio|vision|stop|start|end)[_-]?token$", re.IGNORECASE
+    r"(per|pad|eos|bos|unk|sep|cls|mask|image|video|audio|vision|stop|start|end)[_-]?token$",
+    re.IGNORECASE,
 )
 _USER_INFO = re.compile(r"(?<=://)([^\s/@:\"']*):([^\s/@\"']+)(?=@)")
 
 # What a text must contain for the shape to be there, which is quick to see, and the shape.
 _SHAPES = (
-    ("sk-", re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}")),  # OpenAI, Anthropic and those that do as they do
+    (
+        "sk-",
+        re.compile(r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}"),
+    ),  # OpenAI, Anthropic and those that do as they do
     ("hf_", re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}")),
     ("gh", re.compile(r"(?<![A-Za-z0-9])gh[pousr]_[A-Za-z0-9]{30,}")),
     ("github_pat_", re.compile(r"github_pat_[A-Za-z0-9_]{30,}")),
     ("glpat-", re.compile(r"glpat-[A-Za-z0-9_-]{20,}")),
     ("AKIA", re.compile(r"(?<![A-Za-z0-9])AKIA[A-Z0-9]{16}")),  # AWS
     ("AIza", re.compile(r"(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{35}")),  # Google
-    ("eyJ", re.compile(r"eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+")),  # JSON web token
+    (
+        "eyJ",
+        re.compile(r"eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+"),
+    ),  # JSON web token
     ("earer ", re.compile(r"(?<=[Bb]earer )(?=[^\s\"']*\d)[^\s\"']{16,}")),
     ("://", _USER_INFO),
 )
@@ -65,7 +72,10 @@ class Redactor:
     def _node(self, node: Any, secret: bool) -> Any:
         match node:
             case dict():
-                return {key: self._node(value, secret or is_secret_name(str(key))) for key, value in node.items()}
+                return {
+                    key: self._node(value, secret or is_secret_name(str(key)))
+                    for key, value in node.items()
+                }
             case list():
                 return [self._node(item, secret) for item in node]
             case str():
@@ -76,14 +86,24 @@ class Redactor:
 def run_redactor(config: DictConfig, environment: Mapping[str, str]) -> Redactor:
     """Knows the secrets of a run: those in its configuration and in the environment of its processes."""
     variable = config.prism.reward.judge.api_key_env
-    in_environment = [value for name, value in environment.items() if is_secret_name(name) or name == variable]
+    in_environment = [
+        value for name, value in environment.items() if is_secret_name(name) or name == variable
+    ]
     return Redactor([*in_environment, *(value for _, value in config_secrets(config))])
 
 
 def command_redactor(overrides: Sequence[str], environment: Mapping[str, str]) -> Redactor:
     """Knows the secrets of a command that may not even compose: its overrides and the environment."""
-    settings = [match.groups() for item in overrides for match in re.finditer(r"([\w-]+)[=:]\s*([^\s,{}\[\]]+)", item)]
-    named = [value.strip("\"'") for name, value in [*settings, *environment.items()] if is_secret_name(name)]
+    settings = [
+        match.groups()
+        for item in overrides
+        for match in re.finditer(r"([\w-]+)[=:]\s*([^\s,{}\[\]]+)", item)
+    ]
+    named = [
+        value.strip("\"'")
+        for name, value in [*settings, *environment.items()]
+        if is_secret_name(name)
+    ]
     return Redactor(named)
 
 
@@ -136,5 +156,9 @@ def _forms(secret: str) -> Iterator[str]:
     for line in secret.splitlines():
         for plain in {line.strip(), unquote(line.strip())}:
             if len(plain) >= SHORTEST:
-                yield from (plain, json.dumps(plain)[1:-1], json.dumps(plain, ensure_ascii=False)[1:-1])
+                yield from (
+                    plain,
+                    json.dumps(plain)[1:-1],
+                    json.dumps(plain, ensure_ascii=False)[1:-1],
+                )
                 yield from (repr(plain)[1:-1], quote(plain, safe=""))

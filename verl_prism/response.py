@@ -17,7 +17,9 @@ _TAG = re.compile(rf"<(/?)({'|'.join(BLOCK_NAMES)})>")
 _SPECIAL_TOKEN = re.compile(
     r"<\|(?:endoftext|im_(?:start|end)|(?:vision|image|video)_pad|(?:vision|object_ref|box|quad)_(?:start|end))\|>"
 )
-_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # Hangul fillers and the empty Braille cell: shown as nothing
+_BLANKS = frozenset(
+    "\u115f\u1160\u2800\u3164\uffa0"
+)  # Hangul fillers and the empty Braille cell: shown as nothing
 # Prose shrinks to a third or a half; only what says the same over and over shrinks to a twentieth.
 REPETITIVE_BYTES, REPETITIVE_RATIO = 1000, 20
 
@@ -140,7 +142,9 @@ def _has_content(name: str, content: str) -> bool:
 
 def _repetitive(content: str) -> bool:
     data = content.encode("utf-8", "surrogatepass")
-    return len(data) >= REPETITIVE_BYTES and len(zlib.compress(data, 1)) * REPETITIVE_RATIO < len(data)
+    return len(data) >= REPETITIVE_BYTES and len(zlib.compress(data, 1)) * REPETITIVE_RATIO < len(
+        data
+    )
 
 
 def _require(condition: bool, fault: FormatFault) -> None:

@@ -39,14 +39,19 @@ class TokenSpanFinder:
         in which its first byte lies: `>` merged with a newline to the block that it closes, as is `><`. A view that
         begins and ends inside one token has the range (0, 0).
         """
-        pieces = [self._bytes.get(token, b"") for token in ids]  # an id that no token has is skipped in decoding
+        pieces = [
+            self._bytes.get(token, b"") for token in ids
+        ]  # an id that no token has is skipped in decoding
         joined = b"".join(pieces)
         response = parse_response(joined.decode("utf-8", errors="replace"))
         if not response.valid:
             return TokenSpans(response, {})
         lengths = np.array([len(piece) for piece in pieces])
         first_bytes = np.where(lengths > 0, lengths.cumsum() - lengths, -1)
-        ranges = {view: _token_range(first_bytes, *_byte_range(joined, response.view_text(view))) for view in View}
+        ranges = {
+            view: _token_range(first_bytes, *_byte_range(joined, response.view_text(view)))
+            for view in View
+        }
         return TokenSpans(response, ranges)
 
 
@@ -57,16 +62,24 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
         UserError: the tokenizer is no byte-level BPE.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or (type(backend.model), type(backend.decoder)) != (models.BPE, decoders.ByteLevel):
+    if backend is None or (type(backend.model), type(backend.decoder)) != (
+        models.BPE,
+        decoders.ByteLevel,
+    ):
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path or 'the policy'} is no byte-level BPE, so the views cannot be "
             "found in its tokens: choose a policy (prism.policy) with one, such as Qwen3-VL"
         )
     added = backend.get_added_tokens_decoder()
     special = {token.content for token in added.values() if token.special}
-    spelling = {number: token for token, number in backend.get_vocab(with_added_tokens=False).items()}
+    spelling = {
+        number: token for token, number in backend.get_vocab(with_added_tokens=False).items()
+    }
     spelling |= {number: token.content for number, token in added.items()}
-    return {number: b"" if token in special else _spelt_bytes(token) for number, token in spelling.items()}
+    return {
+        number: b"" if token in special else _spelt_bytes(token)
+        for number, token in spelling.items()
+    }
 
 
 _BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}

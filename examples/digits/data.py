@@ -41,9 +41,13 @@ class Mixture:
     teacher: int = 1300
     train: int = 4096
     heldout: int = 600
-    wrong_digit: float = 0.25  # of broad captions: one of the two digits becomes another, each equally likely
+    wrong_digit: float = (
+        0.25  # of broad captions: one of the two digits becomes another, each equally likely
+    )
     brief: float = 0.2  # of broad captions, and of broad reasonings: less detail than the teacher's
-    wrong_sum: float = 0.40  # of broad reasonings: the sum of the digits named is one too high or one too low
+    wrong_sum: float = (
+        0.40  # of broad reasonings: the sum of the digits named is one too high or one too low
+    )
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ def respond(caption: str, think: str, answer: int) -> str:
 
 def teacher_response(digits: tuple[int, int]) -> str:
     a, b = digits
-    return respond(TEACHER_CAPTION.format(a=a, b=b), TEACHER_THINK.format(a=a, b=b, sum=a + b), a + b)
+    return respond(
+        TEACHER_CAPTION.format(a=a, b=b), TEACHER_THINK.format(a=a, b=b, sum=a + b), a + b
+    )
 
 
 def broad_response(digits: tuple[int, int], mixture: Mixture, rng: random.Random) -> str:
@@ -141,21 +147,32 @@ def build(mixture: Mixture, seed: int) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def demonstrations(questions: Iterator[Question], mixture: Mixture, rng: random.Random) -> list[dict[str, Any]]:
+def demonstrations(
+    questions: Iterator[Question], mixture: Mixture, rng: random.Random
+) -> list[dict[str, Any]]:
     """Broad and teacher's demonstrations, shuffled."""
     sources = ["broad"] * mixture.broad + ["teacher"] * mixture.teacher
     rng.shuffle(sources)
     rows = []
     for index, source in enumerate(sources):
         question, taught = next(questions), source == "teacher"
-        response = teacher_response(question.digits) if taught else broad_response(question.digits, mixture, rng)
+        response = (
+            teacher_response(question.digits)
+            if taught
+            else broad_response(question.digits, mixture, rng)
+        )
         rows.append(demonstration_row(question, index, response, source))
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the parquet files of the digits task.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write sft, train and heldout .parquet into")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write sft, train and heldout .parquet into",
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,9 @@ CHAT_TEMPLATE = """\
 
 def texts(data: Path) -> Iterator[str]:
     """Every message of the demonstrations."""
-    for messages in pq.read_table(data / "sft.parquet", columns=["messages"])["messages"].to_pylist():
+    for messages in pq.read_table(data / "sft.parquet", columns=["messages"])[
+        "messages"
+    ].to_pylist():
         yield from (f"{message['role']}\n{message['content']}" for message in messages)
 
 
@@ -98,7 +100,10 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
         temporal_patch_size=2,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
-        size={"shortest_edge": 16 * 16, "longest_edge": 256 * 256},  # pixels: pictures in between are not resized
+        size={
+            "shortest_edge": 16 * 16,
+            "longest_edge": 256 * 256,
+        },  # pixels: pictures in between are not resized
     )
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**vision),
@@ -123,7 +128,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCond
             max_position_embeddings=1024,
             pad_token_id=tokenizer.pad_token_id,
             rope_parameters=dict(
-                rope_type="default", rope_theta=10000.0, mrope_section=[6, 5, 5], mrope_interleaved=True
+                rope_type="default",
+                rope_theta=10000.0,
+                mrope_section=[6, 5, 5],
+                mrope_interleaved=True,
             ),
             tie_word_embeddings=True,
             initializer_range=INITIAL_STD,
@@ -158,10 +166,16 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCond
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build a tiny Qwen3-VL with random weights.")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder with sft.parquet, whose texts the tokenizer learns"
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with sft.parquet, whose texts the tokenizer learns",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write the model, tokenizer and processor into"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write the model, tokenizer and processor into",
     )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

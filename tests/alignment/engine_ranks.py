@@ -17,9 +17,9 @@ from verl_prism.alignment.worker import training_worker_config  # noqa: E402
 from verl_prism.compose import compose_run  # noqa: E402
 from verl_prism.discriminator.batch import Group  # noqa: E402
 from verl_prism.discriminator.loss import LossWeights  # noqa: E402
-from verl_prism.discriminator.prompts import tokenize_prompt  # noqa: E402
 from verl_prism.discriminator.step import StepSettings  # noqa: E402
 from verl_prism.response import View, parse_response  # noqa: E402
+from verl_prism.stages.warmup import encode_row  # noqa: E402
 
 WRONG = "<caption>A 1 and a 2.</caption><think>The sum is 5.</think><answer>5</answer>"
 
@@ -30,7 +30,9 @@ def spans(text):
 
 
 def build_engine(discriminator):
-    _, prism = compose_run(["stage=align", f"prism.discriminator.path={discriminator}", "prism.discriminator.lr=1e-3"])
+    _, prism = compose_run(
+        ["stage=align", f"prism.discriminator.path={discriminator}", "prism.discriminator.lr=1e-3"]
+    )
     config = training_worker_config(prism)
     engine = EngineRegistry.new(
         model_type=MODEL_TYPE,
@@ -50,7 +52,7 @@ def build_groups(discriminator, train):
     rows = pq.read_table(train).slice(0, 4).to_pylist()
     students = [[spans(WRONG), None], [spans(WRONG), spans(WRONG)], [None, None], [None, None]]
     return [
-        Group(tokenize_prompt(processor, row), spans(row["teacher_response"]), texts)
+        Group(encode_row(processor, row), spans(row["teacher_response"]), texts)
         for row, texts in zip(rows, students, strict=True)
     ]
 

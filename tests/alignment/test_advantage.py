@@ -35,14 +35,18 @@ def oracle(scores: list[float], valid: list[bool], floor: float) -> list[float]:
     return [(s - mean) / max(std, floor) if v else 0.0 for s, v in zip(scores, valid, strict=True)]
 
 
-def reference_oracle(views: list[list[float]], valid: list[bool], weights: list[float]) -> list[float]:
+def reference_oracle(
+    views: list[list[float]], valid: list[bool], weights: list[float]
+) -> list[float]:
     """The published rule for one group, a number at a time."""
     advantages = [0.0 if v else -PENALTY for v in valid]
     for scores, weight in zip(views, weights, strict=True):
         members = [s for s, v in zip(scores, valid, strict=True) if v]
         substitute = min(members) - 1 if members else -1.0
         filled = [s if v else substitute for s, v in zip(scores, valid, strict=True)]
-        mean, std = (statistics.fmean(filled), statistics.stdev(filled)) if len(filled) > 1 else (0.0, 1.0)
+        mean, std = (
+            (statistics.fmean(filled), statistics.stdev(filled)) if len(filled) > 1 else (0.0, 1.0)
+        )
         for i, score in enumerate(filled):
             advantages[i] += weight * (score - mean) / (std + 1e-6)
     return advantages
@@ -52,13 +56,17 @@ def reference_oracle(views: list[list[float]], valid: list[bool], weights: list[
 a_score = st.integers(-40, 40).map(lambda quarters: quarters / 4)
 a_member = st.tuples(a_score, a_score, st.booleans())
 a_group = st.lists(a_member, min_size=1, max_size=8)
-two_groups = st.integers(1, 5).flatmap(lambda size: st.tuples(*[st.lists(a_member, min_size=size, max_size=size)] * 2))
+two_groups = st.integers(1, 5).flatmap(
+    lambda size: st.tuples(*[st.lists(a_member, min_size=size, max_size=size)] * 2)
+)
 
 
 def tensors(group) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores[views, 1, N] with NaN where invalid, and valid[1, N]."""
     valid = torch.tensor([[member[2] for member in group]])
-    scores = torch.tensor([[[member[view] for member in group]] for view in (0, 1)], dtype=torch.float64)
+    scores = torch.tensor(
+        [[[member[view] for member in group]] for view in (0, 1)], dtype=torch.float64
+    )
     return torch.where(valid, scores, torch.nan), valid
 
 
@@ -73,7 +81,9 @@ def both_rules(scores: torch.Tensor, valid: torch.Tensor) -> list[AlignmentAdvan
 @given(st.lists(st.tuples(st.floats(-10, 10), st.booleans()), min_size=1, max_size=8))
 def test_normalisation_is_the_oracles(group):
     scores, valid = map(list, zip(*group, strict=True))
-    result = group_normalise(torch.tensor([scores], dtype=torch.float64), torch.tensor([valid]), 0.01)
+    result = group_normalise(
+        torch.tensor([scores], dtype=torch.float64), torch.tensor([valid]), 0.01
+    )
     assert result[0].tolist() == pytest.approx(oracle(scores, valid, 0.01), abs=1e-6)
 
 
@@ -102,7 +112,9 @@ def test_shifting_all_scores_of_a_view_changes_nothing(group, perception, reason
     scores, valid = tensors(group)
     shifted = scores + torch.tensor([perception, reasoning])[:, None, None]
     rules = slice(2 if valid.any() and valid.numel() > 1 else 1)
-    for before, after in zip(both_rules(scores, valid)[rules], both_rules(shifted, valid)[rules], strict=True):
+    for before, after in zip(
+        both_rules(scores, valid)[rules], both_rules(shifted, valid)[rules], strict=True
+    ):
         assert after.values[0].tolist() == pytest.approx(before.values[0].tolist(), abs=1e-6)
 
 
@@ -112,7 +124,9 @@ def test_the_order_of_groups_and_members_changes_nothing(groups, chooser):
     scores = torch.cat([tensors(group)[0] for group in groups], dim=1)
     members = torch.tensor(chooser.sample(range(len(groups[0])), len(groups[0])))
     moved = scores.flip(1)[..., members]
-    for before, after in zip(both_rules(scores, ~scores[0].isnan()), both_rules(moved, ~moved[0].isnan()), strict=True):
+    for before, after in zip(
+        both_rules(scores, ~scores[0].isnan()), both_rules(moved, ~moved[0].isnan()), strict=True
+    ):
         assert torch.allclose(after.values, before.values.flip(0)[:, members], atol=1e-6)
         assert torch.allclose(after.terms, before.terms.flip(1)[..., members], atol=1e-6)
 
@@ -130,7 +144,10 @@ def test_valid_members_do_not_see_the_invalid_ones():
     scores = torch.tensor([[[1.0, 2.0, 99.0]], [[3.0, 5.0, -99.0]]])
     valid = torch.tensor([[True, True, False]])
     without = alignment_advantage(scores[..., :2], valid[:, :2], WEIGHTS, PENALTY, 1e-3).values
-    assert alignment_advantage(scores, valid, WEIGHTS, PENALTY, 1e-3).values[:, :2].tolist() == without.tolist()
+    assert (
+        alignment_advantage(scores, valid, WEIGHTS, PENALTY, 1e-3).values[:, :2].tolist()
+        == without.tolist()
+    )
 
 
 def test_an_invalid_response_gets_the_penalty_and_nothing_else():
@@ -156,14 +173,20 @@ def test_equal_scores_have_no_gradient_at_all_and_are_counted(size):
     for advantage in both_rules(scores, torch.ones(1, size, dtype=torch.bool)):
         assert advantage.groups_degenerate == 1
     assert (
-        alignment_advantage(scores, torch.ones(1, size, dtype=torch.bool), WEIGHTS, 1.5, 1e-3).values.abs().max() == 0
+        alignment_advantage(scores, torch.ones(1, size, dtype=torch.bool), WEIGHTS, 1.5, 1e-3)
+        .values.abs()
+        .max()
+        == 0
     )
 
 
 def test_a_group_that_differs_in_one_view_is_not_degenerate():
     scores = torch.tensor([[[1.0, 1.0]], [[1.0, 2.0]]])
     assert (
-        alignment_advantage(scores, torch.ones(1, 2, dtype=torch.bool), WEIGHTS, PENALTY, 1e-3).groups_degenerate == 0
+        alignment_advantage(
+            scores, torch.ones(1, 2, dtype=torch.bool), WEIGHTS, PENALTY, 1e-3
+        ).groups_degenerate
+        == 0
     )
 
 
@@ -174,15 +197,22 @@ def test_rounding_noise_is_not_blown_up():
 
 def test_views_weigh_the_same_whatever_their_spread():
     scores = torch.tensor([[[0.0, 1.0]], [[10.0, 0.0]]])
-    advantage = alignment_advantage(scores, torch.ones(1, 2, dtype=torch.bool), WEIGHTS, PENALTY, 1e-3)
+    advantage = alignment_advantage(
+        scores, torch.ones(1, 2, dtype=torch.bool), WEIGHTS, PENALTY, 1e-3
+    )
     assert advantage.values.abs().max() < 1e-6
 
 
-ONE_GROUP = AlignmentAdvantage(torch.tensor([[0.75, -1.5]]), torch.tensor([[[0.5, 0.0]], [[0.25, 0.0]]]), 0, 0)
+ONE_GROUP = AlignmentAdvantage(
+    torch.tensor([[0.75, -1.5]]), torch.tensor([[[0.5, 0.0]], [[0.25, 0.0]]]), 0, 0
+)
 
 
 def test_credit_to_the_response_gives_all_tokens_the_same():
-    assert [tokens.tolist() for tokens in spread_over_tokens(ONE_GROUP, [3, 2], None)] == [[0.75] * 3, [-1.5] * 2]
+    assert [tokens.tolist() for tokens in spread_over_tokens(ONE_GROUP, [3, 2], None)] == [
+        [0.75] * 3,
+        [-1.5] * 2,
+    ]
 
 
 def test_credit_to_spans_gives_each_view_its_own_term():
@@ -216,27 +246,49 @@ class Store:
         )
 
     def kv_batch_put(self, keys, partition_id, fields):
-        self.written = dict(zip(keys, (row.tolist() for row in fields["rm_scores"].unbind()), strict=True))
+        self.written = dict(
+            zip(keys, (row.tolist() for row in fields["rm_scores"].unbind()), strict=True)
+        )
 
 
 def rewarded(monkeypatch, order: list[str], credit: str) -> dict[str, list[float]]:
     """What the trainer writes for two groups of two, one of them half invalid, and a row of padding."""
-    spans = {"perception_start": 0, "perception_end": 2, "reasoning_start": 3, "reasoning_end": 4, "fault": ""}
+    spans = {
+        "perception_start": 0,
+        "perception_end": 2,
+        "reasoning_start": 3,
+        "reasoning_end": 4,
+        "fault": "",
+    }
     none = {**dict.fromkeys(spans, 0), "fault": "missing"}
-    scores = {"a_0_0": (1.0, 5.0), "a_1_0": (2.0, 4.0), "b_0_0": (7.0, 7.0), "b_1_0": (torch.nan, torch.nan)}
+    scores = {
+        "a_0_0": (1.0, 5.0),
+        "a_1_0": (2.0, 4.0),
+        "b_0_0": (7.0, 7.0),
+        "b_1_0": (torch.nan, torch.nan),
+    }
     infos = {key: {"reward_extra_info": none if key == "b_1_0" else spans} for key in scores}
     store = Store(
-        {key: {"extra_fields": infos[key], **dict(zip(SCORE_FIELDS, scores[key], strict=True))} for key in scores}
+        {
+            key: {"extra_fields": infos[key], **dict(zip(SCORE_FIELDS, scores[key], strict=True))}
+            for key in scores
+        }
     )
     monkeypatch.setattr(trainer_module, "tq", store)
     trainer = object.__new__(AdversarialOPDTrainer)
     settings = ["prism.rollout.samples_per_prompt=2", "prism.align.perception_weight=0.75"]
     trainer.prism = compose_run(["stage=align", *settings, f"prism.align.credit={credit}"])[1]
     trainer.discriminator_wg = store
-    tags = [{"response_len": 1, "is_padding": True} if key == "pad" else {"response_len": 5} for key in order]
+    tags = [
+        {"response_len": 1, "is_padding": True} if key == "pad" else {"response_len": 5}
+        for key in order
+    ]
     batch, metrics = KVBatchMeta(partition_id="train", keys=order, tags=tags), {}
     trainer._reward(batch, trainer._update_discriminator(batch, metrics), metrics)
-    assert metrics["align/invalid"] == metrics["align/fault/missing"] == 0.25 and metrics["discriminator/loss"] == 1.0
+    assert (
+        metrics["align/invalid"] == metrics["align/fault/missing"] == 0.25
+        and metrics["discriminator/loss"] == 1.0
+    )
     return store.written
 
 
@@ -256,13 +308,19 @@ def test_the_trainer_writes_the_advantage_of_each_token(monkeypatch):
     perception, reasoning = 0.75 * higher, -0.5 * higher
     both = perception + reasoning
     assert written["a_1_0"] == pytest.approx([perception, perception, both, reasoning, both])
-    assert written["b_1_0"] == [-PENALTY] * 5 and written["b_0_0"] == [0.0] * 5 and written["pad"] == [0.0]
+    assert (
+        written["b_1_0"] == [-PENALTY] * 5
+        and written["b_0_0"] == [0.0] * 5
+        and written["pad"] == [0.0]
+    )
 
 
 @pytest.mark.parametrize("nonfinite", [0.0, 1.0])
 def test_the_policy_stays_as_it_is_where_the_scores_are_not_finite(monkeypatch, nonfinite):
     updated = []
-    monkeypatch.setattr(PPOTrainerSync, "_update_actor", lambda self, batch, metrics: updated.append(batch) or batch)
+    monkeypatch.setattr(
+        PPOTrainerSync, "_update_actor", lambda self, batch, metrics: updated.append(batch) or batch
+    )
     batch = KVBatchMeta(partition_id="train", keys=["a_0_0"], tags=[{}])
     trainer = object.__new__(AdversarialOPDTrainer)
     assert trainer._update_actor(batch, {"discriminator/nonfinite": nonfinite}) is batch
@@ -271,9 +329,15 @@ def test_the_policy_stays_as_it_is_where_the_scores_are_not_finite(monkeypatch, 
 
 def test_sums_of_advantages_over_tokens_are_not_reported(monkeypatch):
     def report(self, batch, metrics, timing_raw, global_steps, epoch):
-        metrics |= {"critic/score/mean": 31.0, "critic/rewards/max": 31.0, "critic/advantages/mean": 0.1}
+        metrics |= {
+            "critic/score/mean": 31.0,
+            "critic/rewards/max": 31.0,
+            "critic/advantages/mean": 0.1,
+        }
 
     monkeypatch.setattr(PPOTrainerSync, "_compute_metrics", report)
     metrics: dict[str, float] = {}
-    object.__new__(AdversarialOPDTrainer)._compute_metrics(None, metrics, {}, global_steps=1, epoch=0)
+    object.__new__(AdversarialOPDTrainer)._compute_metrics(
+        None, metrics, {}, global_steps=1, epoch=0
+    )
     assert metrics == {"critic/advantages/mean": 0.1}

@@ -15,14 +15,30 @@ from verl_prism.discriminator import load_discriminator
 @pytest.fixture(scope="module")
 def results(digits_folder, discriminator_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
-    return {ranks: run(ranks, digits_folder, discriminator_folder, folder / f"ranks{ranks}.pt") for ranks in (1, 2)}
+    return {
+        ranks: run(ranks, digits_folder, discriminator_folder, folder / f"ranks{ranks}.pt")
+        for ranks in (1, 2)
+    }
 
 
 def run(ranks, digits_folder, discriminator_folder, result):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    script = [Path(__file__).parent / "engine_ranks.py", discriminator_folder, digits_folder / "data" / "train.parquet"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+    ]
+    script = [
+        Path(__file__).parent / "engine_ranks.py",
+        discriminator_folder,
+        digits_folder / "data" / "train.parquet",
+    ]
     done = subprocess.run(
-        [*command, *script, result], env=os.environ | cpu_environment(), capture_output=True, text=True
+        [*command, *script, result],
+        env=os.environ | cpu_environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(result, weights_only=True) | {"checkpoint": Path(f"{result}.checkpoint")}
@@ -37,7 +53,9 @@ def test_two_ranks_give_the_update_of_one(results):
 
 
 def test_pairs_are_counted_over_all_ranks(results):
-    assert results[2]["metrics"][0]["pairs"] == 3 and results[2]["metrics"][0]["valid_ratio"] == 3 / 8
+    assert (
+        results[2]["metrics"][0]["pairs"] == 3 and results[2]["metrics"][0]["valid_ratio"] == 3 / 8
+    )
 
 
 def test_without_a_valid_pair_nothing_is_learnt_and_it_is_counted(results):
@@ -48,7 +66,10 @@ def test_without_a_valid_pair_nothing_is_learnt_and_it_is_counted(results):
 
 def test_what_is_not_finite_on_one_rank_changes_no_parameter_on_any(results):
     for ranks in (1, 2):
-        assert results[ranks]["nonfinite"]["nonfinite"] == 1 and "loss" not in results[ranks]["nonfinite"]
+        assert (
+            results[ranks]["nonfinite"]["nonfinite"] == 1
+            and "loss" not in results[ranks]["nonfinite"]
+        )
         assert torch.equal(results[ranks]["after"], results[ranks]["weight"])
 
 

@@ -46,7 +46,9 @@ def test_a_valid_rollout_leaves_the_tokens_of_its_views(manager, tokenizer):
     data = rollout(tokenizer, RIGHT.replace("<think>", "\n<think>"))
     info = asyncio.run(manager.run_single(data))["reward_extra_info"]
     assert all(type(value) in (int, str) for value in info.values())
-    texts = [tokenizer.decode(data.batch["responses"][0, start:end]) for start, end in token_ranges(info)]
+    texts = [
+        tokenizer.decode(data.batch["responses"][0, start:end]) for start, end in token_ranges(info)
+    ]
     assert texts == [info["perception"], info["reasoning"]]
 
 
@@ -59,7 +61,9 @@ def test_an_invalid_rollout_leaves_its_fault(manager, tokenizer):
 
 
 def test_a_view_over_its_limit_is_a_fault(manager, tokenizer):
-    info = manager.spans(tokenizer.encode(RIGHT.replace("right a 8.", "right a 8. And an 8 it is, on the right.")))
+    info = manager.spans(
+        tokenizer.encode(RIGHT.replace("right a 8.", "right a 8. And an 8 it is, on the right."))
+    )
     assert info["fault"] == "perception_too_long" and token_ranges(info) == [(0, 0), (0, 0)]
 
 
@@ -80,6 +84,9 @@ def test_groups_are_made_of_rows_that_share_a_prompt(manager, tokenizer):
         data[name] = stack
     groups = groups_of(data)
     assert [len(group.prompt.input_ids) for group in groups] == [3, 5]
-    assert [[spans is not None for spans in group.students] for group in groups] == [[True, False], [True, True]]
+    assert [[spans is not None for spans in group.students] for group in groups] == [
+        [True, False],
+        [True, True],
+    ]
     assert groups[0].teacher[View.PERCEPTION] == "<caption>Left a 7, right a 8.</caption>"
     assert not isinstance(groups[0].students[0], NonTensorData)

@@ -14,16 +14,24 @@ from verl_prism.cluster.__main__ import main
 @pytest.mark.parametrize("hosts", [[], ["--hosts", "a,"], ["--hosts", "a,a"]])
 def test_hosts_are_named_each_once(hosts, capsys):
     assert main([*hosts, "--", "stage=align"]) == 2
-    assert capsys.readouterr().err == "verl_prism: --hosts wants the names of the hosts, each once: --hosts a,b\n"
+    assert (
+        capsys.readouterr().err
+        == "verl_prism: --hosts wants the names of the hosts, each once: --hosts a,b\n"
+    )
 
 
 def test_a_stage_of_one_host_is_not_started_on_two(capsys):
     assert main(["--hosts", "a,b", "--", "stage=sft"]) == 2
-    assert capsys.readouterr().err == "verl_prism: stage sft runs on one host; name one: --hosts a\n"
+    assert (
+        capsys.readouterr().err == "verl_prism: stage sft runs on one host; name one: --hosts a\n"
+    )
 
 
 def test_a_mistake_is_found_before_any_host_is_asked(capsys):
-    assert main(["--hosts", "a,b", "--shell", "false {host}", "--", "stage=align", "prism.stepps=3"]) == 2
+    assert (
+        main(["--hosts", "a,b", "--shell", "false {host}", "--", "stage=align", "prism.stepps=3"])
+        == 2
+    )
     assert "unknown key prism.stepps; did you mean prism.steps?" in capsys.readouterr().err
 
 

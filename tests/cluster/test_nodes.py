@@ -44,8 +44,11 @@ class Script:
         overrides = ["stage=align", "prism.hardware.nodes=2"]
         self.process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, shell, str(seconds), str(logs), *overrides],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"FROM_LAUNCHER": "yes"},
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"FROM_LAUNCHER": "yes"},
+        )
 
     def answer(self):
         return json.loads(self.process.stdout.readline())
@@ -75,7 +78,9 @@ def descendants(process):
 
 def wait_until_gone(processes):
     deadline = time.monotonic() + 40
-    while running := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+    while running := [
+        p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE
+    ]:
         assert time.monotonic() < deadline, running
         time.sleep(0.2)
 
@@ -84,7 +89,9 @@ def test_workers_on_each_host_have_the_runs_environment_and_a_folder_of_their_ow
     nodes = script("bash -c 'echo Welcome to {host}; PRISM_HOST={host} exec \"$@\"' --", tmp_path)
     found = nodes.answer()
     assert {worker["PRISM_HOST"] for worker in found} == {"a", "b"}
-    assert all(worker["VERL_PLATFORM"] == "cpu" and worker["FROM_LAUNCHER"] == "yes" for worker in found)
+    assert all(
+        worker["VERL_PLATFORM"] == "cpu" and worker["FROM_LAUNCHER"] == "yes" for worker in found
+    )
     scratch = {worker["RAY_TMPDIR"] for worker in found}
     assert len(scratch) == 2 and scratch == {worker["VLLM_RPC_BASE_PATH"] for worker in found}
     ours = {process.pid for process in descendants(nodes.process)}
@@ -112,7 +119,11 @@ def test_a_host_that_was_stopped_is_told_from_one_that_failed(script, tmp_path):
     nodes = script("env PRISM_HOST={host}", tmp_path)
     nodes.answer()
     assert nodes.ask() == {}
-    agents = [p for p in psutil.Process(nodes.process.pid).children() if "verl_prism.cluster.node" in p.cmdline()]
+    agents = [
+        p
+        for p in psutil.Process(nodes.process.pid).children()
+        if "verl_prism.cluster.node" in p.cmdline()
+    ]
     assert len(agents) == 2
     agents[1].send_signal(signal.SIGTERM)
     while not (lost := nodes.ask()):

@@ -6,7 +6,12 @@ from verl_prism.cpu.environment import cpu_environment
 def test_every_variable_is_explained():
     explained = cpu_environment.__doc__
     unexplained = [name for name in cpu_environment() if name not in explained]
-    quiet = {"TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY", "VLLM_LOGGING_LEVEL", "TQ_LOGGING_LEVEL"}
+    quiet = {
+        "TOKENIZERS_PARALLELISM",
+        "TRANSFORMERS_VERBOSITY",
+        "VLLM_LOGGING_LEVEL",
+        "TQ_LOGGING_LEVEL",
+    }
     assert set(unexplained) == quiet | {"PYTHONWARNINGS"}
 
 

@@ -7,7 +7,9 @@ from verl_prism.cpu import import_hooks
 
 
 def python(*arguments: str, folder: Path | None = None) -> str:
-    result = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 

@@ -12,7 +12,12 @@ def test_the_device_module_has_what_verl_asks_of_torch_cuda():
     assert device.memory_allocated() == device.max_memory_reserved() == 0
     assert device.mem_get_info() == (0, 0)
     assert device.get_device_name() == "CPU"
-    for do_nothing in (device.empty_cache, device.synchronize, device.ipc_collect, device.reset_peak_memory_stats):
+    for do_nothing in (
+        device.empty_cache,
+        device.synchronize,
+        device.ipc_collect,
+        device.reset_peak_memory_stats,
+    ):
         assert do_nothing() is None
     device.set_device(0)
 

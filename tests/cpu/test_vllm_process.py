@@ -24,7 +24,9 @@ def test_a_linear_keeps_its_weight_and_follows_it(monkeypatch):
 def test_received_weights_no_longer_refer_to_the_shared_buffer(monkeypatch):
     received = {}
     monkeypatch.setattr(
-        vLLMColocateWorkerExtension, "_update_weights", lambda self, weights, **kwargs: received.update(weights)
+        vLLMColocateWorkerExtension,
+        "_update_weights",
+        lambda self, weights, **kwargs: received.update(weights),
     )
     buffer = torch.arange(4.0)
     extension = object.__new__(CpuWorkerExtension)
@@ -36,4 +38,6 @@ def test_received_weights_no_longer_refer_to_the_shared_buffer(monkeypatch):
 def test_verl_still_loads_weights_through_the_method_that_we_override():
     parameters = inspect.signature(vLLMColocateWorkerExtension._update_weights).parameters
     assert list(parameters) == ["self", "weights", "peft_config", "base_sync_done"]
-    assert "_update_weights" in inspect.getsource(vLLMColocateWorkerExtension.update_weights_from_ipc)
+    assert "_update_weights" in inspect.getsource(
+        vLLMColocateWorkerExtension.update_weights_from_ipc
+    )

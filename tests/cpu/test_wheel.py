@@ -13,14 +13,27 @@ def wheel_names(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     files = ["setup.py", "pyproject.toml", "LICENSE", "verl_prism", "trainer_configs"]
     subprocess.run(["cp", "-r", *(ROOT / name for name in files), source], check=True)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", source / "dist"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        source / "dist",
+    ]
     subprocess.run([*command, source], check=True)
     (wheel,) = (source / "dist").glob("*.whl")
     return set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_configs_are_inside(wheel_names):
-    configs = {f"verl_prism/{path.relative_to(ROOT)}" for path in (ROOT / "trainer_configs").rglob("*.yaml")}
+    configs = {
+        f"verl_prism/{path.relative_to(ROOT)}"
+        for path in (ROOT / "trainer_configs").rglob("*.yaml")
+    }
     assert configs and configs <= wheel_names
 
 

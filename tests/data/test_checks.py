@@ -24,7 +24,9 @@ def png() -> dict:
 
 
 def question(
-    teacher: str | None = TEACHER, images: list | None = None, text: str = "<image>\nWhat is the sum?"
+    teacher: str | None = TEACHER,
+    images: list | None = None,
+    text: str = "<image>\nWhat is the sum?",
 ) -> dict:
     return {
         "prompt": [{"role": "system", "content": "Reply."}, {"role": "user", "content": text}],
@@ -47,13 +49,15 @@ def prism(dense_folder, tmp_path):
     for name in ("policy", "discriminator"):
         shutil.copytree(dense_folder, tmp_path / name)
     rows = [question(), question()]
-    return compose_run([
-        "stage=align",
-        f"prism.policy={tmp_path / 'policy'}",
-        f"prism.discriminator.path={tmp_path / 'discriminator'}",
-        f"prism.data.train={write(tmp_path / 'train.parquet', rows)}",
-        f"prism.data.heldout={write(tmp_path / 'heldout.parquet', rows, without='teacher_response')}",
-    ])[1]  # fmt: skip
+    return compose_run(
+        [
+            "stage=align",
+            f"prism.policy={tmp_path / 'policy'}",
+            f"prism.discriminator.path={tmp_path / 'discriminator'}",
+            f"prism.data.train={write(tmp_path / 'train.parquet', rows)}",
+            f"prism.data.heldout={write(tmp_path / 'heldout.parquet', rows, without='teacher_response')}",
+        ]
+    )[1]
 
 
 def refusal(prism: Prism) -> str:
@@ -75,7 +79,10 @@ def test_a_missing_folder(prism):
     ("file", "part"),
     [
         ("config.json", "no config there (looked for config.json)"),
-        ("model.safetensors", "no weights there (looked for model.safetensors or model.safetensors.index.json)"),
+        (
+            "model.safetensors",
+            "no weights there (looked for model.safetensors or model.safetensors.index.json)",
+        ),
         ("tokenizer.json", "no tokenizer there"),
         ("processor_config.json", "no image processor there"),
     ],
@@ -90,7 +97,9 @@ def test_a_missing_shard(dense_folder, tmp_path):
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-1.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json names model-1\.safetensors, which is not"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors\.index\.json names model-1\.safetensors, which is not"
+    ):
         check_model_folder("prism.policy", folder)
 
 
@@ -111,7 +120,10 @@ def test_a_file_without_rows(prism):
 
 def test_a_missing_teacher_column(prism):
     write(prism.data.train, [question()], without="teacher_response")
-    assert "no column teacher_response; it has prompt, images, data_source, reward_model" in refusal(prism)
+    assert (
+        "no column teacher_response; it has prompt, images, data_source, reward_model"
+        in refusal(prism)
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +140,9 @@ def test_a_teacher_response_out_of_format(prism, teacher, said):
 
 
 def test_a_teacher_view_over_the_limit(prism):
-    write(prism.data.train, [question(), question(TEACHER.replace("3 + 6 = 9.", "3 + 6 = 9. " * 40))])
+    write(
+        prism.data.train, [question(), question(TEACHER.replace("3 + 6 = 9.", "3 + 6 = 9. " * 40))]
+    )
     message = refusal(prism)
     assert "row 1: teacher_response: its reasoning is" in message
     assert "over prism.discriminator.max_reasoning_tokens=64" in message
@@ -140,7 +154,8 @@ def test_different_tokenizers(prism):
     last = max(content["added_tokens"], key=lambda token: token["id"])
     last["content"] = "<other>"
     content["model"]["vocab"] = {
-        "<other>" if number == last["id"] else token: number for token, number in content["model"]["vocab"].items()
+        "<other>" if number == last["id"] else token: number
+        for token, number in content["model"]["vocab"].items()
     }
     file.write_text(json.dumps(content))
     message = refusal(prism)
@@ -165,7 +180,11 @@ def test_an_unreadable_image(prism, content):
 def test_a_truncated_image(tmp_path):
     whole = png()["bytes"]
     with pytest.raises(UserError, match="row 0: unreadable image"):
-        check_images(write(tmp_path / "data.parquet", [question(images=[{"bytes": whole[: len(whole) // 2]}])]))
+        check_images(
+            write(
+                tmp_path / "data.parquet", [question(images=[{"bytes": whole[: len(whole) // 2]}])]
+            )
+        )
 
 
 def test_as_many_images_as_placeholders(prism):
@@ -175,16 +194,25 @@ def test_as_many_images_as_placeholders(prism):
 
 @pytest.mark.skipif(any(file.exists() for file in GPU_FILES), reason="this host has a GPU")
 def test_a_host_without_gpu(prism):
-    on_gpu = prism.model_copy(update={"hardware": prism.hardware.model_copy(update={"device": "cuda"})})
-    assert refusal(on_gpu) == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
+    on_gpu = prism.model_copy(
+        update={"hardware": prism.hardware.model_copy(update={"device": "cuda"})}
+    )
+    assert (
+        refusal(on_gpu) == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
+    )
 
 
 @pytest.mark.parametrize(
     ("stage", "said"),
-    [("align", " wants a Ray that was started on all of them: "), ("sft", ": stage sft runs on one node")],
+    [
+        ("align", " wants a Ray that was started on all of them: "),
+        ("sft", ": stage sft runs on one node"),
+    ],
 )
 def test_several_nodes_want_a_stage_and_a_ray_that_have_them(prism, stage, said):
-    several = prism.model_copy(update={"stage": stage, "hardware": prism.hardware.model_copy(update={"nodes": 2})})
+    several = prism.model_copy(
+        update={"stage": stage, "hardware": prism.hardware.model_copy(update={"nodes": 2})}
+    )
     assert refusal(several).startswith(f"prism.hardware.nodes=2{said}")
 
 
@@ -199,11 +227,21 @@ def test_other_stages_need_less(prism):
 def distilled(prism, tmp_path):
     """White-box distillation from a teacher that is a copy of the policy."""
     teacher = shutil.copytree(prism.policy, tmp_path / "teacher")
-    return compose_run([
-        "stage=rlvr", "algorithm=opd_whitebox", f"prism.algorithm.distillation.teacher={teacher}",
-        *(f"prism.{key}={value}" for key, value in {
-            "policy": prism.policy, "data.train": prism.data.train, "data.heldout": prism.data.heldout}.items()),
-    ])[1]  # fmt: skip
+    return compose_run(
+        [
+            "stage=rlvr",
+            "algorithm=opd_whitebox",
+            f"prism.algorithm.distillation.teacher={teacher}",
+            *(
+                f"prism.{key}={value}"
+                for key, value in {
+                    "policy": prism.policy,
+                    "data.train": prism.data.train,
+                    "data.heldout": prism.data.heldout,
+                }.items()
+            ),
+        ]
+    )[1]
 
 
 def test_a_whitebox_teacher_with_the_policys_tokens_passes(distilled):
@@ -233,7 +271,10 @@ def with_answers(holder: str, answers: object) -> dict:
 
 
 def test_equivalent_answers_where_verl_loses_them(prism):
-    write(prism.data.train, [with_answers("reward_model", None), with_answers("reward_model", ["nine"])])
+    write(
+        prism.data.train,
+        [with_answers("reward_model", None), with_answers("reward_model", ["nine"])],
+    )
     assert "row 1: equivalent_answers stands in reward_model" in refusal(prism)
     assert refusal(prism).endswith("move it to extra_info")
 
@@ -241,9 +282,14 @@ def test_equivalent_answers_where_verl_loses_them(prism):
 @pytest.mark.parametrize("answers", ["nine", 9, [9]])
 def test_equivalent_answers_are_a_list_of_texts(prism, answers):
     write(prism.data.train, [with_answers("extra_info", None), with_answers("extra_info", answers)])
-    assert f"row 1: equivalent_answers={answers!r} in extra_info is no list of texts" in refusal(prism)
+    assert f"row 1: equivalent_answers={answers!r} in extra_info is no list of texts" in refusal(
+        prism
+    )
 
 
 def test_equivalent_answers_in_extra_info_pass(prism):
-    write(prism.data.train, [with_answers("extra_info", None), with_answers("extra_info", ["nine", "IX"])])
+    write(
+        prism.data.train,
+        [with_answers("extra_info", None), with_answers("extra_info", ["nine", "IX"])],
+    )
     check_inputs(prism)

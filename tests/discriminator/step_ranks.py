@@ -10,10 +10,10 @@ from transformers import AutoProcessor
 from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.batch import Group, Prompt, SpanEncoder
 from verl_prism.discriminator.loss import LossWeights
-from verl_prism.discriminator.prompts import tokenize_prompt
 from verl_prism.discriminator.ranks import Ranks, gradient_sync, process_group, shard
 from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepSettings
 from verl_prism.response import View
+from verl_prism.stages.warmup import encode_row
 
 
 def spans(caption: str, answer: str):
@@ -37,8 +37,10 @@ CASES = {
 def build_groups(folder, train, case: str) -> list[Group]:
     """Four groups, of which the second rank of two gets the second and the fourth."""
     processor = AutoProcessor.from_pretrained(folder)
-    prompts = [tokenize_prompt(processor, row) for row in pq.read_table(train).slice(0, 4).to_pylist()]
-    words = processor.tokenizer.encode("What is the sum of the two digits?", add_special_tokens=False)
+    prompts = [encode_row(processor, row) for row in pq.read_table(train).slice(0, 4).to_pylist()]
+    words = processor.tokenizer.encode(
+        "What is the sum of the two digits?", add_special_tokens=False
+    )
     groups = [Group(prompt, TEACHER, STUDENTS) for prompt in prompts]
     for g in CASES[case]:
         match case:
@@ -65,7 +67,9 @@ def run(folder, train, case: str, ranks: Ranks) -> dict:
     def keep() -> float:
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                kept[name] = parameter.grad.full_tensor() if ranks.size > 1 else parameter.grad.clone()
+                kept[name] = (
+                    parameter.grad.full_tensor() if ranks.size > 1 else parameter.grad.clone()
+                )
         return torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
 
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer

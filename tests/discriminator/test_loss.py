@@ -23,16 +23,24 @@ score = st.floats(-20, 20, width=32)
 @st.composite
 def group_scores(draw):
     groups, students = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    teacher = draw(st.lists(st.lists(score, min_size=groups, max_size=groups), min_size=2, max_size=2))
-    student = torch.tensor(draw(st.lists(score, min_size=2 * groups * students, max_size=2 * groups * students)))
-    valid = torch.tensor(draw(st.lists(st.booleans(), min_size=groups * students, max_size=groups * students)))
-    return GroupScores(torch.tensor(teacher), student.reshape(2, groups, students), valid.reshape(groups, students))
+    teacher = draw(
+        st.lists(st.lists(score, min_size=groups, max_size=groups), min_size=2, max_size=2)
+    )
+    student = torch.tensor(
+        draw(st.lists(score, min_size=2 * groups * students, max_size=2 * groups * students))
+    )
+    valid = torch.tensor(
+        draw(st.lists(st.booleans(), min_size=groups * students, max_size=groups * students))
+    )
+    return GroupScores(
+        torch.tensor(teacher), student.reshape(2, groups, students), valid.reshape(groups, students)
+    )
 
 
 @st.composite
 def loss_weights(draw):
     return LossWeights(
-        score_regularisation=draw(st.floats(0, 0.1)),
+        score_regularization=draw(st.floats(0, 0.1)),
         label_smoothing=draw(st.floats(0, 0.4)),
         margin=draw(st.floats(0, 2)),
     )
@@ -52,7 +60,7 @@ def oracle(scores: GroupScores, weights: LossWeights) -> float:
     for t, s in valid_pairs(scores):
         for share, ahead in ((1 - weights.label_smoothing, 1), (weights.label_smoothing, -1)):
             total -= share * math.log(1 / (1 + math.exp(-ahead * (t - s - weights.margin))))
-        total += weights.score_regularisation / 4 * (t * t + s * s)
+        total += weights.score_regularization / 4 * (t * t + s * s)
     return total / max(int(scores.valid.sum()), 1)
 
 
@@ -68,11 +76,15 @@ def test_loss_is_the_oracles(scores, weights):
 def test_parts_of_a_mini_batch_add_up_to_the_whole(scores):
     pairs, weights = int(scores.valid.sum()), LossWeights()
     parts = [
-        GroupScores(scores.teacher[:, g : g + 1], scores.student[:, g : g + 1], scores.valid[g : g + 1])
+        GroupScores(
+            scores.teacher[:, g : g + 1], scores.student[:, g : g + 1], scores.valid[g : g + 1]
+        )
         for g in range(len(scores.valid))
     ]
     whole = pairwise_loss(scores, pairs, weights).item()
-    assert sum(pairwise_loss(part, pairs, weights).item() for part in parts) == pytest.approx(whole, rel=1e-4, abs=1e-5)
+    assert sum(pairwise_loss(part, pairs, weights).item() for part in parts) == pytest.approx(
+        whole, rel=1e-4, abs=1e-5
+    )
 
 
 def one_pair(teacher: float, student: float) -> GroupScores:
@@ -82,14 +94,17 @@ def one_pair(teacher: float, student: float) -> GroupScores:
 
 
 def test_a_margin_makes_a_pair_that_is_ahead_by_it_cost_what_a_tie_costs_without():
-    weights = LossWeights(score_regularisation=0.0, margin=1.5)
+    weights = LossWeights(score_regularization=0.0, margin=1.5)
     assert pairwise_loss(one_pair(2.0, 0.5), 1, weights).item() == pytest.approx(2 * math.log(2))
 
 
 def test_label_smoothing_makes_a_pair_that_is_far_ahead_cost_more():
-    smoothed = LossWeights(score_regularisation=0.0, label_smoothing=0.1)
+    smoothed = LossWeights(score_regularization=0.0, label_smoothing=0.1)
     best = math.log(0.9 / 0.1)  # the distance at which the smoothed loss is lowest
-    costs = [pairwise_loss(one_pair(ahead, 0.0), 1, smoothed).item() for ahead in (best - 0.5, best, best + 0.5)]
+    costs = [
+        pairwise_loss(one_pair(ahead, 0.0), 1, smoothed).item()
+        for ahead in (best - 0.5, best, best + 0.5)
+    ]
     assert costs[1] < costs[0] and costs[1] < costs[2]
 
 
@@ -100,7 +115,9 @@ def test_the_gradient_penalty_is_the_mean_squared_change_per_noise(scores, shift
     pairs = int(scores.valid.sum())
     changes = [(t * shift) ** 2 + shift**2 for t, _ in valid_pairs(scores)]
     expected = sum(changes) / 0.5**2 / 4 / max(pairs, 1)
-    assert gradient_penalty(scores, moved, 0.5, pairs).item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert gradient_penalty(scores, moved, 0.5, pairs).item() == pytest.approx(
+        expected, rel=1e-3, abs=1e-3
+    )
 
 
 def test_an_invalid_response_has_no_gradient():
@@ -114,7 +131,9 @@ def test_an_invalid_response_has_no_gradient():
 
 def test_identical_texts_are_half_accurate_with_margin_zero():
     scores = GroupScores(
-        torch.tensor([[1.5], [0.5]]), torch.tensor([[[1.5, 1.5]], [[0.5, 0.5]]]), torch.ones(1, 2, dtype=torch.bool)
+        torch.tensor([[1.5], [0.5]]),
+        torch.tensor([[[1.5, 1.5]], [[0.5, 0.5]]]),
+        torch.ones(1, 2, dtype=torch.bool),
     )
     metrics = pair_metrics(pair_sums(scores))
     for view in ("perception", "reasoning"):
@@ -125,11 +144,15 @@ def test_identical_texts_are_half_accurate_with_margin_zero():
 
 
 def test_without_pairs_means_are_absent():
-    scores = GroupScores(torch.zeros(2, 1), torch.zeros(2, 1, 3), torch.zeros(1, 3, dtype=torch.bool))
+    scores = GroupScores(
+        torch.zeros(2, 1), torch.zeros(2, 1, 3), torch.zeros(1, 3, dtype=torch.bool)
+    )
     assert pair_metrics(pair_sums(scores)) == {"pairs": 0.0, "valid_ratio": 0.0}
 
 
-@pytest.mark.parametrize("side, where", [("teacher", (0, 0)), ("student", (1, 0, 0)), ("student", (1, 0, 1))])
+@pytest.mark.parametrize(
+    "side, where", [("teacher", (0, 0)), ("student", (1, 0, 0)), ("student", (1, 0, 1))]
+)
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_only_scores_of_valid_responses_have_to_be_finite(side, where, number):
     scores = GroupScores(torch.zeros(2, 1), torch.zeros(2, 1, 2), torch.tensor([[True, False]]))

@@ -22,15 +22,22 @@ def pack_of(discriminator, prompt, tokenizer):
     return encoder.pack([encoder.encode(Group(prompt, SPANS, []))])
 
 
-def test_spans_are_routed_to_their_own_experts_and_the_prompt_to_all(discriminator, prompt, tokenizer):
+def test_spans_are_routed_to_their_own_experts_and_the_prompt_to_all(
+    discriminator, prompt, tokenizer
+):
     pack, _ = pack_of(discriminator, prompt, tokenizer)
     discriminator(pack)
     for router in discriminator.routers():
-        chosen = {kind: set(router.chosen[router.sets.of == kind].flatten().tolist()) for kind in (0, 1, PROMPT)}
+        chosen = {
+            kind: set(router.chosen[router.sets.of == kind].flatten().tolist())
+            for kind in (0, 1, PROMPT)
+        }
         assert chosen[VIEWS.index(View.PERCEPTION)] == {0, 1}
         assert chosen[VIEWS.index(View.REASONING)] == {2, 3}
         last = router is discriminator.routers()[-1]
-        assert len(chosen[PROMPT]) > 2 or (last and not chosen[PROMPT]), "the last layer sees terminal tokens alone"
+        assert len(chosen[PROMPT]) > 2 or (last and not chosen[PROMPT]), (
+            "the last layer sees terminal tokens alone"
+        )
 
 
 def balance_oracle(router) -> float:
@@ -40,8 +47,12 @@ def balance_oracle(router) -> float:
         members = (token_kinds == kind).nonzero().flatten().tolist()
         experts = {0: [0, 1], 1: [2, 3], PROMPT: [0, 1, 2, 3]}[kind]
         for expert in experts:
-            share = sum((router.chosen[t] == expert).float().mean().item() for t in members) / len(members)
-            probability = sum(router.probabilities[t, expert].item() for t in members) / len(members)
+            share = sum((router.chosen[t] == expert).float().mean().item() for t in members) / len(
+                members
+            )
+            probability = sum(router.probabilities[t, expert].item() for t in members) / len(
+                members
+            )
             total += len(experts) * share * probability * len(members)
     return total / len(token_kinds)
 
@@ -54,7 +65,9 @@ def test_the_balance_loss_is_taken_within_each_set(discriminator, prompt, tokeni
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_balance_loss_reaches_every_router(dense_folder, tmp_path, prompt, tokenizer, checkpointing):
+def test_the_balance_loss_reaches_every_router(
+    dense_folder, tmp_path, prompt, tokenizer, checkpointing
+):
     """Of four experts a view's two are both chosen by each of its tokens: with eight there is something to balance."""
     upcycle(dense_folder, tmp_path / "eight", experts=8)
     discriminator = load_discriminator(tmp_path / "eight")
@@ -83,7 +96,9 @@ def test_without_experts_a_dense_discriminator_scores(dense_folder, tmp_path, pr
     assert dense.routers() == [] and balance == 0 and scores.isfinite().all()
 
 
-def test_token_routing_has_one_head_and_every_expert_for_every_token(token_discriminator, prompt, tokenizer):
+def test_token_routing_has_one_head_and_every_expert_for_every_token(
+    token_discriminator, prompt, tokenizer
+):
     pack, _ = pack_of(token_discriminator, prompt, tokenizer)
     token_discriminator(pack)
     assert list(token_discriminator.heads) == ["shared"]
@@ -117,7 +132,9 @@ def test_a_missing_tensor_is_named(discriminator_folder, tmp_path):
 
 
 def test_auto_class_loads_it(discriminator_folder, discriminator):
-    assert type(AutoModelForTokenClassification.from_pretrained(discriminator_folder)) is type(discriminator)
+    assert type(AutoModelForTokenClassification.from_pretrained(discriminator_folder)) is type(
+        discriminator
+    )
 
 
 def test_checkpointing_keeps_no_second_graph_alive(discriminator, prompt, tokenizer):
@@ -126,4 +143,7 @@ def test_checkpointing_keeps_no_second_graph_alive(discriminator, prompt, tokeni
     scores, balance = discriminator(pack_of(discriminator, prompt, tokenizer)[0])
     first = [router.probabilities for router in discriminator.routers()]
     (scores.sum() + balance).backward()
-    assert all(router.probabilities is kept for router, kept in zip(discriminator.routers(), first, strict=True))
+    assert all(
+        router.probabilities is kept
+        for router, kept in zip(discriminator.routers(), first, strict=True)
+    )

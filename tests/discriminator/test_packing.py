@@ -13,8 +13,8 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeMod
 
 from verl_prism.discriminator.attention import PackLayout, Segment, flex_mask, packed_attention
 from verl_prism.discriminator.batch import VIEWS, Group, Prompt, SpanEncoder, micro_batches
-from verl_prism.discriminator.prompts import tokenize_prompt
 from verl_prism.response import View
+from verl_prism.stages.warmup import encode_row
 
 
 def spans(caption: str, reasoning: str):
@@ -67,9 +67,13 @@ def dense_mask(segments: list[Segment]) -> torch.Tensor:
 def test_blocks_attend_as_the_dense_mask_does(segments, heads):
     torch.manual_seed(0)
     tokens = segments[-1].stop
-    query, key, value = (torch.randn(1, n, tokens, 8, requires_grad=True) for n in (heads[0], heads[1], heads[1]))
+    query, key, value = (
+        torch.randn(1, n, tokens, 8, requires_grad=True) for n in (heads[0], heads[1], heads[1])
+    )
     module = torch.nn.Identity()
-    output, _ = packed_attention(module, query, key, value, None, 0.3, packing=PackLayout.of(segments))
+    output, _ = packed_attention(
+        module, query, key, value, None, 0.3, packing=PackLayout.of(segments)
+    )
     expected = F.scaled_dot_product_attention(
         query, key, value, attn_mask=dense_mask(segments), scale=0.3, enable_gqa=True
     ).transpose(1, 2)
@@ -83,10 +87,14 @@ def test_blocks_attend_as_the_dense_mask_does(segments, heads):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """FlexAttention by its plain formula: there is no CUDA device here to compile it for."""
-    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(
+        "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True
+    )
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(packs())
 def test_the_mask_for_flex_attention_is_the_same(uncompiled, segments):
     torch.manual_seed(0)
@@ -110,7 +118,9 @@ def stock_score(stock, discriminator, prompt: Prompt, span, view: int) -> torch.
 
 def test_a_pack_scores_what_transformers_own_forward_scores(token_discriminator, tokenizer, groups):
     encoder = SpanEncoder(tokenizer, token_discriminator.config)
-    stock = Qwen3VLMoeModel._from_config(deepcopy(token_discriminator.config), attn_implementation="sdpa")
+    stock = Qwen3VLMoeModel._from_config(
+        deepcopy(token_discriminator.config), attn_implementation="sdpa"
+    )
     stock.load_state_dict(token_discriminator.model.state_dict())
     encoded = [encoder.encode(group) for group in groups]
     pack, _ = encoder.pack(encoded)
@@ -142,29 +152,41 @@ def test_positions_are_those_of_qwen3_vl(discriminator, encoder, prompt):
     for span, terminal in zip(encoded.teacher, pack.terminals.tolist(), strict=True):
         ids = torch.cat([prompt.input_ids, torch.tensor(span)])[None]
         expected, _ = discriminator.model.get_rope_index(
-            ids, (ids == discriminator.config.image_token_id).int(), image_grid_thw=prompt.image_grid_thw
+            ids,
+            (ids == discriminator.config.image_token_id).int(),
+            image_grid_thw=prompt.image_grid_thw,
         )
         own = pack.position_ids[:, terminal + 1 - len(span) : terminal + 1]
         actual = torch.cat([pack.position_ids[:, : len(prompt.input_ids)], own], dim=1)
         torch.testing.assert_close(actual, expected[:, 0])
 
 
-def test_two_images_in_a_row_have_the_positions_of_qwen3_vl(discriminator, dense_folder, rows, tokenizer):
+def test_two_images_in_a_row_have_the_positions_of_qwen3_vl(
+    discriminator, dense_folder, rows, tokenizer
+):
     row = rows[0]
     content = row["prompt"][1]["content"].replace("<image>", "<image><image>")
-    prompt = tokenize_prompt(
+    prompt = encode_row(
         AutoProcessor.from_pretrained(dense_folder),
-        row | {"prompt": [row["prompt"][0], {"role": "user", "content": content}], "images": row["images"] * 2},
+        row
+        | {
+            "prompt": [row["prompt"][0], {"role": "user", "content": content}],
+            "images": row["images"] * 2,
+        },
     )
     encoded = SpanEncoder(tokenizer, discriminator.config).encode(Group(prompt, TEACHER, []))
     ids = prompt.input_ids[None]
     expected, _ = discriminator.model.get_rope_index(
-        ids, (ids == discriminator.config.image_token_id).int(), image_grid_thw=prompt.image_grid_thw
+        ids,
+        (ids == discriminator.config.image_token_id).int(),
+        image_grid_thw=prompt.image_grid_thw,
     )
     torch.testing.assert_close(encoded.positions, expected[:, 0])
 
 
-def test_a_prompt_without_an_image_scores_beside_one_with_an_image(discriminator, encoder, prompt, tokenizer):
+def test_a_prompt_without_an_image_scores_beside_one_with_an_image(
+    discriminator, encoder, prompt, tokenizer
+):
     bare = Prompt(torch.tensor(tokenizer.encode("What is 1 + 2?")))
     encoded = [encoder.encode(Group(part, TEACHER, STUDENTS)) for part in (bare, prompt)]
     together, _ = discriminator(encoder.pack(encoded)[0])
@@ -183,14 +205,20 @@ def test_without_any_image_the_vision_tower_still_takes_part(discriminator, enco
     bare = Prompt(torch.tensor(tokenizer.encode("What is 1 + 2?")))
     scores, _ = discriminator(encoder.pack([encoder.encode(Group(bare, TEACHER, []))])[0])
     scores.sum().backward()
-    assert all(p.grad is not None and not p.grad.any() for p in discriminator.model.visual.parameters())
+    assert all(
+        p.grad is not None and not p.grad.any() for p in discriminator.model.visual.parameters()
+    )
 
 
 def test_micro_batches_hold_as_many_groups_as_fit(encoder, groups):
     encoded = [encoder.encode(group) for group in groups]
     size = encoded[0].tokens
     assert [len(batch) for batch in micro_batches(encoded, 2 * size)] == [2, 1]
-    assert [group.group for batch in micro_batches(encoded, 2 * size) for group in batch] == [0, 1, 2]
+    assert [group.group for batch in micro_batches(encoded, 2 * size) for group in batch] == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_a_group_over_the_budget_is_split_with_its_prompt_and_teacher(encoder, groups):

@@ -1,9 +1,6 @@
 """Pairs for the warm-up: invalid rollouts are counted, prompts are split, swapped teachers come from other prompts."""
 
-from pathlib import Path
-
 import pytest
-from transformers import AutoProcessor
 
 from verl_prism.discriminator.pairs import add_swapped_teachers, warmup_groups
 from verl_prism.response import View
@@ -12,15 +9,18 @@ LIMITS = dict.fromkeys(View, 100)
 
 
 @pytest.fixture(scope="module")
-def groups(dense_folder: Path, rows):
+def groups(rows, prompts, tokenizer):
     rollouts = [[row["teacher_response"], "no format"] for row in rows]
     rollouts[3] = ["no format", "no format"]
-    return warmup_groups(AutoProcessor.from_pretrained(dense_folder), rows, rollouts, LIMITS, heldout_fraction=0.25)
+    teachers = [row["teacher_response"] for row in rows]
+    return warmup_groups(prompts, teachers, rollouts, tokenizer, LIMITS, heldout_fraction=0.25)
 
 
 def test_invalid_rollouts_are_no_pairs_and_are_counted(groups):
     assert (groups.rollouts, groups.invalid) == (16, 9)
-    assert len(groups.train) + len(groups.heldout) == 7, "a prompt without a valid rollout holds no pair"
+    assert len(groups.train) + len(groups.heldout) == 7, (
+        "a prompt without a valid rollout holds no pair"
+    )
 
 
 def test_held_out_prompts_are_not_trained_on(groups):
@@ -35,5 +35,7 @@ def test_swapped_teachers_are_other_prompts_answers(groups):
     for before, after in zip(groups.train, swapped, strict=True):
         added = after.students[len(before.students) :]
         assert len(added) == 3
-        assert all(spans is None or (spans in teachers and spans != before.teacher) for spans in added)
+        assert all(
+            spans is None or (spans in teachers and spans != before.teacher) for spans in added
+        )
     assert add_swapped_teachers(groups.train, 3, seed=0) == swapped

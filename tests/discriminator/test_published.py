@@ -71,7 +71,9 @@ class Published:
         for file in PROCESSOR_FILES:
             if (self.dense_folder / file).exists():
                 shutil.copy(self.dense_folder / file, self.folder)
-        config = config_457(json.loads((self.dense_folder / "config.json").read_text()), self.intermediate)
+        config = config_457(
+            json.loads((self.dense_folder / "config.json").read_text()), self.intermediate
+        )
         (self.folder / "config.json").write_text(json.dumps(config))
         return self.folder
 
@@ -103,14 +105,20 @@ def config_457(dense, intermediate):
 def make_published(dense_folder, folder, intermediate=96):
     torch.manual_seed(0)
     dense = load_file(dense_folder / "model.safetensors")
-    tensors = {name.removeprefix("model."): t for name, t in dense.items() if name.startswith("model.")}
-    tensors = {name: t for name, t in tensors.items() if ".mlp." not in name or name.startswith("visual.")}
+    tensors = {
+        name.removeprefix("model."): t for name, t in dense.items() if name.startswith("model.")
+    }
+    tensors = {
+        name: t for name, t in tensors.items() if ".mlp." not in name or name.startswith("visual.")
+    }
     for mlp in map(MLP.format, range(LAYERS)):
         tensors[f"{mlp}.gate.weight"] = torch.randn(E, H)
         tensors[f"{mlp}.experts.gate_up_proj"] = 0.05 * torch.randn(E, H, 2 * intermediate)
         tensors[f"{mlp}.experts.down_proj"] = 0.05 * torch.randn(E, intermediate, H)
     head = torch.randn(1, H)
-    return Published(dense_folder, folder, tensors, intermediate, head, extra={"v_head.1.weight": head})
+    return Published(
+        dense_folder, folder, tensors, intermediate, head, extra={"v_head.1.weight": head}
+    )
 
 
 @pytest.fixture
@@ -147,7 +155,9 @@ def scores_of(folder, prompt, tokenizer):
 
 # With f = 64 gate_up_proj is square, with f = 128 down_proj: the layout is the published one all the same.
 @pytest.mark.parametrize("intermediate", [96, 64, 128])
-def test_converted_it_scores_as_transformers_4_57_did(dense_folder, tmp_path, prompt, tokenizer, intermediate):
+def test_converted_it_scores_as_transformers_4_57_did(
+    dense_folder, tmp_path, prompt, tokenizer, intermediate
+):
     published = make_published(dense_folder, tmp_path / "published", intermediate)
     convert_published(published.write(), tmp_path / "target")
     scores, spans = scores_of(tmp_path / "target", prompt, tokenizer)
@@ -162,7 +172,9 @@ def test_a_wrappers_prefix_and_lm_head_are_dropped(published, tmp_path, prefix):
     published.folder, published.prefix = tmp_path / "wrapped", prefix
     published.extra[f"{prefix.removesuffix('model.')}lm_head.weight"] = torch.zeros(512, H)
     convert_published(published.write(), tmp_path / "target", max_shard_size="500KB")
-    plain, unwrapped = (load_discriminator(tmp_path / name).state_dict() for name in ("plain", "target"))
+    plain, unwrapped = (
+        load_discriminator(tmp_path / name).state_dict() for name in ("plain", "target")
+    )
     torch.testing.assert_close(unwrapped, plain, rtol=0, atol=0)
 
 
@@ -178,7 +190,9 @@ def test_the_head_is_found_in_either_place(published, tmp_path, places):
     published.extra = {"v_head.1.weight": published.head} if "safetensors" in places else {}
     published.value_head = {"v_head.summary.weight": published.head} if "file" in places else None
     convert_published(published.write(), tmp_path / "target")
-    assert torch.equal(load_discriminator(tmp_path / "target").heads["shared"].weight, published.head)
+    assert torch.equal(
+        load_discriminator(tmp_path / "target").heads["shared"].weight, published.head
+    )
 
 
 def two_heads(published):
@@ -194,7 +208,10 @@ def other_key(published):
 
 
 def biased(published):
-    published.value_head = {"v_head.summary.weight": published.head, "v_head.summary.bias": torch.zeros(1)}
+    published.value_head = {
+        "v_head.summary.weight": published.head,
+        "v_head.summary.bias": torch.zeros(1),
+    }
 
 
 def arbitrary_object(published):
@@ -227,9 +244,18 @@ def two_prefixes(published):
     ("change", "message"),
     [
         (two_heads, r"heads that differ \(v_head\.1\.weight, value_head\.pt\)"),
-        (no_head, r"holds no head: neither v_head\.1\.weight in its safetensors nor a value_head\.pt"),
-        (other_key, r"value_head\.pt holds \['summary\.weight'\], where \['v_head\.summary\.weight'\] is needed"),
-        (biased, r"value_head\.pt holds \['v_head\.summary\.weight', 'v_head\.summary\.bias'\], where"),
+        (
+            no_head,
+            r"holds no head: neither v_head\.1\.weight in its safetensors nor a value_head\.pt",
+        ),
+        (
+            other_key,
+            r"value_head\.pt holds \['summary\.weight'\], where \['v_head\.summary\.weight'\] is needed",
+        ),
+        (
+            biased,
+            r"value_head\.pt holds \['v_head\.summary\.weight', 'v_head\.summary\.bias'\], where",
+        ),
         (arbitrary_object, r"value_head\.pt cannot be read as tensors"),
         (narrow_head, r"of another shape: v_head\.1\.weight \[1, 127\], not \[1, 128\]"),
         (

@@ -10,18 +10,33 @@ import torch
 
 from verl_prism.discriminator.ranks import Ranks
 
-CASES = ("all alike", "one rank without an image", "one rank without a valid pair", "a rank without a group")
+CASES = (
+    "all alike",
+    "one rank without an image",
+    "one rank without a valid pair",
+    "a rank without a group",
+)
 
 
 @pytest.fixture(scope="module")
 def results(digits_folder, discriminator_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    return {ranks: run(ranks, digits_folder, discriminator_folder, folder / f"{ranks}.pt") for ranks in (1, 2)}
+    return {
+        ranks: run(ranks, digits_folder, discriminator_folder, folder / f"{ranks}.pt")
+        for ranks in (1, 2)
+    }
 
 
 def run(ranks, digits_folder, discriminator_folder, file):
     script = [Path(__file__).parent / "step_ranks.py", discriminator_folder]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *script]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        *script,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = [digits_folder / "data" / "train.parquet", file]
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)

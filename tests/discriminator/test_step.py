@@ -54,17 +54,26 @@ def make_step(discriminator, tokenizer, tmp_path):
 @pytest.fixture
 def unchanged(discriminator):
     """Whether no parameter has changed since, and no gradient is left."""
-    before = {name: parameter.detach().clone() for name, parameter in discriminator.named_parameters()}
+    before = {
+        name: parameter.detach().clone() for name, parameter in discriminator.named_parameters()
+    }
 
     def ask() -> bool:
-        same = all(torch.equal(before[name], p.nan_to_num()) for name, p in discriminator.named_parameters())
+        same = all(
+            torch.equal(before[name], p.nan_to_num())
+            for name, p in discriminator.named_parameters()
+        )
         return same and all(p.grad is None for p in discriminator.parameters())
 
     return ask
 
 
-def test_a_step_learns_and_returns_the_scores_from_before(make_step, discriminator, groups, tokenizer, unchanged):
-    before = score_groups(discriminator, MiniBatch(SpanEncoder(tokenizer, discriminator.config), groups, 400))
+def test_a_step_learns_and_returns_the_scores_from_before(
+    make_step, discriminator, groups, tokenizer, unchanged
+):
+    before = score_groups(
+        discriminator, MiniBatch(SpanEncoder(tokenizer, discriminator.config), groups, 400)
+    )
     result = make_step()(groups)
     torch.testing.assert_close(result.scores.student, before.student, atol=0, rtol=0)
     assert not unchanged()
@@ -104,7 +113,9 @@ def test_a_discriminator_that_is_accurate_enough_is_left_as_it_is(make_step, gro
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_changes_no_parameter(make_step, discriminator, groups, unchanged, number):
+def test_a_score_that_is_not_finite_changes_no_parameter(
+    make_step, discriminator, groups, unchanged, number
+):
     weight = discriminator.heads["perception"].weight
     with torch.no_grad():
         kept = weight[0, 0].item()
@@ -115,7 +126,9 @@ def test_a_score_that_is_not_finite_changes_no_parameter(make_step, discriminato
         weight[0, 0] = kept
     assert result.nonfinite and unchanged()
     assert set(result.metrics) == {"pairs", "valid_ratio", "updates_skipped", "nonfinite"}
-    assert not step(groups).nonfinite and not unchanged(), "it goes on once numbers are finite again"
+    assert not step(groups).nonfinite and not unchanged(), (
+        "it goes on once numbers are finite again"
+    )
 
 
 def test_a_gradient_that_is_not_finite_changes_no_parameter(make_step, groups, unchanged):
@@ -138,12 +151,16 @@ def test_no_further_update_follows_one_that_is_not_finite(make_step, discriminat
     assert len(spoilt) == len(list(discriminator.parameters()))
 
 
-def test_the_run_stops_after_some_in_a_row_and_keeps_the_batch(make_step, discriminator, groups, tmp_path):
+def test_the_run_stops_after_some_in_a_row_and_keeps_the_batch(
+    make_step, discriminator, groups, tmp_path
+):
     with torch.no_grad():
         discriminator.heads["reasoning"].weight[0, 0] = math.nan
     step = make_step(replace(SETTINGS, max_nonfinite=2))
     assert step(groups).nonfinite
-    with pytest.raises(FloatingPointError, match=r"not finite in 2 steps in a row.*nonfinite-2-rank0\.pt.*lr"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite in 2 steps in a row.*nonfinite-2-rank0\.pt.*lr"
+    ):
         step(groups)
     kept = torch.load(tmp_path / "nonfinite-2-rank0.pt", weights_only=True)
     assert len(kept["groups"]) == len(groups)
@@ -151,11 +168,17 @@ def test_the_run_stops_after_some_in_a_row_and_keeps_the_batch(make_step, discri
     torch.testing.assert_close(kept["groups"][1]["pixel_values"], groups[1].prompt.pixel_values)
     assert kept["groups"][0]["students"][1] is None
     assert kept["groups"][0]["teacher"]["perception"] == groups[0].teacher[View.PERCEPTION]
-    assert kept["student_scores"][1, :, 0].isnan().all() and kept["student_scores"][0, :, 0].isfinite().all()
+    assert (
+        kept["student_scores"][1, :, 0].isnan().all()
+        and kept["student_scores"][0, :, 0].isfinite().all()
+    )
 
 
 def test_steps_in_between_that_are_finite_start_the_count_anew(make_step, discriminator, groups):
-    step, weight = make_step(replace(SETTINGS, max_nonfinite=2)), discriminator.heads["reasoning"].weight
+    step, weight = (
+        make_step(replace(SETTINGS, max_nonfinite=2)),
+        discriminator.heads["reasoning"].weight,
+    )
     for number in (math.nan, 0.0, math.nan):
         with torch.no_grad():
             weight[0, 0] = number
@@ -166,4 +189,8 @@ def test_the_load_of_the_busiest_expert_is_reported_for_each_set(make_step, disc
     metrics = make_step()(groups).metrics
     top_k = discriminator.config.text_config.num_experts_per_tok
     for name in ("perception", "reasoning", "prompt"):
-        assert 1 / discriminator.config.text_config.num_experts <= metrics[f"busiest_expert/{name}"] <= 1 / top_k + 1e-6
+        assert (
+            1 / discriminator.config.text_config.num_experts
+            <= metrics[f"busiest_expert/{name}"]
+            <= 1 / top_k + 1e-6
+        )

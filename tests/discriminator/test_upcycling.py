@@ -28,7 +28,11 @@ EXPERTS = "model.language_model.layers.1.mlp.experts"
 
 
 def load_folder(folder):
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def with_weights(dense_folder, folder, change):
@@ -43,7 +47,9 @@ def with_weights(dense_folder, folder, change):
 @pytest.fixture(scope="module")
 def sharded_folder(dense_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    Qwen3VLForConditionalGeneration.from_pretrained(dense_folder).save_pretrained(folder, max_shard_size="600KB")
+    Qwen3VLForConditionalGeneration.from_pretrained(dense_folder).save_pretrained(
+        folder, max_shard_size="600KB"
+    )
     AutoProcessor.from_pretrained(dense_folder).save_pretrained(folder)
     return folder
 
@@ -62,7 +68,9 @@ def dense_states(dense, prompt, span):
 def packed_states(discriminator, pack):
     """hidden[S, h] at the terminal tokens of the pack's spans."""
     kept = []
-    discriminator.model.language_model.norm.register_forward_hook(lambda module, inputs, output: kept.append(output[0]))
+    discriminator.model.language_model.norm.register_forward_hook(
+        lambda module, inputs, output: kept.append(output[0])
+    )
     discriminator(pack)
     return kept[0]
 
@@ -77,14 +85,20 @@ def test_upcycled_without_noise_computes_what_the_dense_model_computes(
     encoder = SpanEncoder(tokenizer, discriminator.config)
     pack, _ = encoder.pack([encoder.encode(Group(prompt, SPANS, []))])
     dense = Qwen3VLForConditionalGeneration.from_pretrained(dense_folder)
-    caption, reasoning = (dense_states(dense, prompt, encoder.span_ids(SPANS[view])) for view in VIEWS)
+    caption, reasoning = (
+        dense_states(dense, prompt, encoder.span_ids(SPANS[view])) for view in VIEWS
+    )
     expected = torch.cat([caption, reasoning[len(prompt.input_ids) :]])
     assert prompt.pixel_values is not None
-    torch.testing.assert_close(packed_states(discriminator, pack), expected[pack.terminals], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        packed_states(discriminator, pack), expected[pack.terminals], rtol=0, atol=1e-5
+    )
 
 
 def test_noise_is_seeded_and_relative_to_each_weight(dense_folder, tmp_path):
-    dense = with_weights(dense_folder, tmp_path / "dense", lambda tensors: tensors[UP_PROJ].mul_(10))
+    dense = with_weights(
+        dense_folder, tmp_path / "dense", lambda tensors: tensors[UP_PROJ].mul_(10)
+    )
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         upcycle(dense, tmp_path / name, noise=0.01, seed=seed)
     a, b, c = (load_folder(tmp_path / name) for name in "abc")
@@ -94,7 +108,11 @@ def test_noise_is_seeded_and_relative_to_each_weight(dense_folder, tmp_path):
     source = load_folder(dense)
     for part, weight in zip(
         (*a[gate_up].chunk(2, dim=1), a[down]),
-        (source[UP_PROJ.replace("up", "gate")], source[UP_PROJ], source[UP_PROJ.replace("up", "down")]),
+        (
+            source[UP_PROJ.replace("up", "gate")],
+            source[UP_PROJ],
+            source[UP_PROJ.replace("up", "down")],
+        ),
         strict=True,
     ):
         spreads = [(expert - weight).std().item() for expert in part]
@@ -105,14 +123,18 @@ def test_the_shards_of_source_and_target_change_no_number(dense_folder, sharded_
     upcycle(dense_folder, tmp_path / "whole", noise=0.01, seed=3)
     upcycle(sharded_folder, tmp_path / "sharded", noise=0.01, seed=3, max_shard_size="500KB")
     assert len(list(tmp_path.glob("sharded/*.safetensors"))) > 3
-    whole, sharded = (load_discriminator(tmp_path / name).state_dict() for name in ("whole", "sharded"))
+    whole, sharded = (
+        load_discriminator(tmp_path / name).state_dict() for name in ("whole", "sharded")
+    )
     torch.testing.assert_close(sharded, whole, rtol=0, atol=0)
 
 
 def test_routers_and_heads_are_drawn_at_the_models_initial_deviation(discriminator_folder):
     config = AutoConfig.from_pretrained(discriminator_folder)
     tensors = load_folder(discriminator_folder)
-    new = [name for name in tensors if name.endswith("mlp.gate.weight") or name.startswith("heads.")]
+    new = [
+        name for name in tensors if name.endswith("mlp.gate.weight") or name.startswith("heads.")
+    ]
     assert len(new) == config.text_config.num_hidden_layers + len(VIEWS)
     values = torch.cat([tensors[name].flatten() for name in new])
     assert values.mean().item() == pytest.approx(0, abs=0.01)
@@ -125,7 +147,9 @@ def test_the_stored_dtype_is_kept(dense_folder, tmp_path):
         tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
 
     upcycle(with_weights(dense_folder, tmp_path / "dense", halve), tmp_path / "target", noise=0.01)
-    assert {tensor.dtype for tensor in load_folder(tmp_path / "target").values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_folder(tmp_path / "target").values()} == {
+        torch.bfloat16
+    }
     assert AutoConfig.from_pretrained(tmp_path / "target").dtype == torch.bfloat16
 
 
@@ -138,7 +162,9 @@ def test_lm_head_is_dropped(dense_folder, tmp_path):
 
 
 def test_the_processor_comes_along(dense_folder, discriminator_folder):
-    before, after = (AutoProcessor.from_pretrained(folder) for folder in (dense_folder, discriminator_folder))
+    before, after = (
+        AutoProcessor.from_pretrained(folder) for folder in (dense_folder, discriminator_folder)
+    )
     assert after.to_dict() == before.to_dict()
     assert after.chat_template == before.chat_template
     assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
@@ -146,9 +172,17 @@ def test_the_processor_comes_along(dense_folder, discriminator_folder):
 
 def test_progress_counts_every_byte(dense_folder, tmp_path):
     steps = []
-    upcycle(dense_folder, tmp_path / "target", on_progress=lambda done, total: steps.append((done, total)))
-    assert {total for _, total in steps} == {sum(tensor.nbytes for tensor in load_folder(tmp_path / "target").values())}
-    assert [done for done, _ in steps] == sorted(done for done, _ in steps) and steps[-1][0] == steps[-1][1]
+    upcycle(
+        dense_folder,
+        tmp_path / "target",
+        on_progress=lambda done, total: steps.append((done, total)),
+    )
+    assert {total for _, total in steps} == {
+        sum(tensor.nbytes for tensor in load_folder(tmp_path / "target").values())
+    }
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps) and steps[-1][
+        0
+    ] == steps[-1][1]
 
 
 MEASURE = """
@@ -180,7 +214,10 @@ def test_memory_is_bounded_by_the_shards_and_not_by_the_model(dense_folder, tmp_
             shutil.copy(dense_folder / file, dense)
     target = tmp_path / "target"
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, dense_folder, dense, target], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, dense_folder, dense, target],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     sharded, whole = map(int, run.stdout.split())
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
@@ -211,10 +248,15 @@ def reshape(name):
             reshape(UP_PROJ),
             r"another shape: language_model\.layers\.1\.mlp\.up_proj\.weight \[383, 128\], not \[384, 128\]\)",
         ),
-        (add("ema.model.visual.pos_embed.weight"), r"more than one model: .*ema\.model\.visual\.pos_embed\.weight"),
+        (
+            add("ema.model.visual.pos_embed.weight"),
+            r"more than one model: .*ema\.model\.visual\.pos_embed\.weight",
+        ),
     ],
 )
-def test_a_dense_model_that_is_not_whole_is_refused_by_the_tensors_name(dense_folder, tmp_path, change, message):
+def test_a_dense_model_that_is_not_whole_is_refused_by_the_tensors_name(
+    dense_folder, tmp_path, change, message
+):
     dense = with_weights(dense_folder, tmp_path / "dense", change)
     with pytest.raises(UserError, match=message):
         upcycle(dense, tmp_path / "target")
@@ -224,7 +266,9 @@ def test_a_dense_model_that_is_not_whole_is_refused_by_the_tensors_name(dense_fo
 def test_what_is_no_dense_qwen3_vl_is_refused(discriminator_folder, tmp_path):
     with pytest.raises(UserError, match="holds a prism_discriminator, where a qwen3_vl is needed"):
         upcycle(discriminator_folder, tmp_path / "target")
-    with pytest.raises(UserError, match=r"holds no Hugging Face model: its config\.json cannot be read"):
+    with pytest.raises(
+        UserError, match=r"holds no Hugging Face model: its config\.json cannot be read"
+    ):
         upcycle(tmp_path / "nothing", tmp_path / "target")
 
 
@@ -235,11 +279,14 @@ def test_weights_that_are_absent_are_named(dense_folder, sharded_folder, tmp_pat
         upcycle(bare, tmp_path / "target")
     shutil.copytree(sharded_folder, holed, ignore=shutil.ignore_patterns("model-00002-*"))
     with pytest.raises(
-        UserError, match=r"holed lacks model-00002-of-\d+\.safetensors, named in model\.safetensors\.in"
+        UserError,
+        match=r"holed lacks model-00002-of-\d+\.safetensors, named in model\.safetensors\.in",
     ):
         upcycle(holed, tmp_path / "target")
     shutil.copytree(dense_folder, torn)
-    (torn / "model.safetensors").write_bytes((dense_folder / "model.safetensors").read_bytes()[:-100])
+    (torn / "model.safetensors").write_bytes(
+        (dense_folder / "model.safetensors").read_bytes()[:-100]
+    )
     with pytest.raises(UserError, match=r"torn/model\.safetensors cannot be read"):
         upcycle(torn, tmp_path / "target")
 
@@ -255,7 +302,9 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(sharded_folder, tmp_
 
 
 def test_a_folder_without_its_processor_is_refused(dense_folder, tmp_path):
-    shutil.copytree(dense_folder, tmp_path / "dense", ignore=shutil.ignore_patterns("*processor_config.json"))
+    shutil.copytree(
+        dense_folder, tmp_path / "dense", ignore=shutil.ignore_patterns("*processor_config.json")
+    )
     with pytest.raises(UserError, match="no tokenizer or no image processor"):
         upcycle(tmp_path / "dense", tmp_path / "target")
 
@@ -265,7 +314,10 @@ def test_a_folder_without_its_processor_is_refused(dense_folder, tmp_path):
     [
         ({"experts": 3}, "dedicated routing"),
         ({"experts": 4, "experts_per_token": 3}, "dedicated routing"),
-        ({"routing": "token", "experts": 2, "experts_per_token": 3}, "experts_per_token is 3, of 2 experts"),
+        (
+            {"routing": "token", "experts": 2, "experts_per_token": 3},
+            "experts_per_token is 3, of 2 experts",
+        ),
         ({"routing": "random"}, "routing=random"),
         ({"routing": "dense", "noise": 0.1}, "no experts to add it to"),
         ({"noise": -0.1}, "noise is -0.1"),
@@ -300,7 +352,9 @@ def test_a_discriminator_is_replaced_whole_and_nothing_else_is(dense_folder, tmp
     notes.mkdir()
     (notes / "diary.txt").write_text("dear diary")
     for precious in (notes, dense_folder):
-        with pytest.raises(UserError, match="exists and holds no discriminator; it is not replaced"):
+        with pytest.raises(
+            UserError, match="exists and holds no discriminator; it is not replaced"
+        ):
             upcycle(dense_folder, precious)
     assert (notes / "diary.txt").exists() and (dense_folder / "model.safetensors").exists()
 
@@ -315,12 +369,25 @@ runpy.run_module("verl_prism.discriminator", run_name="__main__")
 def test_the_command_needs_little_more_than_torch_and_transformers(dense_folder, tmp_path):
     target = tmp_path / "target"
     run = subprocess.run(
-        [sys.executable, "-c", BARE, "upcycle", dense_folder, target, "--routing", "token", "--seed", "5"],
+        [
+            sys.executable,
+            "-c",
+            BARE,
+            "upcycle",
+            dense_folder,
+            target,
+            "--routing",
+            "token",
+            "--seed",
+            "5",
+        ],
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert re.fullmatch(rf"{re.escape(str(target))}: discriminator of \d\.\d MB in 1 file\n", run.stdout)
+    assert re.fullmatch(
+        rf"{re.escape(str(target))}: discriminator of \d\.\d MB in 1 file\n", run.stdout
+    )
     upcycle(dense_folder, tmp_path / "same", routing="token", seed=5)
     torch.testing.assert_close(load_folder(target), load_folder(tmp_path / "same"), rtol=0, atol=0)
 

@@ -56,7 +56,12 @@ def groups(prompts, rows):
         Group(
             prompt,
             spans(row["teacher_response"]),
-            [spans(STUDENTS[g % 4]), None, spans(STUDENTS[(g + 1) % 4]), spans(STUDENTS[2]) if g % 3 else None],
+            [
+                spans(STUDENTS[g % 4]),
+                None,
+                spans(STUDENTS[(g + 1) % 4]),
+                spans(STUDENTS[2]) if g % 3 else None,
+            ],
         )
         for g, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
     ]
@@ -71,7 +76,11 @@ def gradients(model, batch: MiniBatch, weights=PAIRS_ALONE, rounds=None):
     """Loss, scores and the gradient of every parameter that has one."""
     model.zero_grad()
     done = backward_groups(model, batch, weights, pairs=batch.pairs, rounds=rounds)
-    return done.loss, done.scores, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return (
+        done.loss,
+        done.scores,
+        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+    )
 
 
 def assert_same(result, expected):
@@ -83,10 +92,16 @@ def assert_same(result, expected):
         assert worst <= 1e-5 * gradient.abs().max(), name
 
 
-def test_the_teachers_text_as_the_students_scores_the_same_exactly(discriminator, encoder, prompts, rows):
+def test_the_teachers_text_as_the_students_scores_the_same_exactly(
+    discriminator, encoder, prompts, rows
+):
     teachers = [spans(row["teacher_response"]) for row in rows]
-    groups = [Group(prompt, teacher, [teacher]) for prompt, teacher in zip(prompts, teachers, strict=True)]
-    metrics = pair_metrics(pair_sums(score_groups(discriminator, MiniBatch(encoder, groups, 100_000))))
+    groups = [
+        Group(prompt, teacher, [teacher]) for prompt, teacher in zip(prompts, teachers, strict=True)
+    ]
+    metrics = pair_metrics(
+        pair_sums(score_groups(discriminator, MiniBatch(encoder, groups, 100_000)))
+    )
     for view in VIEWS:
         assert metrics[f"{view}/accuracy"] == 0.5 and metrics[f"{view}/margin"] == 0.0
 
@@ -96,12 +111,18 @@ def test_a_score_does_not_depend_on_what_else_is_in_the_pack(discriminator, enco
     for g, group in enumerate(groups):
         alone = score_groups(discriminator, MiniBatch(encoder, [group], 100_000))
         valid = together.valid[g]
-        torch.testing.assert_close(alone.student[:, 0, valid], together.student[:, g, valid], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(alone.teacher[:, 0], together.teacher[:, g], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            alone.student[:, 0, valid], together.student[:, g, valid], atol=1e-5, rtol=1e-4
+        )
+        torch.testing.assert_close(
+            alone.teacher[:, 0], together.teacher[:, g], atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("max_tokens", [1, 100_000])
-def test_scores_of_the_update_are_those_of_a_scoring_pass(discriminator, encoder, groups, max_tokens):
+def test_scores_of_the_update_are_those_of_a_scoring_pass(
+    discriminator, encoder, groups, max_tokens
+):
     batch = MiniBatch(encoder, groups, max_tokens)
     scored = score_groups(discriminator.eval(), batch)
     updated = backward_groups(discriminator.train(), batch, LossWeights(), pairs=batch.pairs).scores
@@ -115,8 +136,13 @@ def budget(encoder, groups, per_batch: int) -> int:
 
 
 @pytest.mark.parametrize("per_batch", [1, 2, 4])
-def test_micro_batches_give_the_loss_and_gradients_of_the_whole(discriminator, encoder, groups, per_batch):
-    whole, parts = MiniBatch(encoder, groups, 100_000), MiniBatch(encoder, groups, budget(encoder, groups, per_batch))
+def test_micro_batches_give_the_loss_and_gradients_of_the_whole(
+    discriminator, encoder, groups, per_batch
+):
+    whole, parts = (
+        MiniBatch(encoder, groups, 100_000),
+        MiniBatch(encoder, groups, budget(encoder, groups, per_batch)),
+    )
     assert len(whole) == 1 and len(parts) == len(groups) / per_batch
     assert_same(gradients(discriminator, parts), gradients(discriminator, whole))
 
@@ -130,7 +156,9 @@ def test_a_group_over_the_budget_is_split_and_gives_the_same(discriminator, enco
     assert_same(ours, expected)
     assert ours[1].valid.equal(expected[1].valid)
     valid = expected[1].valid
-    torch.testing.assert_close(ours[1].student[:, valid], expected[1].student[:, valid], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        ours[1].student[:, valid], expected[1].student[:, valid], atol=1e-5, rtol=1e-4
+    )
     torch.testing.assert_close(ours[1].teacher, expected[1].teacher, atol=1e-5, rtol=1e-4)
 
 
@@ -148,18 +176,25 @@ def test_the_order_of_groups_and_of_students_changes_nothing(discriminator, enco
         for group in shuffler.sample(groups, len(groups))
     ]
     expected = gradients(discriminator, MiniBatch(encoder, groups, 100_000))
-    assert_same(gradients(discriminator, MiniBatch(encoder, shuffled, budget(encoder, groups, 2))), expected)
+    assert_same(
+        gradients(discriminator, MiniBatch(encoder, shuffled, budget(encoder, groups, 2))), expected
+    )
 
 
 def test_the_loss_is_that_of_the_scores(discriminator, encoder, groups):
     loss, scores, _ = gradients(discriminator, MiniBatch(encoder, groups, 300))
-    assert loss == pytest.approx(pairwise_loss(scores, valid_pairs(groups), PAIRS_ALONE).item(), rel=1e-5)
+    assert loss == pytest.approx(
+        pairwise_loss(scores, valid_pairs(groups), PAIRS_ALONE).item(), rel=1e-5
+    )
 
 
 def test_the_balance_loss_is_the_mean_over_micro_batches(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups, budget(encoder, groups, 2))
     balances = [discriminator(pack)[1].item() for pack, _, _ in batch.turns(None)]
-    extra = gradients(discriminator, batch, LossWeights(balance=0.5))[0] - gradients(discriminator, batch)[0]
+    extra = (
+        gradients(discriminator, batch, LossWeights(balance=0.5))[0]
+        - gradients(discriminator, batch)[0]
+    )
     assert extra == pytest.approx(0.5 * sum(balances) / len(balances), rel=1e-4)
 
 
@@ -167,14 +202,18 @@ def test_routers_learn_from_the_balance_loss_alone(discriminator, encoder, group
     """With gradient checkpointing, which lost the reference this gradient."""
     unpaired = [replace(group, students=[None]) for group in groups]
     discriminator.gradient_checkpointing_enable({"use_reentrant": False})
-    _, _, found = gradients(discriminator.train(), MiniBatch(encoder, unpaired, 100_000), LossWeights(balance=1.0))
+    _, _, found = gradients(
+        discriminator.train(), MiniBatch(encoder, unpaired, 100_000), LossWeights(balance=1.0)
+    )
     assert all(found[name].any() for name in found if name.endswith("mlp.gate.weight"))
     assert any(name.endswith("mlp.gate.weight") for name in found)
 
 
 def test_invalid_students_are_left_out(discriminator, encoder, groups):
     scores = score_groups(discriminator, MiniBatch(encoder, groups, 100_000))
-    assert scores.valid.tolist() == [[spans is not None for spans in group.students] for group in groups]
+    assert scores.valid.tolist() == [
+        [spans is not None for spans in group.students] for group in groups
+    ]
     assert valid_pairs(groups) == int(scores.valid.sum())
 
 
@@ -193,19 +232,23 @@ def test_the_gradient_penalty_estimates_the_scores_gradients(discriminator, enco
     for span in spans:
         (gradient,) = torch.autograd.grad(span, embeddings, retain_graph=True)
         squares.append((gradient.square().sum(-1) * embeddings.square().mean(-1)).sum())
-    expected = (torch.stack(squares)[index.teacher].sum() + torch.stack(squares)[index.student].sum()) / 4
+    expected = (
+        torch.stack(squares)[index.teacher].sum() + torch.stack(squares)[index.student].sum()
+    ) / 4
 
     torch.manual_seed(0)
     alone = backward_groups(discriminator, batch, PAIRS_ALONE, pairs=1).loss
     penalised = replace(PAIRS_ALONE, gradient_penalty=1.0)
-    draws = [backward_groups(discriminator, batch, penalised, pairs=1).loss - alone for _ in range(60)]
+    draws = [
+        backward_groups(discriminator, batch, penalised, pairs=1).loss - alone for _ in range(60)
+    ]
     assert sum(draws) / len(draws) == pytest.approx(expected.item(), rel=0.4)
     assert NOISE < 0.1 and len(set(draws)) == len(draws)
 
 
 def test_the_gradient_penalty_makes_scores_flatter(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups[:2], 100_000)
-    heavy = LossWeights(score_regularisation=0.0, balance=0.0, gradient_penalty=100.0)
+    heavy = LossWeights(score_regularization=0.0, balance=0.0, gradient_penalty=100.0)
     optimizer = torch.optim.SGD(discriminator.parameters(), lr=1e-3)
     losses = []
     for step in range(8):
@@ -220,9 +263,17 @@ def test_expert_choices_are_counted_per_layer_and_set(discriminator, encoder, gr
     ((pack, _, _),) = MiniBatch(encoder, groups[:2], 100_000).turns(None)
     discriminator(pack)
     choices = expert_choices(discriminator)
-    assert choices.shape == (len(discriminator.routers()), 3, discriminator.config.text_config.num_experts)
-    for layer, kinds in zip(choices, [pack.token_kinds, pack.token_kinds[pack.terminals]], strict=True):
-        tokens = torch.bincount(kinds, minlength=3).double()  # the last layer has terminal tokens alone
+    assert choices.shape == (
+        len(discriminator.routers()),
+        3,
+        discriminator.config.text_config.num_experts,
+    )
+    for layer, kinds in zip(
+        choices, [pack.token_kinds, pack.token_kinds[pack.terminals]], strict=True
+    ):
+        tokens = torch.bincount(
+            kinds, minlength=3
+        ).double()  # the last layer has terminal tokens alone
         torch.testing.assert_close(layer.sum(-1), tokens, rtol=1e-4, atol=1e-2)
     half = choices.shape[-1] // 2
     assert not choices[:, 0, half:].any() and not choices[:, 1, :half].any()

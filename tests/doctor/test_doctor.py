@@ -42,7 +42,10 @@ class SetUp:
         """What is not in order, by check."""
         case = self.case(*overrides, stage=stage)
         found = {name: findings(check, case) for name, check in QUICK.items()}
-        told = {name: [finding for finding in each if finding.level != "ok"] for name, each in found.items()}
+        told = {
+            name: [finding for finding in each if finding.level != "ok"]
+            for name, each in found.items()
+        }
         return {name: each for name, each in told.items() if each}
 
     def edit(self, file, **changes: object) -> None:
@@ -63,7 +66,9 @@ def run(tmp_path, dense_folder, discriminator_folder, digits_folder):
     return SetUp(tmp_path / "run", dense_folder, discriminator_folder, rows)
 
 
-def only(told: dict[str, list[Finding]], check: str, text: str, cure: str, level: str = "fault") -> None:
+def only(
+    told: dict[str, list[Finding]], check: str, text: str, cure: str, level: str = "fault"
+) -> None:
     """This check alone has told one thing, and how to mend it."""
     assert list(told) == [check], told
     (finding,) = told[check]
@@ -95,13 +100,23 @@ def test_another_version(run, monkeypatch, tmp_path):
 
 def test_a_plugin_that_is_kept_out(run, monkeypatch):
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
-    only(run.told(), "plugin", "VERL_USE_EXTERNAL_PLUGINS=none keeps verl from loading verl_prism. Unset it", "")
+    only(
+        run.told(),
+        "plugin",
+        "VERL_USE_EXTERNAL_PLUGINS=none keeps verl from loading verl_prism. Unset it",
+        "",
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "stage", "cure"),
     [
-        ("RAY_ADDRESS", "10.0.0.1:6379", "align", "unset RAY_ADDRESS, or say prism.hardware.ray_address=auto"),
+        (
+            "RAY_ADDRESS",
+            "10.0.0.1:6379",
+            "align",
+            "unset RAY_ADDRESS, or say prism.hardware.ray_address=auto",
+        ),
         ("VERL_PLATFORM", "nvidia", "align", "unset VERL_PLATFORM"),
         ("RANK", "3", "warmup", "unset RANK"),
     ],
@@ -167,35 +182,61 @@ def test_a_scratch_folder_that_is_not_there(run, monkeypatch, tmp_path):
 def test_an_output_folder_that_cannot_be_written(run, tmp_path):
     (tmp_path / "file").write_text("")
     told = run.told(f"prism.output={tmp_path / 'file' / 'out'}")
-    only(told, "output", f"{tmp_path / 'file'} is not a folder that can be written", "set prism.output")
+    only(
+        told,
+        "output",
+        f"{tmp_path / 'file'} is not a folder that can be written",
+        "set prism.output",
+    )
 
 
 def test_a_disk_too_small_for_checkpoints(run):
     """A policy of 2 trillion parameters, by the header of its weights."""
-    header = json.dumps({"weight": {"dtype": "F32", "shape": [2000, 10**9], "data_offsets": [0, 8 * 10**12]}}).encode()
+    header = json.dumps(
+        {"weight": {"dtype": "F32", "shape": [2000, 10**9], "data_offsets": [0, 8 * 10**12]}}
+    ).encode()
     (run.policy / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    only(run.told(), "output", "checkpoints of 2.98e+04 GiB each need 5.96e+04 GiB", "prism.root to a larger disk")
+    only(
+        run.told(),
+        "output",
+        "checkpoints of 2.98e+04 GiB each need 5.96e+04 GiB",
+        "prism.root to a larger disk",
+    )
 
 
 def test_too_few_logical_cpus_for_ray(run):
-    only(run.told("prism.hardware.ray_cpus=4"), "Ray", "asks Ray for 6 logical CPUs, it would have 4",
-         "set prism.hardware.ray_cpus=6")  # fmt: skip
+    only(
+        run.told("prism.hardware.ray_cpus=4"),
+        "Ray",
+        "asks Ray for 6 logical CPUs, it would have 4",
+        "set prism.hardware.ray_cpus=6",
+    )
 
 
 def test_too_few_devices_for_ray(run):
     told = run.told(
-        "prism.hardware.devices_per_node=2", "prism.hardware.ray_gpus=1", f"prism.policy={run.policy}", stage="rlvr"
+        "prism.hardware.devices_per_node=2",
+        "prism.hardware.ray_gpus=1",
+        f"prism.policy={run.policy}",
+        stage="rlvr",
     )
     only(told, "Ray", "asks Ray for 2 devices, it would have 1", "prism.hardware.ray_gpus")
 
 
 def test_two_nodes_without_a_ray(run):
-    only(run.told("prism.hardware.nodes=2"), "Ray", "a Ray of its own has one node", "prism.hardware.ray_address")
+    only(
+        run.told("prism.hardware.nodes=2"),
+        "Ray",
+        "a Ray of its own has one node",
+        "prism.hardware.ray_address",
+    )
 
 
 def test_a_ray_that_does_not_answer(run):
     told = run.told("prism.hardware.ray_address=127.0.0.1:9")
-    only(told, "Ray", "nothing answers at prism.hardware.ray_address=127.0.0.1:9", "ray start --head")
+    only(
+        told, "Ray", "nothing answers at prism.hardware.ray_address=127.0.0.1:9", "ray start --head"
+    )
 
 
 def test_a_folder_that_is_not_whole(run):
@@ -205,15 +246,24 @@ def test_a_folder_that_is_not_whole(run):
 
 def test_an_image_processor_of_another_model(run):
     run.edit(run.policy / "processor_config.json", image_processor__merge_size=4)
-    only(run.told(), "image patches", "spatial_merge_size is 2 in config.json, 4 in its image processor",
-         "copy the image processor of the model's own base")  # fmt: skip
+    only(
+        run.told(),
+        "image patches",
+        "spatial_merge_size is 2 in config.json, 4 in its image processor",
+        "copy the image processor of the model's own base",
+    )
 
 
 def test_a_discriminator_that_cuts_images_otherwise(run):
     run.edit(run.discriminator / "config.json", vision_config__temporal_patch_size=1)
     run.edit(run.discriminator / "processor_config.json", image_processor__temporal_patch_size=1)
     told = run.told()
-    only(told, "image patches", "cuts images otherwise than prism.policy", "start both from models of one family")
+    only(
+        told,
+        "image patches",
+        "cuts images otherwise than prism.policy",
+        "start both from models of one family",
+    )
     assert told["image patches"][0].text.endswith("temporal_patch_size")
 
 
@@ -225,7 +275,10 @@ def test_the_patch_size_of_another_model(run):
 def test_a_batch_that_the_devices_cannot_share(run):
     told = run.told("prism.hardware.devices_per_node=3")
     only(
-        told, "batches", "16 responses a step, 16 of them to an update, 3 devices", "set prism.rollout.prompts_per_step"
+        told,
+        "batches",
+        "16 responses a step, 16 of them to an update, 3 devices",
+        "set prism.rollout.prompts_per_step",
     )
 
 
@@ -236,28 +289,53 @@ def test_a_mini_batch_that_does_not_divide_the_batch(run):
 
 def test_a_sequence_longer_than_a_pass(run):
     told = run.told("prism.data.max_response_tokens=2000")
-    only(told, "batches", "a sequence may have 2064 tokens", "set prism.hardware.tokens_per_device=2064")
+    only(
+        told,
+        "batches",
+        "a sequence may have 2064 tokens",
+        "set prism.hardware.max_tokens_per_device=2064",
+    )
 
 
 def test_fewer_rows_than_a_batch(run):
     told = run.told("prism.rollout.prompts_per_step=16")
-    only(told, "rows", "has 8 rows, less than one batch: prism.rollout.prompts_per_step=16", "add rows, or lower")
+    only(
+        told,
+        "rows",
+        "has 8 rows, less than one batch: prism.rollout.prompts_per_step=16",
+        "add rows, or lower",
+    )
 
 
 def test_fewer_rows_than_the_warmup_would_use(run):
     told = run.told("prism.warmup.prompts=100", stage="warmup")
-    only(told, "rows", "has 8 rows; all of them will be used", "set prism.warmup.prompts=8", level="warning")
+    only(
+        told,
+        "rows",
+        "has 8 rows; all of them will be used",
+        "set prism.warmup.prompts=8",
+        level="warning",
+    )
 
 
 def test_a_tensor_larger_than_the_bucket(run):
     run.edit(run.policy / "config.json", text_config__vocab_size=200_000)
-    only(run.told(), "weights to vLLM", "largest tensor is 98 MiB, prism.hardware.weight_bucket_mib=64",
-         "set prism.hardware.weight_bucket_mib=98")  # fmt: skip
+    only(
+        run.told(),
+        "weights to vLLM",
+        "largest tensor is 98 MiB, prism.hardware.weight_bucket_mib=64",
+        "set prism.hardware.weight_bucket_mib=98",
+    )
 
 
 def test_a_pass_too_large_for_the_memory(run):
-    told = run.told("prism.hardware.tokens_per_device=1000000000")
-    only(told, "device memory", "the policy learns:", "a smaller prism.hardware.tokens_per_device")
+    told = run.told("prism.hardware.max_tokens_per_device=1000000000")
+    only(
+        told,
+        "device memory",
+        "the policy learns:",
+        "a smaller prism.hardware.max_tokens_per_device",
+    )
 
 
 def test_experts_too_many_for_the_memory(run):
@@ -271,10 +349,15 @@ def test_experts_too_many_for_the_memory(run):
 
 def test_a_share_of_the_gpu_too_small_for_vllm(run):
     run.edit(run.policy / "config.json", text_config__num_hidden_layers=100_000)
-    (finding,) = findings(CHECKS["vLLM's cache"], run.case("hardware=cuda", "prism.hardware.engine_memory=0.1"))
+    (finding,) = findings(
+        CHECKS["vLLM's cache"],
+        run.case("hardware=cuda", "prism.hardware.gpu_memory_utilization=0.1"),
+    )
     assert (finding.level, finding.text) == (
-        "fault", "vLLM's share of the device has no room for one sequence beside the weights")  # fmt: skip
-    assert "raise prism.hardware.engine_memory" in finding.cure
+        "fault",
+        "vLLM's share of the device has no room for one sequence beside the weights",
+    )
+    assert "raise prism.hardware.gpu_memory_utilization" in finding.cure
 
 
 def test_a_host_too_small_for_idle_models(run):
@@ -294,7 +377,9 @@ def test_processes_that_cannot_talk(run, monkeypatch):
 
 
 def test_what_verl_refuses(run):
-    (finding,) = findings(CHECKS["verl"], run.case("actor_rollout_ref.actor.loss_agg_mode=median", stage="rlvr"))
+    (finding,) = findings(
+        CHECKS["verl"], run.case("actor_rollout_ref.actor.loss_agg_mode=median", stage="rlvr")
+    )
     assert (finding.level, "Invalid loss_agg_mode: median" in finding.text) == ("fault", True)
 
 
@@ -322,9 +407,21 @@ TWO = ("hardware=cuda", "prism.hardware.devices_per_node=2")
     [
         ([H100], "1 GPUs to be seen here; 2 are wanted", "lower prism.hardware.devices_per_node"),
         ([], "0 GPUs to be seen here", "nvidia-smi"),
-        ([H100, "Tesla V100, 32768, 4, 7.0, 580.65.06"], "compute capability 7.0, not 8.0", "choose an Ampere GPU"),
-        ([H100.replace("580.65.06", "535.104.05")] * 2, "the NVIDIA driver is 535.104.05", "install a newer driver"),
-        ([H100, H100.replace(", 4,", ", 30000,")], "GPU 1: 29.3 GiB are in use", "nvidia-smi shows by whom"),
+        (
+            [H100, "Tesla V100, 32768, 4, 7.0, 580.65.06"],
+            "compute capability 7.0, not 8.0",
+            "choose an Ampere GPU",
+        ),
+        (
+            [H100.replace("580.65.06", "535.104.05")] * 2,
+            "the NVIDIA driver is 535.104.05",
+            "install a newer driver",
+        ),
+        (
+            [H100, H100.replace(", 4,", ", 30000,")],
+            "GPU 1: 29.3 GiB are in use",
+            "nvidia-smi shows by whom",
+        ),
     ],
 )
 def test_gpus_that_do_not_do(run, gpus, lines, text, cure):
@@ -379,21 +476,41 @@ def test_a_ray_that_is_there_is_asked(run, monkeypatch):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        start = ["start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=8", "--num-gpus=1",
-                 f"--temp-dir={folder}", "--include-dashboard=false", "--disable-usage-stats", "--block"]  # fmt: skip
-        ray = subprocess.Popen([Path(sys.executable).with_name("ray"), *start], stdout=subprocess.DEVNULL)
-        keys = [f"prism.hardware.ray_address=127.0.0.1:{port}", "prism.hardware.ray_cpus=null",
-                "prism.hardware.ray_gpus=null", f"prism.policy={run.policy}"]  # fmt: skip
+        start = [
+            "start",
+            "--head",
+            f"--port={port}",
+            "--node-ip-address=127.0.0.1",
+            "--num-cpus=8",
+            "--num-gpus=1",
+            f"--temp-dir={folder}",
+            "--include-dashboard=false",
+            "--disable-usage-stats",
+            "--block",
+        ]
+        ray = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), *start], stdout=subprocess.DEVNULL
+        )
+        keys = [
+            f"prism.hardware.ray_address=127.0.0.1:{port}",
+            "prism.hardware.ray_cpus=null",
+            "prism.hardware.ray_gpus=null",
+            f"prism.policy={run.policy}",
+        ]
         try:
             for _ in range(60):
                 (first,) = findings(CHECKS["Ray"], run.case(*keys, stage="rlvr"))
                 if first.level == "ok" or not first.text.startswith("nothing answers"):
                     break
                 time.sleep(1)
-            (second,) = findings(CHECKS["Ray"], run.case(*keys, "prism.hardware.devices_per_node=2", stage="rlvr"))
+            (second,) = findings(
+                CHECKS["Ray"], run.case(*keys, "prism.hardware.devices_per_node=2", stage="rlvr")
+            )
         finally:
             ray.terminate()
             ray.wait()
     assert first == Finding("ok", f"127.0.0.1:{port}: 1 nodes, 1 devices and 8 logical CPUs free")
-    assert second.text.startswith("0 of Ray's nodes have 2 devices and 6 logical CPUs free; 1 are wanted")
+    assert second.text.startswith(
+        "0 of Ray's nodes have 2 devices and 6 logical CPUs free; 1 are wanted"
+    )
     assert "prism.hardware.devices_per_node" in second.cure

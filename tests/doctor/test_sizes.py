@@ -2,26 +2,66 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from verl_prism.compose import compose_run
 from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification
-from verl_prism.doctor.memory import GIB, activations, cached_sequences, host_memory, moments, state, trained
+from verl_prism.doctor.memory import (
+    GIB,
+    activations,
+    cached_sequences,
+    host_memory,
+    moments,
+    state,
+    trained,
+)
 from verl_prism.doctor.sizes import read_config, sizes_of, stored_parameters, upcycled
 
-VISION = {"patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_heads": 16, "in_channels": 3,
-          "num_position_embeddings": 2304}  # fmt: skip
-SMALL_VISION = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
-LARGE_VISION = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
+VISION = {
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_heads": 16,
+    "in_channels": 3,
+    "num_position_embeddings": 2304,
+}
+SMALL_VISION = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+LARGE_VISION = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
 
 
-def qwen3_vl(hidden: int, mlp: int, layers: int, heads: int, tied: bool, vision: dict) -> Qwen3VLConfig:
-    text = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers, "head_dim": 128,
-            "num_attention_heads": heads, "num_key_value_heads": 8, "vocab_size": 151936,
-            "tie_word_embeddings": tied}  # fmt: skip
+def qwen3_vl(
+    hidden: int, mlp: int, layers: int, heads: int, tied: bool, vision: dict
+) -> Qwen3VLConfig:
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "head_dim": 128,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "vocab_size": 151936,
+        "tie_word_embeddings": tied,
+    }
     return Qwen3VLConfig(
-        text_config=text, vision_config=VISION | vision | {"out_hidden_size": hidden}, tie_word_embeddings=tied
+        text_config=text,
+        vision_config=VISION | vision | {"out_hidden_size": hidden},
+        tie_word_embeddings=tied,
     )
 
 
@@ -43,12 +83,16 @@ def test_a_dense_models_parameters_are_counted_exactly(name, billions):
     tensors = [parameter.numel() for parameter in model.parameters()]
     assert (sizes(name).total, sizes(name).largest) == (sum(tensors), max(tensors))
     assert sizes(name).total / 1e9 == pytest.approx(billions, rel=0.01)
-    assert sizes(name).vision == sum(parameter.numel() for parameter in model.model.visual.parameters())
+    assert sizes(name).vision == sum(
+        parameter.numel() for parameter in model.model.visual.parameters()
+    )
 
 
 @pytest.mark.parametrize("routing", ["dedicated", "token", "dense"])
 def test_a_discriminators_parameters_are_those_after_upcycling(routing, discriminator_folder):
-    upcycle = compose_run(["stage=warmup", f"prism.discriminator.upcycle.routing={routing}"])[1].discriminator.upcycle
+    upcycle = compose_run(["stage=warmup", f"prism.discriminator.upcycle.routing={routing}"])[
+        1
+    ].discriminator.upcycle
     expected = sizes_of(upcycled(QWEN["2b"].to_dict(), upcycle))
     config = AutoConfig.from_pretrained(discriminator_folder)
     for key, value in QWEN["2b"].vision_config.to_dict().items():
@@ -82,8 +126,10 @@ def test_the_state_of_training_takes_what_we_say(dense_folder):
     optimizer.step()
     moments_ = [t for each in optimizer.state.values() for t in each.values() if t.ndim]
     total = sizes_of(read_config(dense_folder)).total
-    real = [sum(t.nbytes for t in tensors) for tensors in (
-        list(model.parameters()), [p.grad for p in model.parameters()], moments_)]  # fmt: skip
+    real = [
+        sum(t.nbytes for t in tensors)
+        for tensors in (list(model.parameters()), [p.grad for p in model.parameters()], moments_)
+    ]
     assert list(state(total, total, ranks=1)) == real
 
 
@@ -91,7 +137,9 @@ def test_adapters_are_counted_exactly(dense_folder):
     from peft import LoraConfig, get_peft_model
 
     model = AutoModelForImageTextToText.from_pretrained(dense_folder)
-    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*"))
+    model = get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*")
+    )
     real = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert sizes_of(read_config(dense_folder)).adapters(4) == real
 
@@ -116,10 +164,15 @@ def test_checkpointed_activations_are_not_underestimated(dense_folder):
 
 def fits(stage: str, hardware: str, policy: str, *overrides: str) -> dict[str, float]:
     """GiB on a device at each moment."""
-    prism = compose_run([f"stage={stage}", f"model=qwen3_vl_{policy}", f"hardware={hardware}", *overrides])[1]
+    prism = compose_run(
+        [f"stage={stage}", f"model=qwen3_vl_{policy}", f"hardware={hardware}", *overrides]
+    )[1]
     judge = sizes_of(upcycled(QWEN["2b"].to_dict(), prism.discriminator.upcycle))
     judged = judge if stage in ("warmup", "align") else None
-    return {moment.name: moment.total / GIB for moment in moments(prism, sizes(policy), judged, 80 * GIB)}
+    return {
+        moment.name: moment.total / GIB
+        for moment in moments(prism, sizes(policy), judged, 80 * GIB)
+    }
 
 
 @pytest.mark.parametrize("policy", ["4b", "8b"])
@@ -140,8 +193,13 @@ def test_all_weights_of_4b_do_not_fit_one_gpu():
 
 
 def test_models_that_stay_take_room_from_one_another():
-    away, here = (fits("align", "8xh100", "8b", f"prism.hardware.offload={word}") for word in ("true", "false"))
-    assert here["the policy learns"] - away["the policy learns"] == pytest.approx(12 * 5.2987e9 / 8 / GIB, rel=0.01)
+    away, here = (
+        fits("align", "8xh100", "8b", f"prism.hardware.offload={word}")
+        for word in ("true", "false")
+    )
+    assert here["the policy learns"] - away["the policy learns"] == pytest.approx(
+        12 * 5.2987e9 / 8 / GIB, rel=0.01
+    )
     assert here["vLLM generates"] > away["vLLM generates"] > 0.4 * 80
 
 
@@ -156,7 +214,10 @@ def test_what_learns_is_what_is_not_frozen():
 def test_a_larger_share_caches_more_sequences():
     """Of 8,192 tokens: 0.25 of 80 GiB is 20, and an 8B's weights leave under 2 of them."""
     align = ["stage=align", "model=qwen3_vl_8b", "hardware=8xh100"]
-    shares = [compose_run([*align, f"prism.hardware.engine_memory={share}"])[1] for share in (0.2, 0.25, 0.4)]
+    shares = [
+        compose_run([*align, f"prism.hardware.gpu_memory_utilization={share}"])[1]
+        for share in (0.2, 0.25, 0.4)
+    ]
     none, one, many = (cached_sequences(prism, sizes("8b"), 80 * GIB) for prism in shares)
     assert none == 0
     assert 1 < one < 2

@@ -52,7 +52,10 @@ def test_build_is_deterministic_by_seed(files):
 
 
 def test_no_scan_is_in_both_training_and_heldout(files):
-    scans = {name: {scan for row in rows for scan in row["extra_info"]["scans"]} for name, rows in files.items()}
+    scans = {
+        name: {scan for row in rows for scan in row["extra_info"]["scans"]}
+        for name, rows in files.items()
+    }
     assert not (scans["sft"] | scans["train"]) & scans["heldout"]
     pairs = [tuple(row["extra_info"]["scans"]) for name in ("sft", "train") for row in files[name]]
     assert len(pairs) == len(set(pairs))
@@ -77,8 +80,12 @@ def test_teacher_is_right_and_every_demonstration_is_valid(files):
 def test_broad_demonstrations_drift_as_said(files):
     broad = [row for row in files["sft"] if row["extra_info"]["source"] == "broad"]
     measured = [metrics.measure(response_of(row), row) for row in broad]
-    assert np.mean([m["perception"] for m in measured]) == pytest.approx(1 - SMALL.wrong_digit, abs=0.07)
-    assert np.mean([m["reasoning"] for m in measured]) == pytest.approx(1 - SMALL.wrong_sum, abs=0.08)
+    assert np.mean([m["perception"] for m in measured]) == pytest.approx(
+        1 - SMALL.wrong_digit, abs=0.07
+    )
+    assert np.mean([m["reasoning"] for m in measured]) == pytest.approx(
+        1 - SMALL.wrong_sum, abs=0.08
+    )
 
 
 def test_a_wrong_sum_is_one_off_and_never_negative():
@@ -107,7 +114,9 @@ def test_a_wrong_sum_is_one_off_and_never_negative():
     ],
 )
 def test_measure(caption, answer, perception, reasoning):
-    response = parse_response(f"<caption>{caption}</caption><think>So.</think><answer>{answer}</answer>")
+    response = parse_response(
+        f"<caption>{caption}</caption><think>So.</think><answer>{answer}</answer>"
+    )
     row = {"extra_info": {"digits": [3, 5]}}
     assert metrics.measure(response, row) == {"perception": perception, "reasoning": reasoning}
 
@@ -126,13 +135,20 @@ def test_model_folder_loads_and_fits_the_data(folder, tmp_path, monkeypatch):
     row = pq.read_table(folder / "train.parquet").to_pylist()[0]
     image = Image.open(io.BytesIO(row["images"][0]["bytes"]))
     question = row["prompt"][1]["content"].removeprefix("<image>")
-    messages = [row["prompt"][0], {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    messages = [
+        row["prompt"][0],
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
+    ]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=[text], images=[image], return_tensors="pt")
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 8]]
     assert inputs["input_ids"].shape[1] <= 48
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert model(**inputs).logits.shape == (1, inputs["input_ids"].shape[1], len(processor.tokenizer))
+    assert model(**inputs).logits.shape == (
+        1,
+        inputs["input_ids"].shape[1],
+        len(processor.tokenizer),
+    )
     tokens = model.generate(**inputs, max_new_tokens=2)
     assert tokens.shape[1] <= inputs["input_ids"].shape[1] + 2
 
@@ -149,5 +165,9 @@ def test_tokenizer_round_trips_and_keeps_blocks_apart(folder):
     assert len(tokenizer.tokenize(" 12")) == 2
     assert len(tokens) + 1 <= 36
     response = parse_response(teacher)
-    apart = [token for block in response.blocks for token in tokenizer.tokenize(teacher[block.start : block.end])]
+    apart = [
+        token
+        for block in response.blocks
+        for token in tokenizer.tokenize(teacher[block.start : block.end])
+    ]
     assert apart == tokens

@@ -18,7 +18,9 @@ def test_with_equally_many_values_it_is_the_t_interval_of_the_question_means():
     means = [np.mean(group) for group in values]
     low, high = stats.t.interval(0.95, 79, np.mean(means), stats.sem(means))
     interval = mean_interval(values)
-    assert (interval.mean, interval.low, interval.high) == pytest.approx((np.mean(means), low, high))
+    assert (interval.mean, interval.low, interval.high) == pytest.approx(
+        (np.mean(means), low, high)
+    )
     assert (interval.responses, interval.questions) == (320, 80)
 
 
@@ -32,7 +34,9 @@ def test_against_a_bootstrap_over_questions_of_unequal_size(function):
         means.append(np.mean(np.concatenate(drawn)))
     interval = function(values)
     assert interval.mean == pytest.approx(np.mean(np.concatenate(values)))
-    assert (interval.low, interval.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.006)
+    assert (interval.low, interval.high) == pytest.approx(
+        np.quantile(means, [0.025, 0.975]), abs=0.006
+    )
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.97])
@@ -49,7 +53,9 @@ def test_responses_taken_for_independent_would_cover_too_seldom():
     rng = np.random.default_rng(2)
     covered = []
     for _ in range(600):
-        interval = mean_interval([[value] for group in draw(rng, 100, 4, 0.3, 0.5) for value in group])
+        interval = mean_interval(
+            [[value] for group in draw(rng, 100, 4, 0.3, 0.5) for value in group]
+        )
         covered.append(interval.low <= 0.3 <= interval.high)
     assert np.mean(covered) < 0.85
 

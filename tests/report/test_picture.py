@@ -6,12 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from verl_prism.evaluation import Answers
 from verl_prism.report.picture import blocks, choose, draw_examples, explain
-from verl_prism.sampling import Sample
+from verl_prism.rollout.sampler import Sample
+from verl_prism.stages.evaluation import Answers
 
 RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answer>"
-KINDS = {"repaired": [False, True], "broken": [True, False], "wrong": [False, False], "right": [True, True]}
+KINDS = {
+    "repaired": [False, True],
+    "broken": [True, False],
+    "wrong": [False, False],
+    "right": [True, True],
+}
 
 
 def test_half_of_the_examples_are_repaired_and_no_kind_is_hidden():
@@ -28,7 +33,11 @@ def test_each_question_once_and_as_many_as_wanted(verdicts, count):
 
 
 def test_blocks_of_a_response():
-    assert blocks(RIGHT) == [("caption", ["A 3 and a 5."]), ("think", ["3 + 5 = 8."]), ("answer", ["8"])]
+    assert blocks(RIGHT) == [
+        ("caption", ["A 3 and a 5."]),
+        ("think", ["3 + 5 = 8."]),
+        ("answer", ["8"]),
+    ]
     ((heading, lines),) = blocks("just 8\x00")
     assert heading == "not in the format: block is missing" and lines == ["just 8"]
 
@@ -42,7 +51,12 @@ def test_any_response_can_be_drawn(tmp_path, text):
         "prompt": [{"role": "user", "content": "<image>\nHow much is $5?"}],
         "reward_model": {"ground_truth": "8"},
     }
-    marks = {"accuracy": text == RIGHT, "perception": text == RIGHT, "format": text == RIGHT, "length": 3}
+    marks = {
+        "accuracy": text == RIGHT,
+        "perception": text == RIGHT,
+        "format": text == RIGHT,
+        "length": 3,
+    }
     given = Answers([[Sample(text, 3, False)]] * 3, [], [[marks]] * 3, [])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

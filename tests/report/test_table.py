@@ -18,7 +18,14 @@ def results() -> dict:
             "greedy_accuracy": asdict(Interval(0.852, 0.82, 0.88, 600, 600)),
         }
 
-    head = {"heldout": "x", "questions": 600, "samples": 4, "temperature": 1.0, "top_p": 1.0, "seed": 0}
+    head = {
+        "heldout": "x",
+        "questions": 600,
+        "samples": 4,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "seed": 0,
+    }
     return head | {"policies": {"SFT": policy(0.323), "aligned": policy(0.5)}}
 
 

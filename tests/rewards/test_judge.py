@@ -53,21 +53,38 @@ def ask(settings: dict, *answers: str, gold: str = "a cat", **changes) -> list[O
     return asyncio.run(gather())
 
 
-def score(settings: dict, response: str, gold: str = "a cat", extra_info: dict | None = None, **changes) -> dict:
+def score(
+    settings: dict, response: str, gold: str = "a cat", extra_info: dict | None = None, **changes
+) -> dict:
     reward = compute_judged_score(
-        "pets", response, gold, extra_info, judge=settings | changes, reward_workers=1, accuracy_weight=0.8,
+        "pets",
+        response,
+        gold,
+        extra_info,
+        judge=settings | changes,
+        reward_workers=1,
+        accuracy_weight=0.8,
         format_weight=0.2,
-    )  # fmt: skip
+    )
     return asyncio.run(reward)
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("prism.reward.judge.endpoint=http://localhost/v1", "prism.reward.judge: endpoint and model go together"),
+        (
+            "prism.reward.judge.endpoint=http://localhost/v1",
+            "prism.reward.judge: endpoint and model go together",
+        ),
         ("prism.reward.judge.model=teacher", "prism.reward.judge: endpoint and model go together"),
-        ("prism.reward.judge.when_down=zero", "when_down=zero: input should be 'stop' or 'unjudged'"),
-        ("prism.reward.judge.budget=0", "prism.reward.judge.budget=0: input should be greater than 0"),
+        (
+            "prism.reward.judge.when_down=zero",
+            "when_down=zero: input should be 'stop' or 'unjudged'",
+        ),
+        (
+            "prism.reward.judge.budget=0",
+            "prism.reward.judge.budget=0: input should be greater than 0",
+        ),
     ],
 )
 def test_a_mistake_in_the_config_is_named(override, said):
@@ -78,7 +95,10 @@ def test_a_mistake_in_the_config_is_named(override, said):
 
 def test_each_reward_worker_has_a_share_of_the_judge():
     judge = ["prism.reward.judge.endpoint=http://localhost/v1", "prism.reward.judge.model=teacher"]
-    with pytest.raises(UserError, match=r"prism\.reward\.judge\.budget=7 is less than the 8 reward workers sharing it"):
+    with pytest.raises(
+        UserError,
+        match=r"prism\.reward\.judge\.budget=7 is less than the 8 reward workers sharing it",
+    ):
         compose_run(["stage=rlvr", "hardware=cuda", *judge, "prism.reward.judge.budget=7"])
 
 
@@ -87,23 +107,38 @@ def test_the_judge_is_off_by_default_and_reaches_verl_when_it_is_on():
     assert off.reward.custom_reward_function.reward_kwargs.judge.endpoint is None
     judge = ["prism.reward.judge.endpoint=http://localhost/v1", "prism.reward.judge.model=teacher"]
     config, prism = compose_run(["stage=rlvr", *judge])
-    assert Judge.model_validate(dict(config.reward.custom_reward_function.reward_kwargs.judge)) == prism.reward.judge
+    assert (
+        Judge.model_validate(dict(config.reward.custom_reward_function.reward_kwargs.judge))
+        == prism.reward.judge
+    )
 
 
 def test_a_right_verdict_raises_the_score(endpoint, settings):
     assert score(settings, RESPONSE.format("a kitten")) == {
-        "score": 1.0, "acc": 1.0, "format": 1.0, "fault": "", "judged": 1.0, "opinion": "right",
-    }  # fmt: skip
+        "score": 1.0,
+        "acc": 1.0,
+        "format": 1.0,
+        "fault": "",
+        "judged": 1.0,
+        "opinion": "right",
+    }
 
 
 def test_a_wrong_verdict_leaves_the_format_credit(endpoint, settings):
     endpoint.answer = lambda question: WRONG
     assert score(settings, RESPONSE.format("a dog")) == {
-        "score": 0.2, "acc": 0.0, "format": 1.0, "fault": "", "judged": 1.0, "opinion": "wrong",
-    }  # fmt: skip
+        "score": 0.2,
+        "acc": 0.0,
+        "format": 1.0,
+        "fault": "",
+        "judged": 1.0,
+        "opinion": "wrong",
+    }
 
 
-@pytest.mark.parametrize("response", [RESPONSE.format("a cat"), "a cat", RESPONSE.format("a cat") + "!"])
+@pytest.mark.parametrize(
+    "response", [RESPONSE.format("a cat"), "a cat", RESPONSE.format("a cat") + "!"]
+)
 def test_the_judge_is_not_asked_where_the_rules_suffice(endpoint, settings, response):
     """They say right, or the format is invalid: the score is theirs, and the keys are the same in every sample."""
     result = score(settings, response)
@@ -114,20 +149,38 @@ def test_the_judge_is_not_asked_where_the_rules_suffice(endpoint, settings, resp
 
 def test_without_an_endpoint_the_score_is_that_of_the_rules(settings):
     response = RESPONSE.format("a kitten")
-    assert score(settings, response, endpoint=None, model=None) == compute_score("pets", response, "a cat")
+    assert score(settings, response, endpoint=None, model=None) == compute_score(
+        "pets", response, "a cat"
+    )
 
 
 def test_the_equivalents_of_the_row_are_shown(endpoint, settings):
     score(settings, RESPONSE.format("a pussycat"), extra_info={"equivalent_answers": ["a kitten"]})
-    assert json.loads(endpoint.requests[0]["messages"][1]["content"])["accepted"] == ["a cat", "a kitten"]
+    assert json.loads(endpoint.requests[0]["messages"][1]["content"])["accepted"] == [
+        "a cat",
+        "a kitten",
+    ]
 
 
 NO_VERDICTS = [
-    "true", "yes", "", None, '{"correct": 1}', '{"correct": "true"}', '{"correct": null}', '{"Correct": true}',
-    '{"correct": true, "why": "same"}', '{"correct": true}{"correct": true}', '[{"correct": true}]',
-    'Sure! {"correct": true}', '{"correct": true} because', '```json\n{"correct": true}\n```',
-    '<think>hm</think>{"correct": true}', '{"correct": true, "correct": false}', "{'correct': True}",
-]  # fmt: skip
+    "true",
+    "yes",
+    "",
+    None,
+    '{"correct": 1}',
+    '{"correct": "true"}',
+    '{"correct": null}',
+    '{"Correct": true}',
+    '{"correct": true, "why": "same"}',
+    '{"correct": true}{"correct": true}',
+    '[{"correct": true}]',
+    'Sure! {"correct": true}',
+    '{"correct": true} because',
+    '```json\n{"correct": true}\n```',
+    '<think>hm</think>{"correct": true}',
+    '{"correct": true, "correct": false}',
+    "{'correct': True}",
+]
 
 
 @pytest.mark.parametrize("reply", NO_VERDICTS)
@@ -139,16 +192,26 @@ def test_what_is_no_verdict_leaves_the_sample_unjudged(endpoint, settings, reply
 
 @pytest.mark.parametrize(
     "body",
-    [{}, [], {"choices": None}, {"choices": []}, {"choices": [{}]}, {"choices": [{"message": None}]}, {"correct": True},
-     {"choices": [{"message": {"content": [RIGHT]}}]}],
-)  # fmt: skip
+    [
+        {},
+        [],
+        {"choices": None},
+        {"choices": []},
+        {"choices": [{}]},
+        {"choices": [{"message": None}]},
+        {"correct": True},
+        {"choices": [{"message": {"content": [RIGHT]}}]},
+    ],
+)
 def test_a_reply_of_another_shape_is_no_verdict(endpoint, settings, body):
     endpoint.answer = lambda question: web.json_response(body)
     assert ask(settings, "a kitten") == [Opinion.UNREADABLE]
 
 
 def test_a_page_instead_of_a_reply_is_no_verdict(endpoint, settings):
-    endpoint.answer = lambda question: web.Response(text=f"<html>{RIGHT}</html>", content_type="text/html")
+    endpoint.answer = lambda question: web.Response(
+        text=f"<html>{RIGHT}</html>", content_type="text/html"
+    )
     assert ask(settings, "a kitten") == [Opinion.UNREADABLE]
 
 
@@ -181,7 +244,10 @@ def test_an_injection_reaches_the_server_as_data(endpoint, settings, answer):
     (request,) = endpoint.requests
     assert [message["role"] for message in request["messages"]] == ["system", "user"]
     assert request["messages"][0]["content"] == PROMPT
-    assert json.loads(request["messages"][1]["content"]) == {"accepted": ["a cat"], "answer": answer}
+    assert json.loads(request["messages"][1]["content"]) == {
+        "accepted": ["a cat"],
+        "answer": answer,
+    }
 
 
 def test_errors_of_the_server_are_retried(endpoint, settings):
@@ -194,7 +260,9 @@ def test_errors_of_the_server_are_retried(endpoint, settings):
 def test_a_slow_reply_is_waited_for_and_a_hanging_one_is_not(endpoint, settings):
     endpoint.seconds = 0.3
     assert ask(settings, "a kitten") == [Opinion.RIGHT]
-    assert ask(settings, "a tomcat", timeout_seconds=0.1, retries=0, when_down="unjudged") == [Opinion.DOWN]
+    assert ask(settings, "a tomcat", timeout_seconds=0.1, retries=0, when_down="unjudged") == [
+        Opinion.DOWN
+    ]
 
 
 def closed_port() -> str:
@@ -204,23 +272,32 @@ def closed_port() -> str:
 
 
 @pytest.mark.parametrize("failure", ["nobody listens", "only errors"])
-def test_an_endpoint_that_is_down_stops_the_run_or_leaves_the_sample_unjudged(endpoint, settings, failure):
+def test_an_endpoint_that_is_down_stops_the_run_or_leaves_the_sample_unjudged(
+    endpoint, settings, failure
+):
     if failure == "nobody listens":
         settings |= {"endpoint": closed_port()}
     endpoint.answer = lambda question: 503
     with pytest.raises(
-        UserError, match=r"prism\.reward\.judge\.endpoint=http.* is down: .*after 2 retries.*when_down="
+        UserError,
+        match=r"prism\.reward\.judge\.endpoint=http.* is down: .*after 2 retries.*when_down=",
     ):
         score(settings, RESPONSE.format("a kitten"))
     result = score(settings, RESPONSE.format("a kitten"), when_down="unjudged")
-    assert (result["acc"], result["score"], result["judged"], result["opinion"]) == (0.0, 0.2, 0.0, "endpoint is down")
+    assert (result["acc"], result["score"], result["judged"], result["opinion"]) == (
+        0.0,
+        0.2,
+        0.0,
+        "endpoint is down",
+    )
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_or_model_stops_the_run_whatever_the_config_says(endpoint, settings, status):
     endpoint.answer = lambda question: status
     with pytest.raises(
-        UserError, match=f"the judge teacher at prism.reward.judge.endpoint=.* refuses every .*{status}"
+        UserError,
+        match=f"the judge teacher at prism.reward.judge.endpoint=.* refuses every .*{status}",
     ):
         ask(settings, "a kitten", when_down="unjudged")
     assert len(endpoint.requests) == 1
@@ -239,7 +316,11 @@ def test_the_budget_counts_questions_and_is_not_overdrawn(endpoint, settings):
 
 
 def test_a_verdict_is_kept_from_run_to_run(endpoint, settings):
-    assert ask(settings, "a kitten", "a dog") == ask(settings, "a kitten", "a dog", budget=1) == [Opinion.RIGHT] * 2
+    assert (
+        ask(settings, "a kitten", "a dog")
+        == ask(settings, "a kitten", "a dog", budget=1)
+        == [Opinion.RIGHT] * 2
+    )
     assert len(endpoint.requests) == 2
 
 
@@ -277,7 +358,9 @@ def test_grading_goes_on_while_the_judge_thinks(endpoint, settings):
     reward = {"judge": settings | {"timeout_seconds": 60.0}, "reward_workers": 1}
 
     async def rewards() -> dict:
-        slow = asyncio.create_task(compute_judged_score("pets", RESPONSE.format("a dog"), "a cat", **reward))
+        slow = asyncio.create_task(
+            compute_judged_score("pets", RESPONSE.format("a dog"), "a cat", **reward)
+        )
         while not endpoint.requests:
             await asyncio.sleep(0.01)
         for _ in range(20):
@@ -291,7 +374,9 @@ def test_grading_goes_on_while_the_judge_thinks(endpoint, settings):
 
 def test_concurrency_and_budget_are_shared_by_the_processes(endpoint, settings):
     async def one_of_four() -> list[Opinion]:
-        client = JudgeClient(Judge.model_validate(settings | {"budget": 8, "concurrency": 4}), processes=4)
+        client = JudgeClient(
+            Judge.model_validate(settings | {"budget": 8, "concurrency": 4}), processes=4
+        )
         return [await client.opinion(["a cat"], f"cat {number}") for number in range(3)]
 
     assert asyncio.run(one_of_four()) == [Opinion.RIGHT, Opinion.RIGHT, Opinion.OVER_BUDGET]
@@ -301,7 +386,10 @@ def test_the_key_comes_from_the_environment(endpoint, settings, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "s3cret")
     ask(settings, "a kitten", api_key_env="JUDGE_KEY")
     assert endpoint.keys == {"Bearer s3cret"}
-    with pytest.raises(UserError, match=r"prism\.reward\.judge\.api_key_env=NO_SUCH_KEY: no such environment variable"):
+    with pytest.raises(
+        UserError,
+        match=r"prism\.reward\.judge\.api_key_env=NO_SUCH_KEY: no such environment variable",
+    ):
         ask(settings, "a kitten", api_key_env="NO_SUCH_KEY")
 
 
@@ -315,7 +403,10 @@ def _write_verdicts(folder, correct: bool) -> None:
 def test_processes_may_share_a_cache(tmp_path):
     """Each file is read whole or not at all, whoever writes it, and no scrap is left."""
     context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_write_verdicts, args=(tmp_path, bool(number % 2))) for number in range(4)]
+    writers = [
+        context.Process(target=_write_verdicts, args=(tmp_path, bool(number % 2)))
+        for number in range(4)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -328,8 +419,11 @@ def test_the_cache_says_what_was_judged(endpoint, settings, tmp_path):
     ask(settings, "a kitten")
     (file,) = (tmp_path / "verdicts").rglob("*.json")
     assert json.loads(file.read_text()) == {
-        "correct": True, "model": "teacher", "accepted": ["a cat"], "answer": "a kitten",
-    }  # fmt: skip
+        "correct": True,
+        "model": "teacher",
+        "accepted": ["a cat"],
+        "answer": "a kitten",
+    }
 
 
 def test_the_key_is_not_logged(endpoint, settings, monkeypatch, caplog):

@@ -13,10 +13,13 @@ STAGES = ("sft", "warmup", "align", "rlvr", "eval")
 
 @pytest.mark.parametrize("name", ["digits.sh", "qwen3_vl_4b.sh"])
 def test_every_stage_finds_what_the_one_before_it_wrote(name):
-    read = (
-        'source "$1"; for stage in "${@:2}"; do declare -n own=$stage; printf "%s\\n" "${all[@]}" "${own[@]}" ""; done'
+    read = 'source "$1"; for stage in "${@:2}"; do declare -n own=$stage; printf "%s\\n" "${all[@]}" "${own[@]}" ""; done'
+    told = subprocess.run(
+        ["bash", "-uc", read, "-", SLURM / name, *STAGES],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    told = subprocess.run(["bash", "-uc", read, "-", SLURM / name, *STAGES], capture_output=True, text=True, check=True)
     runs = [lines.splitlines() for lines in told.stdout.removesuffix("\n\n").split("\n\n")]
     sft, warmup, align, rlvr, evaluation = (
         compose_run([f"stage={stage}", "prism.resume=true", *overrides])[1]

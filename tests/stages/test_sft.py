@@ -15,8 +15,20 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 def command(digits_folder, output, *arguments: str) -> list[str]:
-    overrides = [f"prism.root={digits_folder}", f"prism.output={output}", "prism.optim.lr=1e-3", *arguments]
-    return [sys.executable, "-m", "verl_prism.main", "stage=sft", "prism.sft.examples_per_step=8", *overrides]
+    overrides = [
+        f"prism.root={digits_folder}",
+        f"prism.output={output}",
+        "prism.optim.lr=1e-3",
+        *arguments,
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "verl_prism.main",
+        "stage=sft",
+        "prism.sft.examples_per_step=8",
+        *overrides,
+    ]
 
 
 @pytest.mark.slow
@@ -29,10 +41,14 @@ def test_two_steps_leave_a_folder_for_the_next_stage(digits_folder, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "policy", dtype="auto")
     assert str(model.dtype) == "torch.float32", "the config tells the dtype that the weights have"
     made, base = (
-        set(file.name for file in folder.iterdir()) for folder in (tmp_path / "policy", digits_folder / "base")
+        set(file.name for file in folder.iterdir())
+        for folder in (tmp_path / "policy", digits_folder / "base")
     )
     assert made == base | {"README.md"}
-    losses = [json.loads(line)["data"]["train/loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["data"]["train/loss"]
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert losses[1] < losses[0]
 
 
@@ -69,17 +85,28 @@ def test_more_steps_go_on_from_the_last_as_if_they_had_been_planned(digits_folde
     pq.write_table(pq.read_table(digits_folder / "data" / "sft.parquet").slice(0, 16), few)
 
     def train(name: str, *arguments: str) -> subprocess.CompletedProcess:
-        constant = ("prism.optim.schedule=constant", "prism.optim.warmup_steps=0", f"prism.data.train={few}")
+        constant = (
+            "prism.optim.schedule=constant",
+            "prism.optim.warmup_steps=0",
+            f"prism.data.train={few}",
+        )
         run = command(digits_folder, tmp_path / name, *constant, *arguments)
         return subprocess.run(run, capture_output=True, text=True, check=True)
 
     train("whole", "prism.steps=4")
     train("parts", "prism.steps=2")
     said = train("parts", "prism.steps=4", "prism.resume=true").stdout
-    assert f"going on from step 2 of {tmp_path}/parts/checkpoints/global_step_2\n" in said and "2 steps in" in said
-    expected, found = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "parts"))
+    assert (
+        f"going on from step 2 of {tmp_path}/parts/checkpoints/global_step_2\n" in said
+        and "2 steps in" in said
+    )
+    expected, found = (
+        load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "parts")
+    )
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    metrics = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [record["step"] for record in metrics] == [1, 2, 3, 4]
 
 
@@ -91,6 +118,12 @@ def test_asked_to_end_it_saves_its_step(digits_folder, tmp_path):
         time.sleep(0.2)
     run.send_signal(signal.SIGUSR1)
     assert run.wait(timeout=60) == 75
-    steps = [int(folder.name.rpartition("_")[2]) for folder in (tmp_path / "checkpoints").glob("global_step_*")]
-    assert run.stderr.read() == f"saved at step {steps[0]} as asked; prism.resume=true goes on from there\n"
+    steps = [
+        int(folder.name.rpartition("_")[2])
+        for folder in (tmp_path / "checkpoints").glob("global_step_*")
+    ]
+    assert (
+        run.stderr.read()
+        == f"saved at step {steps[0]} as asked; prism.resume=true goes on from there\n"
+    )
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == steps[0]

@@ -29,7 +29,9 @@ def group_normalise(scores: Tensor, valid: Tensor, std_floor: float) -> Tensor:
     """
     count = valid.sum(-1, keepdim=True)
     lowest = torch.where(valid, scores, torch.inf).amin(-1, keepdim=True)
-    raised = torch.where(valid, scores - lowest, 0.0)  # exactly 0 where all scores are equal, as a mean need not be
+    raised = torch.where(
+        valid, scores - lowest, 0.0
+    )  # exactly 0 where all scores are equal, as a mean need not be
     centred = torch.where(valid, raised - raised.sum(-1, keepdim=True) / count.clamp(min=1), 0.0)
     std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     return centred / std.clamp(min=std_floor)
@@ -68,7 +70,9 @@ def reference_normalise(scores: Tensor, valid: Tensor) -> Tensor:
     filled = torch.where(valid, scores, substitute)
     if filled.shape[-1] == 1:
         return filled / (1 + REFERENCE_EPSILON)
-    return (filled - filled.mean(-1, keepdim=True)) / (filled.std(-1, keepdim=True) + REFERENCE_EPSILON)
+    return (filled - filled.mean(-1, keepdim=True)) / (
+        filled.std(-1, keepdim=True) + REFERENCE_EPSILON
+    )
 
 
 def reference_advantage(
@@ -85,7 +89,9 @@ def reference_advantage(
         view_weights: [views].
     """
     terms = view_weights[:, None, None] * reference_normalise(scores, valid)
-    return AlignmentAdvantage(terms.sum(0) - format_penalty * ~valid, terms, *_count_uninformative(scores, valid))
+    return AlignmentAdvantage(
+        terms.sum(0) - format_penalty * ~valid, terms, *_count_uninformative(scores, valid)
+    )
 
 
 def _count_uninformative(scores: Tensor, valid: Tensor) -> tuple[int, int]:
@@ -97,7 +103,9 @@ def _count_uninformative(scores: Tensor, valid: Tensor) -> tuple[int, int]:
 
 
 def spread_over_tokens(
-    advantage: AlignmentAdvantage, lengths: Sequence[int], ranges: Sequence[Sequence[tuple[int, int]]] | None
+    advantage: AlignmentAdvantage,
+    lengths: Sequence[int],
+    ranges: Sequence[Sequence[tuple[int, int]]] | None,
 ) -> list[Tensor]:
     """Advantages[length] of the tokens of each of the R = G · N responses.
 

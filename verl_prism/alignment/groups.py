@@ -3,12 +3,12 @@
 from itertools import groupby
 from typing import Any
 
-import torch
-from tensordict import NonTensorData, TensorDict
+from tensordict import TensorDict
 
 from verl_prism.discriminator.batch import VIEWS, Group, Prompt, Spans
 from verl_prism.response import View, parse_response
 from verl_prism.token_spans import TokenRange
+from verl_prism.trainer.transfer import column
 
 FIELDS = ["uid", "prompts", "multi_modal_inputs", "extra_fields", "teacher_response"]
 
@@ -16,7 +16,9 @@ FIELDS = ["uid", "prompts", "multi_modal_inputs", "extra_fields", "teacher_respo
 def groups_of(data: TensorDict) -> list[Group]:
     """Groups of a rank's rows, in which the responses to one prompt stand side by side."""
     columns = {name: column(data[name]) for name in FIELDS}
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
     return [_group(list(members)) for _, members in groupby(rows, key=lambda row: row["uid"])]
 
 
@@ -27,7 +29,9 @@ def _group(rows: list[dict[str, Any]]) -> Group:
     teacher = parse_response(first["teacher_response"])
     assert teacher.valid, f"teacher responses are checked before the run starts: {teacher.fault}"
     spans = {view: teacher.view_text(view) for view in View}
-    return Group(prompt, spans, [_student(row["extra_fields"]["reward_extra_info"]) for row in rows])
+    return Group(
+        prompt, spans, [_student(row["extra_fields"]["reward_extra_info"]) for row in rows]
+    )
 
 
 def _student(info: dict[str, Any]) -> Spans | None:
@@ -42,9 +46,3 @@ def token_ranges(info: dict[str, Any]) -> list[TokenRange]:
 def uid_of(key: str) -> str:
     """The random name of a rollout's group, from verl's key `uid_session_index`."""
     return key.split("_")[0]
-
-
-def column(values: Any) -> list[Any]:
-    """A field's rows, whichever of its containers verl's replay store has put them in."""
-    rows = values.unbind() if isinstance(values, torch.Tensor) else values
-    return [row.data if isinstance(row, NonTensorData) else row for row in rows]

@@ -39,5 +39,9 @@ class DiscriminatorRewardManager(RewardManagerBase):
         info: dict[str, str | int] = {"fault": fault or ""}
         for view in View:
             start, end = found.ranges[view] if spans else (0, 0)
-            info |= {view.value: spans[view] if spans else "", f"{view.value}_start": start, f"{view.value}_end": end}
+            info |= {
+                view.value: spans[view] if spans else "",
+                f"{view.value}_start": start,
+                f"{view.value}_end": end,
+            }
         return info

@@ -25,10 +25,11 @@ from verl_prism.alignment.advantage import (
     reference_advantage,
     spread_over_tokens,
 )
-from verl_prism.alignment.groups import FIELDS, column, token_ranges, uid_of
+from verl_prism.alignment.groups import FIELDS, token_ranges, uid_of
 from verl_prism.alignment.worker import SCORE_FIELDS, AdversarialOPDWorker, DiscriminatorWorker
 from verl_prism.discriminator.batch import VIEWS
-from verl_prism.trainer import PrismTrainer
+from verl_prism.trainer.ppo import PrismTrainer
+from verl_prism.trainer.transfer import column
 
 ROLE = "discriminator"
 POOL = "discriminator_pool"
@@ -42,10 +43,16 @@ class AdversarialOPDTrainer(PrismTrainer):
     def _init_resource_pool_mgr(self):
         super()._init_resource_pool_mgr()
         if self._colocated:
-            role = next(role for role in self.role_worker_mapping if role in (Role.ActorRollout, Role.ActorRolloutRef))
+            role = next(
+                role
+                for role in self.role_worker_mapping
+                if role in (Role.ActorRollout, Role.ActorRolloutRef)
+            )
             self.role_worker_mapping[role] = ray.remote(AdversarialOPDWorker)
         else:
-            self.resource_pool_manager.resource_pool_spec[POOL] = [self.prism.discriminator.pool_devices]
+            self.resource_pool_manager.resource_pool_spec[POOL] = [
+                self.prism.discriminator.pool_devices
+            ]
             self.mapping[ROLE] = POOL  # the manager's own dictionary, keyed by role
 
     @property
@@ -53,7 +60,9 @@ class AdversarialOPDTrainer(PrismTrainer):
         return self.prism.discriminator.placement == "colocated"
 
     def _load_checkpoint(self):
-        self.discriminator_wg: Any = self.actor_rollout_wg if self._colocated else self._spawn_discriminator()
+        self.discriminator_wg: Any = (
+            self.actor_rollout_wg if self._colocated else self._spawn_discriminator()
+        )
         super()._load_checkpoint()
         if self.global_steps:
             folder = os.path.join(self.config.trainer.resume_from_path, ROLE)
@@ -62,7 +71,9 @@ class AdversarialOPDTrainer(PrismTrainer):
     def _spawn_discriminator(self) -> Any:
         group: Any = RayWorkerGroup(  # verl binds the worker's methods to it
             resource_pool=self.resource_pool_manager.get_resource_pool(ROLE),
-            ray_cls_with_init=RayClassWithInitArgs(cls=ray.remote(DiscriminatorWorker), prism=self.prism),
+            ray_cls_with_init=RayClassWithInitArgs(
+                cls=ray.remote(DiscriminatorWorker), prism=self.prism
+            ),
             device_name=self.config.trainer.device,
         )
         group.reset()
@@ -83,13 +94,21 @@ class AdversarialOPDTrainer(PrismTrainer):
 
     def _update_discriminator(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Score this step's rollouts and learn from them. Returns them with groups standing together."""
-        real = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-        groups = list(dict.fromkeys(map(uid_of, real)))  # their names are random: in the order of the batch
+        real = [
+            key
+            for key, tag in zip(batch.keys, batch.tags, strict=True)
+            if not tag.get("is_padding", False)
+        ]
+        groups = list(
+            dict.fromkeys(map(uid_of, real))
+        )  # their names are random: in the order of the batch
         keys = sorted(real, key=lambda key: groups.index(uid_of(key)))
         rollouts = batch.select_keys(keys)
         rollouts.fields, rollouts.extra_info = list(FIELDS), {}
         scored = self.discriminator_wg.update_discriminator(rollouts)
-        of_all_ranks = scored.extra_info["metrics"][0]  # a list with one entry per rank, and the same on each
+        of_all_ranks = scored.extra_info["metrics"][
+            0
+        ]  # a list with one entry per rank, and the same on each
         metrics.update({f"discriminator/{name}": value for name, value in of_all_ranks.items()})
         return rollouts
 
@@ -97,7 +116,9 @@ class AdversarialOPDTrainer(PrismTrainer):
         """Put the advantage of each of a rollout's tokens in the place of its reward; padding rows get 0."""
         advantages = self._token_advantages(rollouts, metrics)
         lengths = [tag["response_len"] for tag in batch.tags]
-        rewards = [advantages.get(key, torch.zeros(n)) for key, n in zip(batch.keys, lengths, strict=True)]
+        rewards = [
+            advantages.get(key, torch.zeros(n)) for key, n in zip(batch.keys, lengths, strict=True)
+        ]
         nested = torch.nested.as_nested_tensor(rewards, layout=torch.jagged)
         fields = TensorDict({"rm_scores": nested}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
@@ -111,11 +132,17 @@ class AdversarialOPDTrainer(PrismTrainer):
         )
         infos = [fields["reward_extra_info"] for fields in column(data["extra_fields"])]
         metrics.update(_fault_metrics([info["fault"] for info in infos]))
-        advantage = self._advantage(torch.stack([data[field].reshape(-1) for field in SCORE_FIELDS]))
+        advantage = self._advantage(
+            torch.stack([data[field].reshape(-1) for field in SCORE_FIELDS])
+        )
         if not metrics[NONFINITE]:
             metrics.update(_advantage_metrics(advantage))
-        ranges = [token_ranges(info) for info in infos] if self.prism.align.credit == "span" else None
-        tokens = spread_over_tokens(advantage, [tag["response_len"] for tag in rollouts.tags], ranges)
+        ranges = (
+            [token_ranges(info) for info in infos] if self.prism.align.credit == "span" else None
+        )
+        tokens = spread_over_tokens(
+            advantage, [tag["response_len"] for tag in rollouts.tags], ranges
+        )
         return dict(zip(rollouts.keys, tokens, strict=True))
 
     def _advantage(self, scores: torch.Tensor) -> AlignmentAdvantage:
@@ -124,18 +151,24 @@ class AdversarialOPDTrainer(PrismTrainer):
         grouped = scores.reshape(len(VIEWS), -1, self.prism.rollout.samples_per_prompt)
         weights = torch.tensor([settings.perception_weight, settings.reasoning_weight])
         valid = ~grouped[0].isnan()
-        if settings.normalisation == "reference":
+        if settings.normalization == "reference":
             return reference_advantage(grouped, valid, weights, settings.format_penalty)
-        return alignment_advantage(grouped, valid, weights, settings.format_penalty, settings.std_floor)
+        return alignment_advantage(
+            grouped, valid, weights, settings.format_penalty, settings.std_floor
+        )
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Where the discriminator's numbers are not finite there are no advantages, and the policy stays as it is."""
         return batch if metrics[NONFINITE] else super()._update_actor(batch, metrics)
 
-    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, timing_raw, global_steps, epoch) -> None:
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict, timing_raw, global_steps, epoch
+    ) -> None:
         """verl's, without its score and reward of a response: sums over tokens, which of advantages mean nothing."""
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
-        for name in [name for name in metrics if name.startswith(("critic/score/", "critic/rewards/"))]:
+        for name in [
+            name for name in metrics if name.startswith(("critic/score/", "critic/rewards/"))
+        ]:
             del metrics[name]
 
 
@@ -150,5 +183,9 @@ def _advantage_metrics(advantage: AlignmentAdvantage) -> dict[str, float]:
 
 def _fault_metrics(faults: list[str]) -> dict[str, float]:
     """The share of each format fault among the rollouts; "" is none."""
-    shares = {f"align/fault/{fault}": faults.count(fault) / len(faults) for fault in dict.fromkeys(faults) if fault}
+    shares = {
+        f"align/fault/{fault}": faults.count(fault) / len(faults)
+        for fault in dict.fromkeys(faults)
+        if fault
+    }
     return {"align/invalid": sum(map(bool, faults)) / len(faults), **shares}

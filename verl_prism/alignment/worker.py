@@ -2,10 +2,19 @@
 
 import torch
 from tensordict import TensorDict
-from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.single_controller.base.decorator import (
+    Dispatch,
+    make_nd_compute_dataproto_dispatch_fn,
+    register,
+)
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
-from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
+from verl.workers.config import (
+    FSDPEngineConfig,
+    FSDPOptimizerConfig,
+    HFModelConfig,
+    TrainingWorkerConfig,
+)
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 import verl_prism.alignment.engine as engine  # registers the engine in this process
@@ -46,7 +55,9 @@ def training_worker_config(prism: Prism) -> TrainingWorkerConfig:
             total_training_steps=prism.steps,
             lr_warmup_steps=0,
         ),
-        checkpoint_config=CheckpointConfig(save_contents=["model", "optimizer", "extra", "hf_model"]),
+        checkpoint_config=CheckpointConfig(
+            save_contents=["model", "optimizer", "extra", "hf_model"]
+        ),
     )
 
 

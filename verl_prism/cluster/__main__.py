@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from verl_prism.checkpoints.preemption import EXIT_SAVED
 from verl_prism.compose import compose_run
 from verl_prism.config import ON_RAY
 from verl_prism.errors import UserError
 from verl_prism.redaction import command_redactor
-from verl_prism.stages.end_request import EXIT_SAVED
 
 HELP = """\
 python -m verl_prism.cluster --hosts a,b,… [--shell COMMAND] [--wait SECONDS] [--logs FOLDER] -- stage=… [key=value …]
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except UserError as error:
-        sys.stderr.write(f"verl_prism: {command_redactor(options.overrides, os.environ)(str(error))}\n")
+        sys.stderr.write(
+            f"verl_prism: {command_redactor(options.overrides, os.environ)(str(error))}\n"
+        )
         return 2
     except KeyboardInterrupt:
         return 130
@@ -84,7 +86,9 @@ def run(options: argparse.Namespace) -> int:
 
     logs = options.logs or prism.output / "nodes"
     with RayNodes(hosts, options.shell, overrides, prism, logs.absolute(), options.wait) as nodes:
-        return run_stage([*overrides, f"prism.hardware.ray_address={nodes.address}"], watch=nodes.lost)
+        return run_stage(
+            [*overrides, f"prism.hardware.ray_address={nodes.address}"], watch=nodes.lost
+        )
 
 
 def run_stage(overrides: Sequence[str], watch: Callable[[], dict[str, int]]) -> int:

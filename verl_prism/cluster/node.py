@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 from verl_prism.compose import compose_run
 from verl_prism.config import Hardware, Prism
-from verl_prism.stages.launch import environment
-from verl_prism.stages.process import STOP_SIGNALS, ProcessTree
+from verl_prism.launcher.launch import environment
+from verl_prism.launcher.process_tree import STOP_SIGNALS, ProcessTree
 
 POLL_SECONDS = 0.2
 EXIT_STOPPED = 128 + signal.SIGTERM
@@ -35,14 +35,20 @@ def main() -> int:
     report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     os.chdir(order["folder"])
-    os.environ.update({name: value for name, value in order["environment"].items() if name not in os.environ})
+    os.environ.update(
+        {name: value for name, value in order["environment"].items() if name not in os.environ}
+    )
     _, prism = compose_run(order["overrides"])
     for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
     released = _when_stdin_ends()
-    scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))  # short: a socket's path has 107 characters at most
+    scratch = Path(
+        tempfile.mkdtemp(prefix="prism-", dir="/tmp")
+    )  # short: a socket's path has 107 characters at most
     try:
-        with ProcessTree(ray_start(order["address"], prism.hardware, scratch), ray_environment(prism, scratch)) as ray:
+        with ProcessTree(
+            ray_start(order["address"], prism.hardware, scratch), ray_environment(prism, scratch)
+        ) as ray:
             while ray.wait(POLL_SECONDS) is None:
                 if order["address"] is None and not report.closed:
                     _report_address(report, scratch)
@@ -54,7 +60,9 @@ def main() -> int:
 
 
 def ray_environment(prism: Prism, scratch: Path) -> dict[str, str]:
-    return environment(prism, scratch) | {"RAY_START_HOOK": f"{__package__}.node.without_client_server"}
+    return environment(prism, scratch) | {
+        "RAY_START_HOOK": f"{__package__}.node.without_client_server"
+    }
 
 
 def without_client_server(parameters: Any, head: bool) -> None:
@@ -66,11 +74,22 @@ def ray_start(head: str | None, hardware: Hardware, scratch: Path) -> list[str]:
     """The command. Every port is one that is free, so that several jobs may share a host; no dashboard."""
     given = {"--num-cpus": hardware.ray_cpus, "--num-gpus": hardware.ray_gpus}
     return [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--temp-dir={scratch}",
-        "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0",
-        *(["--head", "--port=0", "--include-dashboard=false"] if head is None else [f"--address={head}"]),
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        f"--temp-dir={scratch}",
+        "--disable-usage-stats",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        *(
+            ["--head", "--port=0", "--include-dashboard=false"]
+            if head is None
+            else [f"--address={head}"]
+        ),
         *(f"{option}={number}" for option, number in given.items() if number is not None),
-    ]  # fmt: skip
+    ]
 
 
 def _when_stdin_ends() -> threading.Event:
@@ -78,7 +97,9 @@ def _when_stdin_ends() -> threading.Event:
     released = threading.Event()
 
     def wait() -> None:
-        while os.read(0, 4096):  # not through sys.stdin, whose lock this thread would hold at the end
+        while os.read(
+            0, 4096
+        ):  # not through sys.stdin, whose lock this thread would hold at the end
             pass
         released.set()
         os.kill(os.getpid(), signal.SIGTERM)

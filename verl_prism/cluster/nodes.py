@@ -30,9 +30,21 @@ class RayNodes:
     """
 
     def __init__(
-        self, hosts: Sequence[str], shell: str, overrides: Sequence[str], prism: Prism, logs: Path, seconds: float
+        self,
+        hosts: Sequence[str],
+        shell: str,
+        overrides: Sequence[str],
+        prism: Prism,
+        logs: Path,
+        seconds: float,
     ) -> None:
-        self._hosts, self._shell, self._overrides, self._prism, self._logs = hosts, shell, overrides, prism, logs
+        self._hosts, self._shell, self._overrides, self._prism, self._logs = (
+            hosts,
+            shell,
+            overrides,
+            prism,
+            logs,
+        )
         self._seconds = seconds
         self._nodes: dict[str, subprocess.Popen[str]] = {}
 
@@ -55,7 +67,10 @@ class RayNodes:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._end()
 
@@ -68,13 +83,26 @@ class RayNodes:
         return self._logs / f"{host}.log"
 
     def _start(self, host: str, head: str | None) -> None:
-        command = [*shlex.split(self._shell.replace("{host}", host)), sys.executable, "-m", "verl_prism.cluster.node"]
+        command = [
+            *shlex.split(self._shell.replace("{host}", host)),
+            sys.executable,
+            "-m",
+            "verl_prism.cluster.node",
+        ]
         order = {
-            "overrides": list(self._overrides), "environment": dict(os.environ), "folder": os.getcwd(), "address": head,
-        }  # fmt: skip
+            "overrides": list(self._overrides),
+            "environment": dict(os.environ),
+            "folder": os.getcwd(),
+            "address": head,
+        }
         with self.log(host).open("a") as log:
             node = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
             )
         self._nodes[host] = node
         assert node.stdin
@@ -89,11 +117,15 @@ class RayNodes:
         assert head.stdout
         timer = threading.Timer(max(0.0, self._deadline - time.monotonic()), head.terminate)
         timer.start()
-        said = (line.removeprefix(ADDRESS).strip() for line in head.stdout if line.startswith(ADDRESS))
+        said = (
+            line.removeprefix(ADDRESS).strip() for line in head.stdout if line.startswith(ADDRESS)
+        )
         address = next(said, None)
         timer.cancel()
         if address is None:
-            raise UserError(f"Ray's head on {host} did not start within {self._seconds:.0f} s; see {self.log(host)}")
+            raise UserError(
+                f"Ray's head on {host} did not start within {self._seconds:.0f} s; see {self.log(host)}"
+            )
         return address
 
     def _wait_for_ray(self) -> None:
@@ -103,9 +135,13 @@ class RayNodes:
         try:
             while missing := self._missing(ray.nodes()):
                 if lost := self.lost():
-                    raise UserError("\n".join(f"Ray on {host} ended; see {self.log(host)}" for host in lost))
+                    raise UserError(
+                        "\n".join(f"Ray on {host} ended; see {self.log(host)}" for host in lost)
+                    )
                 if time.monotonic() > self._deadline:
-                    raise UserError(f"{missing} after {self._seconds:.0f} s; the hosts' logs are in {self._logs}")
+                    raise UserError(
+                        f"{missing} after {self._seconds:.0f} s; the hosts' logs are in {self._logs}"
+                    )
                 time.sleep(0.5)
         finally:
             ray.shutdown()

@@ -25,7 +25,10 @@ class TorchvisionOperators:
     @classmethod
     def find_spec(cls, fullname: str, path: object = None, target: object = None) -> None:
         # By the time this submodule is wanted, torchvision.extension has tried to load the C extension.
-        if fullname == "torchvision._meta_registrations" and not sys.modules["torchvision.extension"]._has_ops():
+        if (
+            fullname == "torchvision._meta_registrations"
+            and not sys.modules["torchvision.extension"]._has_ops()
+        ):
             import torch
 
             for name in ("nms", "qnms"):

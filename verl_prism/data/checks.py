@@ -20,7 +20,11 @@ from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
 
 TEACHER = "prism.algorithm.distillation.teacher"
-GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # NVIDIA, AMD, Windows' Linux
+GPU_FILES = (
+    Path("/dev/nvidiactl"),
+    Path("/dev/kfd"),
+    Path("/dev/dxg"),
+)  # NVIDIA, AMD, Windows' Linux
 
 
 def check_inputs(prism: Prism) -> None:
@@ -48,11 +52,20 @@ def model_folders(prism: Prism) -> dict[str, Path]:
     """Config key to folder, for each Hugging Face folder that the stage loads."""
     match prism.stage:
         case "eval":
-            return {f"prism.eval.policies.{name}": folder for name, folder in prism.eval.policies.items()}
+            return {
+                f"prism.eval.policies.{name}": folder
+                for name, folder in prism.eval.policies.items()
+            }
         case "warmup":
-            return {"prism.policy": prism.policy, "prism.discriminator.upcycle.base": prism.discriminator.upcycle.base}
+            return {
+                "prism.policy": prism.policy,
+                "prism.discriminator.upcycle.base": prism.discriminator.upcycle.base,
+            }
         case "align":
-            return {"prism.policy": prism.policy, "prism.discriminator.path": prism.discriminator.path}
+            return {
+                "prism.policy": prism.policy,
+                "prism.discriminator.path": prism.discriminator.path,
+            }
         case "rlvr" if prism.algorithm.distillation.enable:
             return {"prism.policy": prism.policy, TEACHER: prism.algorithm.distillation.teacher}
     return {"prism.policy": prism.policy}
@@ -70,7 +83,11 @@ def data_files(prism: Prism) -> Iterator[tuple[str, Path, tuple[str, ...]]]:
 
 def check_device(prism: Prism) -> None:
     """A GPU's device file, where the run is to be on this host."""
-    if prism.hardware.device == "cuda" and prism.hardware.ray_address is None and not any(map(Path.exists, GPU_FILES)):
+    if (
+        prism.hardware.device == "cuda"
+        and prism.hardware.ray_address is None
+        and not any(map(Path.exists, GPU_FILES))
+    ):
         raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
 
 
@@ -89,7 +106,9 @@ def check_nodes(prism: Prism) -> None:
 def check_model_folder(key: str, folder: Path) -> None:
     """A Hugging Face folder: config, weights, tokenizer and image processor."""
     if not folder.is_dir():
-        raise UserError(f"{key}={folder}: no such folder; it should hold a Hugging Face model (config, weights, …)")
+        raise UserError(
+            f"{key}={folder}: no such folder; it should hold a Hugging Face model (config, weights, …)"
+        )
     parts = {
         "config": ("config.json",),
         "weights": ("model.safetensors", "model.safetensors.index.json"),
@@ -115,7 +134,9 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
         raise UserError(f"{key}={path}: not a parquet file ({error})") from None
     missing = [column for column in columns if column not in present]
     if missing:
-        raise UserError(f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(present)}")
+        raise UserError(
+            f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(present)}"
+        )
     if pq.read_metadata(path).num_rows == 0:
         raise UserError(f"{key}={path}: no rows")
 
@@ -127,7 +148,9 @@ def check_images(path: Path) -> None:
         placeholders = sum(message["content"].count("<image>") for message in row[text])
         images = row["images"] or []
         if placeholders != len(images):
-            raise UserError(f"{path}, row {number}: {placeholders} <image> in {text}, but {len(images)} in images")
+            raise UserError(
+                f"{path}, row {number}: {placeholders} <image> in {text}, but {len(images)} in images"
+            )
         for image in images:
             _check_image(f"{path}, row {number}", image)
 
@@ -143,24 +166,37 @@ def _check_image(place: str, image: dict[str, Any]) -> None:
 def check_answers(path: Path) -> None:
     """Further gold answers stand where verl hands them to the reward function, and are a list of texts."""
     schema = pq.read_schema(path)
-    kinds = {name: schema.field(name).type for name in ("reward_model", "extra_info") if name in schema.names}
-    holders = [name for name, kind in kinds.items()
-               if pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0]  # fmt: skip
+    kinds = {
+        name: schema.field(name).type
+        for name in ("reward_model", "extra_info")
+        if name in schema.names
+    }
+    holders = [
+        name
+        for name, kind in kinds.items()
+        if pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0
+    ]
     for number, row in _rows(path, holders) if holders else ():
         place = f"{path}, row {number}: equivalent_answers"
         for holder in holders:
             answers = row[holder]["equivalent_answers"] if row[holder] is not None else None
             if answers is not None and holder == "reward_model":
-                raise UserError(f"{place} stands in reward_model, of which verl hands on ground_truth alone; "
-                                "move it to extra_info")  # fmt: skip
-            if answers is not None and not (isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
+                raise UserError(
+                    f"{place} stands in reward_model, of which verl hands on ground_truth alone; "
+                    "move it to extra_info"
+                )
+            if answers is not None and not (
+                isinstance(answers, list) and all(isinstance(a, str) for a in answers)
+            ):
                 raise UserError(f"{place}={answers!r} in extra_info is no list of texts")
 
 
 def check_teacher(prism: Prism) -> None:
     """Each teacher response is in the response format, and each of its views within the discriminator's limit."""
     tokenizer = _tokenizer(prism.policy)
-    tokenizer.encode_special_tokens = True  # as the discriminator reads a text: what spells a special token is text
+    tokenizer.encode_special_tokens = (
+        True  # as the discriminator reads a text: what spells a special token is text
+    )
     limits = {
         View.PERCEPTION: ("max_perception_tokens", prism.discriminator.max_perception_tokens),
         View.REASONING: ("max_reasoning_tokens", prism.discriminator.max_reasoning_tokens),
@@ -171,13 +207,17 @@ def check_teacher(prism: Prism) -> None:
             raise UserError(f"{place} is empty; every question needs the teacher's answer")
         response = parse_response(row["teacher_response"])
         if not response.valid:
-            raise UserError(f"{place} is not in the format <caption>…</caption><think>…</think><answer>…</answer>: "
-                            f"{response.fault}")  # fmt: skip
+            raise UserError(
+                f"{place} is not in the format <caption>…</caption><think>…</think><answer>…</answer>: "
+                f"{response.fault}"
+            )
         for view, (key, limit) in limits.items():
             length = len(tokenizer.encode(response.view_text(view), add_special_tokens=False).ids)
             if length > limit:
-                raise UserError(f"{place}: its {view} is {length} tokens, over prism.discriminator.{key}={limit}; "
-                                "raise the limit or leave the row out")  # fmt: skip
+                raise UserError(
+                    f"{place}: its {view} is {length} tokens, over prism.discriminator.{key}={limit}; "
+                    "raise the limit or leave the row out"
+                )
 
 
 def check_same_tokens(prism: Prism) -> None:
@@ -186,7 +226,9 @@ def check_same_tokens(prism: Prism) -> None:
     if prism.stage == "eval" or len(set(folders.values())) == 1:
         return
     (key, folder), (other_key, other_folder) = folders.items()
-    vocabulary, other = (_tokenizer(path).get_vocab(with_added_tokens=True) for path in (folder, other_folder))
+    vocabulary, other = (
+        _tokenizer(path).get_vocab(with_added_tokens=True) for path in (folder, other_folder)
+    )
     if differing := sorted(vocabulary.items() ^ other.items(), key=lambda item: item[1]):
         token = differing[0][0]
         raise UserError(
@@ -199,7 +241,10 @@ def check_same_tokens(prism: Prism) -> None:
 def check_byte_level(prism: Prism) -> None:
     """Stage align finds the views in a response's tokens by their bytes."""
     tokenizer = _tokenizer(prism.policy)
-    if prism.stage == "align" and (type(tokenizer.model), type(tokenizer.decoder)) != (models.BPE, decoders.ByteLevel):
+    if prism.stage == "align" and (type(tokenizer.model), type(tokenizer.decoder)) != (
+        models.BPE,
+        decoders.ByteLevel,
+    ):
         raise UserError(
             f"prism.policy={prism.policy}: its tokenizer is no byte-level BPE, so the views cannot be found among a "
             "response's tokens; choose a policy with one, such as Qwen3-VL"

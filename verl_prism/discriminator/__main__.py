@@ -30,26 +30,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="verl_prism.discriminator", description="Make a discriminator's folder.")
+    parser = argparse.ArgumentParser(
+        prog="verl_prism.discriminator", description="Make a discriminator's folder."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     upcycle = commands.add_parser(
-        "upcycle", help="from a dense Qwen3-VL", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        "upcycle",
+        help="from a dense Qwen3-VL",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     upcycle.add_argument("source", metavar="DENSE", type=Path, help="folder of a dense Qwen3-VL")
     upcycle.add_argument("--experts", type=int, default=4, help="experts per layer")
-    upcycle.add_argument("--experts-per-token", type=int, default=2, help="experts that each token goes through")
+    upcycle.add_argument(
+        "--experts-per-token", type=int, default=2, help="experts that each token goes through"
+    )
     upcycle.add_argument(
         "--routing",
         choices=("dedicated", "token", "dense"),
         default="dedicated",
         help="experts of each view's own; all experts for every token, with one head; or no experts",
     )
-    upcycle.add_argument("--noise", type=float, default=0.0, help="on each expert, relative to its weights' deviation")
-    upcycle.add_argument("--seed", type=int, default=0, help="of the noise, the routers and the heads")
+    upcycle.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        help="on each expert, relative to its weights' deviation",
+    )
+    upcycle.add_argument(
+        "--seed", type=int, default=0, help="of the noise, the routers and the heads"
+    )
     convert = commands.add_parser("convert", help="from the published checkpoint")
-    convert.add_argument("source", metavar="SOURCE", type=Path, help="folder of the published checkpoint")
+    convert.add_argument(
+        "source", metavar="SOURCE", type=Path, help="folder of the published checkpoint"
+    )
     for command in (upcycle, convert):
-        command.add_argument("target", metavar="TARGET", type=Path, help="folder to write; a discriminator is replaced")
+        command.add_argument(
+            "target",
+            metavar="TARGET",
+            type=Path,
+            help="folder to write; a discriminator is replaced",
+        )
     return parser
 
 
@@ -80,7 +100,9 @@ def _run(options: argparse.Namespace) -> None:
             convert_published(options.source, options.target, on_progress=show)
     files = sorted(options.target.glob("*.safetensors"))
     size = decimal(sum(file.stat().st_size for file in files))
-    sys.stdout.write(f"{options.target}: discriminator of {size} in {len(files)} file{'s' * (len(files) > 1)}\n")
+    sys.stdout.write(
+        f"{options.target}: discriminator of {size} in {len(files)} file{'s' * (len(files) > 1)}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ class AttentionBlock:
 
     def to(self, device: torch.device | str | int) -> "AttentionBlock":
         visible = None if self.visible is None else self.visible.to(device)
-        return AttentionBlock(self.own.to(device), self.prompts.to(device), self.prompt_of.to(device), visible)
+        return AttentionBlock(
+            self.own.to(device), self.prompts.to(device), self.prompt_of.to(device), visible
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class PackLayout:
         return cls(tuple(segments), tuple(_block(block) for block in members), order)
 
     def to(self, device: torch.device | str | int) -> "PackLayout":
-        return PackLayout(self.segments, tuple(block.to(device) for block in self.blocks), self.order.to(device))
+        return PackLayout(
+            self.segments, tuple(block.to(device) for block in self.blocks), self.order.to(device)
+        )
 
 
 def _like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
@@ -86,7 +90,9 @@ def _like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
         size = segment.length * (segment.prompt_length + segment.length)
         widest = max(s.prompt_length for s in [*block, segment])
         padded = (len(block) + 1) * segment.length * (widest + segment.length)
-        if block and (padded > _MOST_PADDING * (exist + size) or (block[0].prompt_length > 0) != (widest > 0)):
+        if block and (
+            padded > _MOST_PADDING * (exist + size) or (block[0].prompt_length > 0) != (widest > 0)
+        ):
             yield block
             block, exist = [], 0
         block.append(segment)
@@ -112,7 +118,9 @@ def _visible(segments: list[Segment], length: int, prompt_length: int) -> Tensor
         prompt_lengths = prompt_lengths[:1]
     shown = torch.arange(prompt_length) < prompt_lengths[:, None]
     shape = (len(shown), 1, length, -1)
-    return torch.cat([shown[:, None, None].expand(shape), causal[None, None].expand(shape)], dim=-1).contiguous()
+    return torch.cat(
+        [shown[:, None, None].expand(shape), causal[None, None].expand(shape)], dim=-1
+    ).contiguous()
 
 
 def _own(segments: list[Segment]) -> Tensor:
@@ -145,14 +153,22 @@ def packed_attention(
     if isinstance(packing, BlockMask):
         gqa = query.shape[1] != key.shape[1]
         output = compile_friendly_flex_attention(
-            query, key, value, training=module.training, block_mask=packing, scale=scaling, enable_gqa=gqa
+            query,
+            key,
+            value,
+            training=module.training,
+            block_mask=packing,
+            scale=scaling,
+            enable_gqa=gqa,
         )
         return output.transpose(1, 2), None
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     return _attend_blocks(query, key, value, packing, scaling), None
 
 
-def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float) -> Tensor:
+def _attend_blocks(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float
+) -> Tensor:
     """From query[T, heads, dim] and key, value[T, key heads, dim] to output[1, T, heads, dim]."""
     outputs = []
     for block in layout.blocks:
@@ -175,7 +191,11 @@ def _keys(states: Tensor, block: AttentionBlock) -> Tensor:
     if block.visible is None:
         return own.transpose(1, 2)
     prompts = _gather(states, block.prompts)
-    prompts = prompts.expand(len(own), *prompts.shape[1:]) if len(prompts) == 1 else _gather(prompts, block.prompt_of)
+    prompts = (
+        prompts.expand(len(own), *prompts.shape[1:])
+        if len(prompts) == 1
+        else _gather(prompts, block.prompt_of)
+    )
     return torch.cat([prompts, own], dim=1).transpose(1, 2)
 
 
@@ -196,7 +216,9 @@ def _flex_attention_compiles() -> bool:
     from torch.utils._triton import has_triton
 
     if not has_triton():
-        logger.warning("Triton is not there, so the discriminator attends block by block instead of by FlexAttention")
+        logger.warning(
+            "Triton is not there, so the discriminator attends block by block instead of by FlexAttention"
+        )
     return has_triton()
 
 
@@ -205,7 +227,9 @@ def flex_mask(layout: PackLayout, device: torch.device | str) -> BlockMask:
     lengths = torch.tensor([segment.length for segment in layout.segments])
     ids = torch.arange(len(layout.segments)).repeat_interleave(lengths).to(device)
     prompt_start, prompt_stop = (
-        torch.tensor([segment[field] for segment in layout.segments]).repeat_interleave(lengths).to(device)
+        torch.tensor([segment[field] for segment in layout.segments])
+        .repeat_interleave(lengths)
+        .to(device)
         for field in (2, 3)
     )
 

@@ -118,7 +118,10 @@ class SpanEncoder:
 
     def span_ids(self, text: str) -> SpanIds:
         """Tokens of a span and the terminal token. A text that spells a special token is text, and smuggles none in."""
-        return (*self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), self._terminal)
+        return (
+            *self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
+            self._terminal,
+        )
 
     def encode(self, group: Group) -> EncodedGroup:
         return EncodedGroup(
@@ -139,7 +142,9 @@ class SpanEncoder:
         where: dict[tuple[int, int, SpanIds], int] = {}
         for g, group in enumerate(groups):
             start = parts[-1].segment.stop if parts else 0
-            prompt = Segment(start, start + len(group.prompt.input_ids), prompt_start=start, prompt_stop=start)
+            prompt = Segment(
+                start, start + len(group.prompt.input_ids), prompt_start=start, prompt_stop=start
+            )
             parts.append(_Part(group.prompt.input_ids, group.positions, PROMPT, prompt))
             first = int(group.positions.max()) + 1
             for view, span in group.spans():
@@ -178,16 +183,22 @@ class _Part(NamedTuple):
     segment: Segment
 
 
-def _score_index(groups: Sequence[EncodedGroup], where: Mapping[tuple[int, int, SpanIds], int]) -> ScoreIndex:
+def _score_index(
+    groups: Sequence[EncodedGroup], where: Mapping[tuple[int, int, SpanIds], int]
+) -> ScoreIndex:
     students = max(len(group.students) for group in groups)
     teacher = torch.zeros(len(VIEWS), len(groups), dtype=torch.long)
     student = torch.zeros(len(VIEWS), len(groups), students, dtype=torch.long)
     valid = torch.zeros(len(groups), students, dtype=torch.bool)
     for g, group in enumerate(groups):
-        teacher[:, g] = torch.tensor([where[g, view, ids] for view, ids in enumerate(group.teacher)])
+        teacher[:, g] = torch.tensor(
+            [where[g, view, ids] for view, ids in enumerate(group.teacher)]
+        )
         for n, spans in enumerate(group.students):
             if spans is not None:
-                student[:, g, n] = torch.tensor([where[g, view, ids] for view, ids in enumerate(spans)])
+                student[:, g, n] = torch.tensor(
+                    [where[g, view, ids] for view, ids in enumerate(spans)]
+                )
                 valid[g, n] = True
     return ScoreIndex(teacher, student, valid)
 

@@ -14,14 +14,14 @@ from verl_prism.discriminator.batch import VIEWS, ScoreIndex
 class LossWeights:
     """What the loss is made of besides the pairs; the last three are off by default.
 
-    score_regularisation: multiplies the mean squared score.
+    score_regularization: multiplies the mean squared score.
     balance: multiplies the load-balancing loss.
     label_smoothing: share, in [0, 0.5), of each pair that is taken the other way round.
     margin: what the teacher's score must be ahead by before a pair costs less than log 2.
     gradient_penalty: multiplies `gradient_penalty`.
     """
 
-    score_regularisation: float = 0.001
+    score_regularization: float = 0.001
     balance: float = 0.01
     label_smoothing: float = 0.0
     margin: float = 0.0
@@ -39,7 +39,9 @@ class GroupScores:
     @classmethod
     def gather(cls, spans: Tensor, index: ScoreIndex) -> "GroupScores":
         """Scores of groups from the scores[S] of a pack's spans."""
-        teacher, student, valid = (part.to(spans.device) for part in (index.teacher, index.student, index.valid))
+        teacher, student, valid = (
+            part.to(spans.device) for part in (index.teacher, index.student, index.valid)
+        )
         return cls(spans[teacher], spans[student], valid)
 
     @property
@@ -47,7 +49,11 @@ class GroupScores:
         return bool(self.teacher.isfinite().all() and self.student[:, self.valid].isfinite().all())
 
     def detach(self) -> "GroupScores":
-        return GroupScores(self.teacher.detach().float().cpu(), self.student.detach().float().cpu(), self.valid.cpu())
+        return GroupScores(
+            self.teacher.detach().float().cpu(),
+            self.student.detach().float().cpu(),
+            self.valid.cpu(),
+        )
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """The teacher's and the student's scores[views, pairs] of every valid pair."""
@@ -67,10 +73,12 @@ def pairwise_loss(scores: GroupScores, pairs: int, weights: LossWeights) -> Tens
     smoothing = weights.label_smoothing
     bradley_terry = ((1 - smoothing) * F.softplus(-ahead) + smoothing * F.softplus(ahead)).sum()
     squares = (teacher.square() + student.square()).sum()
-    return (bradley_terry + weights.score_regularisation / 4 * squares) / max(pairs, 1)
+    return (bradley_terry + weights.score_regularization / 4 * squares) / max(pairs, 1)
 
 
-def gradient_penalty(scores: GroupScores, perturbed: GroupScores, noise: float, pairs: int) -> Tensor:
+def gradient_penalty(
+    scores: GroupScores, perturbed: GroupScores, noise: float, pairs: int
+) -> Tensor:
     """Mean squared norm of the scores' gradients with respect to the text's input embeddings, by finite differences.
 
     Σ_views Σ_pairs [(Δt/noise)² + (Δs/noise)²] / (4 pairs), with Δ the change of a score when each text token's
@@ -88,7 +96,9 @@ def pair_sums(scores: GroupScores) -> dict[str, float]:
     sums = {"pairs": float(teacher.shape[1]), "responses": float(scores.valid.numel())}
     for v, view in enumerate(VIEWS):
         margin = teacher[v] - student[v]
-        sums[f"{view}/accuracy"] = ((margin > 0).double() + 0.5 * (margin == 0).double()).sum().item()
+        sums[f"{view}/accuracy"] = (
+            ((margin > 0).double() + 0.5 * (margin == 0).double()).sum().item()
+        )
         sums[f"{view}/ties"] = (margin == 0).double().sum().item()
         sums[f"{view}/margin"] = margin.sum().item()
         sums[f"{view}/loss"] = F.softplus(-margin).sum().item()
@@ -102,7 +112,11 @@ def pair_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     pairs, responses = sums["pairs"], sums["responses"]
     metrics = {"pairs": pairs, "valid_ratio": pairs / responses}
     if pairs:
-        metrics |= {name: value / pairs for name, value in sums.items() if name not in ("pairs", "responses")}
+        metrics |= {
+            name: value / pairs
+            for name, value in sums.items()
+            if name not in ("pairs", "responses")
+        }
     return metrics
 
 

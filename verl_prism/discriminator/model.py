@@ -125,7 +125,9 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
 
     def __init__(self, config: DiscriminatorConfig):
         _check_routing(config)
-        config.text_config._attn_implementation = PACKED  # a pack means nothing to any other attention
+        config.text_config._attn_implementation = (
+            PACKED  # a pack means nothing to any other attention
+        )
         super().__init__(config)
         self.model = Qwen3VLMoeModel(config)
         layers = self.model.language_model.layers
@@ -134,12 +136,16 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
             for layer in layers:
                 layer.mlp.gate = ViewRouter(config.text_config)
         names = [SHARED_HEAD] if config.routing == "token" else [view.value for view in VIEWS]
-        self.heads = nn.ModuleDict({name: nn.Linear(config.text_config.hidden_size, 1, bias=False) for name in names})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(config.text_config.hidden_size, 1, bias=False) for name in names}
+        )
         self.post_init()
 
     def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
         """scores[S] in fp32, one per span of the pack, read at its terminal token; and the load-balancing loss."""
-        assert self.config.text_config._attn_implementation == PACKED, "a discriminator's text must attend by packs"
+        assert self.config.text_config._attn_implementation == PACKED, (
+            "a discriminator's text must attend by packs"
+        )
         embeddings, deepstack = self._embed(pack)
         with self._recorded(pack) as routers:
             terminal = self.model.language_model(
@@ -158,7 +164,10 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
     def _recorded(self, pack: Pack) -> Iterator[list[ViewRouter]]:
         """The routers know the pack's sets, the last layer's those of its terminal tokens, and record what they do."""
         routers, experts = self.routers(), self.config.text_config.num_experts
-        every, terminal = (Sets.make(kinds, experts, self.config.routing) for kinds in (pack.token_kinds, pack.views))
+        every, terminal = (
+            Sets.make(kinds, experts, self.config.routing)
+            for kinds in (pack.token_kinds, pack.views)
+        )
         for router in routers:
             router.sets = terminal if router is routers[-1] else every
             router.recording = True
@@ -179,13 +188,17 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
             pixels, grid = _blank_image(visual.config, embeddings.device)
         encoded = visual(pixels.to(visual.dtype), grid_thw=grid, return_dict=True)
         if pack.pixel_values is None:
-            unused = sum(features.sum() for features in (encoded.pooler_output, *encoded.deepstack_features))
+            unused = sum(
+                features.sum() for features in (encoded.pooler_output, *encoded.deepstack_features)
+            )
             return embeddings + 0.0 * unused, None
         features = encoded.pooler_output.to(embeddings.dtype)
-        return embeddings.masked_scatter(pack.image_tokens[:, None], features), encoded.deepstack_features
+        return embeddings.masked_scatter(
+            pack.image_tokens[:, None], features
+        ), encoded.deepstack_features
 
     def _score(self, terminal: Tensor, views: Tensor) -> Tensor:
-        """fp32 outside autocast: bf16 scores between 4 and 8 are 2^-5 apart, and normalisation would amplify that."""
+        """fp32 outside autocast: bf16 scores between 4 and 8 are 2^-5 apart, and normalization would amplify that."""
         with torch.autocast(terminal.device.type, enabled=False):
             weights: list[Tensor] = [head.get_parameter("weight") for head in self.heads.values()]
             per_head = F.linear(terminal.float(), torch.cat(weights).float())
@@ -202,14 +215,20 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
 def _check_routing(config: DiscriminatorConfig) -> None:
     text = config.text_config
     if config.routing not in get_args(Routing):
-        raise UserError(f"routing={config.routing} in the discriminator's config is none of {get_args(Routing)}")
-    if config.routing == "dedicated" and (text.num_experts % 2 or text.num_experts // 2 < text.num_experts_per_tok):
+        raise UserError(
+            f"routing={config.routing} in the discriminator's config is none of {get_args(Routing)}"
+        )
+    if config.routing == "dedicated" and (
+        text.num_experts % 2 or text.num_experts // 2 < text.num_experts_per_tok
+    ):
         raise UserError(
             f"dedicated routing splits the experts in two halves, each with at least num_experts_per_tok="
             f"{text.num_experts_per_tok} of them; num_experts={text.num_experts} cannot be split so"
         )
     if len(config.vision_config.deepstack_visual_indexes) >= text.num_hidden_layers:
-        raise UserError("the vision tower's features enter every text layer, and the last one must be free of them")
+        raise UserError(
+            "the vision tower's features enter every text layer, and the last one must be free of them"
+        )
     dense_layers = len(set(text.mlp_only_layers))
     if dense_layers != (text.num_hidden_layers if config.routing == "dense" else 0):
         raise UserError(
@@ -225,12 +244,16 @@ def _blank_image(vision, device: torch.device) -> tuple[Tensor, Tensor]:
     """
     side = vision.spatial_merge_size
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    return torch.zeros(side * side, values, device=device), torch.tensor([[1, side, side]], device=device)
+    return torch.zeros(side * side, values, device=device), torch.tensor(
+        [[1, side, side]], device=device
+    )
 
 
 AutoConfig.register("prism_discriminator", DiscriminatorConfig)
 AutoModel.register(DiscriminatorConfig, PrismDiscriminatorForTokenClassification)
-AutoModelForTokenClassification.register(DiscriminatorConfig, PrismDiscriminatorForTokenClassification)
+AutoModelForTokenClassification.register(
+    DiscriminatorConfig, PrismDiscriminatorForTokenClassification
+)
 
 
 def load_discriminator(
@@ -244,10 +267,16 @@ def load_discriminator(
         UserError: the folder is no discriminator, or a tensor is missing, unexpected or of another shape.
     """
     model, info = PrismDiscriminatorForTokenClassification.from_pretrained(
-        folder, dtype=dtype, attn_implementation={"vision_config": attention}, output_loading_info=True
+        folder,
+        dtype=dtype,
+        attn_implementation={"vision_config": attention},
+        output_loading_info=True,
     )
-    faults = [f"{fault.replace('_', ' ')}: {', '.join(map(str, sorted(info[fault], key=str)[:5]))}"
-              for fault in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[fault]]  # fmt: skip
+    faults = [
+        f"{fault.replace('_', ' ')}: {', '.join(map(str, sorted(info[fault], key=str)[:5]))}"
+        for fault in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[fault]
+    ]
     if faults:
         raise UserError(
             f"{folder} does not hold a whole discriminator ({'; '.join(faults)}); make one with stage=warmup"

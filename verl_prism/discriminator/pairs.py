@@ -3,13 +3,11 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from verl_prism.config import Discriminator
-from verl_prism.discriminator.batch import Group, Spans
-from verl_prism.discriminator.prompts import tokenize_prompt
+from verl_prism.discriminator.batch import Group, Prompt, Spans
 from verl_prism.response import Response, View, parse_response
 
 
@@ -24,20 +22,24 @@ class WarmupGroups:
 
 
 def warmup_groups(
-    processor, rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Sequence[str]], limits: Mapping[View, int],
+    prompts: Sequence[Prompt],
+    teachers: Sequence[str],
+    rollouts: Sequence[Sequence[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Mapping[View, int],
     heldout_fraction: float,
-) -> WarmupGroups:  # fmt: skip
-    """Pair `rollouts[row][sample]` with each row's teacher response. An invalid rollout is no pair, and is counted.
+) -> WarmupGroups:
+    """Pair `rollouts[prompt][sample]` with each prompt's teacher response.
 
-    Prompts on which the policy gave no valid response at all are left out: they hold no pair.
+    An invalid rollout forms no pair and is counted. Prompts without a valid rollout are left out.
     """
     groups = []
-    for row, texts in zip(rows, rollouts, strict=True):
-        students = [scored_spans(parse_response(text), processor.tokenizer, limits)[1] for text in texts]
-        teacher = parse_response(row["teacher_response"])
+    for prompt, text, sampled in zip(prompts, teachers, rollouts, strict=True):
+        students = [scored_spans(parse_response(each), tokenizer, limits)[1] for each in sampled]
+        teacher = parse_response(text)
         assert teacher.valid, "teacher responses are checked before the run starts"
         spans = {view: teacher.view_text(view) for view in View}
-        groups.append(Group(tokenize_prompt(processor, row), spans, students))
+        groups.append(Group(prompt, spans, students))
     invalid = sum(spans is None for group in groups for spans in group.students)
     usable = [group for group in groups if any(spans is not None for spans in group.students)]
     kept_out = max(1, round(heldout_fraction * len(usable)))
@@ -56,12 +58,18 @@ def add_swapped_teachers(groups: Sequence[Group], count: int, seed: int) -> list
         other = chooser.choice(groups).teacher
         return None if other == group.teacher else other
 
-    return [replace(group, students=[*group.students, *(swapped(group) for _ in range(count))]) for group in groups]
+    return [
+        replace(group, students=[*group.students, *(swapped(group) for _ in range(count))])
+        for group in groups
+    ]
 
 
 def view_limits(settings: Discriminator) -> dict[View, int]:
     """The longest span that is scored, in tokens, per view."""
-    return {View.PERCEPTION: settings.max_perception_tokens, View.REASONING: settings.max_reasoning_tokens}
+    return {
+        View.PERCEPTION: settings.max_perception_tokens,
+        View.REASONING: settings.max_reasoning_tokens,
+    }
 
 
 def scored_spans(
@@ -72,6 +80,9 @@ def scored_spans(
         return response.fault.name.lower(), None
     spans = {view: response.view_text(view) for view in View}
     for view, span in spans.items():
-        if len(tokenizer.encode(span, add_special_tokens=False, split_special_tokens=True)) > limits[view]:
+        if (
+            len(tokenizer.encode(span, add_special_tokens=False, split_special_tokens=True))
+            > limits[view]
+        ):
             return f"{view.value}_too_long", None
     return None, spans

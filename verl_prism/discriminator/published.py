@@ -52,10 +52,15 @@ def convert_published(
     published = read_config(source, Qwen3VLMoeConfig)
     tensors, others = split_backbone(source, stored_tensors(source))
     head = _head(source, others)
-    expected = {name: _transposed(name, blank) for name, blank in blank_tensors(Qwen3VLMoeModel, published).items()}
+    expected = {
+        name: _transposed(name, blank)
+        for name, blank in blank_tensors(Qwen3VLMoeModel, published).items()
+    }
     head_shape = torch.empty(1, published.text_config.hidden_size, device="meta")
     require_whole(source, tensors | others | {HEAD: head}, expected | {HEAD: head_shape})
-    config = discriminator_config(published, "token", tensors["language_model.embed_tokens.weight"].like.dtype)
+    config = discriminator_config(
+        published, "token", tensors["language_model.embed_tokens.weight"].like.dtype
+    )
     converted = {f"model.{name}": _converted(name, tensor) for name, tensor in tensors.items()}
     converted[f"heads.{SHARED_HEAD}.weight"] = head
     write_discriminator(config, converted, source, target, max_shard_size, on_progress)
@@ -76,10 +81,14 @@ def _head(source: Path, others: dict[str, LazyTensor]) -> LazyTensor:
     names = [name for name in others if f".{name}".endswith(f".{HEAD}")]
     heads = {name: others.pop(name).make() for name in names} | _head_in_file(source / HEAD_FILE)
     if not heads:
-        raise UserError(f"{source} holds no head: neither {HEAD} in its safetensors nor a {HEAD_FILE}")
+        raise UserError(
+            f"{source} holds no head: neither {HEAD} in its safetensors nor a {HEAD_FILE}"
+        )
     head = next(iter(heads.values()))
     if not all(torch.equal(head.float(), other.float()) for other in heads.values()):
-        raise UserError(f"{source} holds heads that differ ({', '.join(heads)}); remove the one that is out of date")
+        raise UserError(
+            f"{source} holds heads that differ ({', '.join(heads)}); remove the one that is out of date"
+        )
     return LazyTensor(torch.empty_like(head, device="meta"), lambda: head)
 
 

@@ -89,15 +89,22 @@ def on_ranks(count: int, function: Callable[..., Result], *arguments: object) ->
     if count == 1:
         return function(*arguments)
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
-    )  # fmt: skip
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
     try:
         return elastic_launch(config, function)(*arguments)[0]
     except ChildFailedError as failure:
         _, first = failure.get_first_failure()
         error: Any = first.message  # a dict where `record` has caught an exception
-        kind, _, text = error["message"].partition(": ") if isinstance(error, dict) else (None, None, None)
+        kind, _, text = (
+            error["message"].partition(": ") if isinstance(error, dict) else (None, None, None)
+        )
         if kind == UserError.__name__:
             raise UserError(text) from failure
         raise

@@ -17,7 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from verl_prism.discriminator.model import DiscriminatorConfig, PrismDiscriminatorForTokenClassification
+from verl_prism.discriminator.model import (
+    DiscriminatorConfig,
+    PrismDiscriminatorForTokenClassification,
+)
 from verl_prism.errors import UserError
 
 Progress = Callable[[int, int], None]  # bytes made, bytes in all
@@ -56,19 +59,29 @@ def read_config(folder: Path, config_class: Any) -> Any:
         UserError: there is none, or it is of another model type.
     """
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(
+            "model_type"
+        )
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no Hugging Face model: its config.json cannot be read ({error})") from error
+        raise UserError(
+            f"{folder} holds no Hugging Face model: its config.json cannot be read ({error})"
+        ) from error
     if model_type != config_class.model_type:
-        raise UserError(f"{folder} holds a {model_type}, where a {config_class.model_type} is needed")
+        raise UserError(
+            f"{folder} holds a {model_type}, where a {config_class.model_type} is needed"
+        )
     return config_class.from_pretrained(folder)
 
 
-def discriminator_config(source: Any, routing: str, dtype: torch.dtype, **text: Any) -> DiscriminatorConfig:
+def discriminator_config(
+    source: Any, routing: str, dtype: torch.dtype, **text: Any
+) -> DiscriminatorConfig:
     """The config of a discriminator with the towers of `source`, and with these changes to its text tower."""
     towers = {
         name: {
-            key: value for key, value in getattr(source, name).to_dict().items() if key not in ("model_type", "dtype")
+            key: value
+            for key, value in getattr(source, name).to_dict().items()
+            if key not in ("model_type", "dtype")
         }
         for name in ("text_config", "vision_config")
     }
@@ -113,10 +126,14 @@ def stored_tensors(folder: Path) -> dict[str, LazyTensor]:
     files = sorted(set(index.values()))
     missing = [name for name in files if not (folder / name).exists()]
     if missing:
-        raise UserError(f"{folder} lacks {_some(missing)}, named in {INDEX}; fetch the checkpoint again")
+        raise UserError(
+            f"{folder} lacks {_some(missing)}, named in {INDEX}; fetch the checkpoint again"
+        )
     tensors = {name: tensor for file in files for name, tensor in _tensors_of(folder / file)}
     if tensors.keys() != index.keys():
-        raise UserError(f"{folder / INDEX} and the shards disagree on {_some(sorted(tensors.keys() ^ index.keys()))}")
+        raise UserError(
+            f"{folder / INDEX} and the shards disagree on {_some(sorted(tensors.keys() ^ index.keys()))}"
+        )
     return tensors
 
 
@@ -127,7 +144,10 @@ def _tensors_of(path: Path) -> Iterator[tuple[str, LazyTensor]]:
                 # Mapped into memory: only what is used of it is read.
                 yield (
                     name,
-                    LazyTensor(torch.empty_like(file.get_tensor(name), device="meta"), partial(_read, path, name)),
+                    LazyTensor(
+                        torch.empty_like(file.get_tensor(name), device="meta"),
+                        partial(_read, path, name),
+                    ),
                 )
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
@@ -158,16 +178,23 @@ def split_backbone(
         elif not _LM_HEAD.fullmatch(name):
             others[name] = tensor
     if len(prefixes) > 1:
-        raise UserError(f"{folder} holds tensors of more than one model: {_some(list(prefixes.values()))}")
+        raise UserError(
+            f"{folder} holds tensors of more than one model: {_some(list(prefixes.values()))}"
+        )
     return backbone, others
 
 
-def require_whole(folder: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, Tensor]) -> None:
+def require_whole(
+    folder: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, Tensor]
+) -> None:
     """
     Raises:
         UserError: a tensor is missing, unexpected or of another shape.
     """
-    shapes = {name: (list(found[name].like.shape), list(expected[name].shape)) for name in found.keys() & expected}
+    shapes = {
+        name: (list(found[name].like.shape), list(expected[name].shape))
+        for name in found.keys() & expected
+    }
     faults = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
@@ -177,7 +204,9 @@ def require_whole(folder: Path, found: Mapping[str, LazyTensor], expected: Mappi
     }
     if any(faults.values()):
         named = "; ".join(f"{fault}: {_some(names)}" for fault, names in faults.items() if names)
-        raise UserError(f"{folder} does not hold the tensors that its config.json describes ({named})")
+        raise UserError(
+            f"{folder} does not hold the tensors that its config.json describes ({named})"
+        )
 
 
 def write_discriminator(
@@ -194,7 +223,9 @@ def write_discriminator(
         UserError: `target` holds something that is no discriminator, or `source` has no processor.
     """
     blank = blank_tensors(PrismDiscriminatorForTokenClassification, config)
-    assert {name: tensor.like.shape for name, tensor in tensors.items()} == {n: like.shape for n, like in blank.items()}
+    assert {name: tensor.like.shape for name, tensor in tensors.items()} == {
+        n: like.shape for n, like in blank.items()
+    }
     with _replacing(target) as folder:
         config.save_pretrained(folder)
         _copy_processor(source, folder)
@@ -230,14 +261,22 @@ def _require_replaceable(target: Path) -> None:
 def _copy_processor(source: Path, folder: Path) -> None:
     """File by file: loading a processor would need more libraries than a discriminator does."""
     present = [name for name in PROCESSOR_FILES if (source / name).exists()]
-    if "tokenizer_config.json" not in present or not {"preprocessor_config.json", "processor_config.json"} & {*present}:
-        raise UserError(f"{source} holds no tokenizer or no image processor; copy those of its base model into it")
+    if "tokenizer_config.json" not in present or not {
+        "preprocessor_config.json",
+        "processor_config.json",
+    } & {*present}:
+        raise UserError(
+            f"{source} holds no tokenizer or no image processor; copy those of its base model into it"
+        )
     for name in present:
         shutil.copy(source / name, folder)
 
 
 def _write_shards(
-    folder: Path, tensors: Mapping[str, LazyTensor], max_shard_size: int | str, on_progress: Progress | None
+    folder: Path,
+    tensors: Mapping[str, LazyTensor],
+    max_shard_size: int | str,
+    on_progress: Progress | None,
 ) -> None:
     split = split_torch_state_dict_into_shards(
         {name: tensor.like for name, tensor in tensors.items()}, max_shard_size=max_shard_size

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from verl_prism.config import Discriminator as Settings
 from verl_prism.discriminator.batch import VIEWS, Group, SpanEncoder
-from verl_prism.discriminator.loss import GroupScores, LossWeights, mean_accuracy, pair_metrics, pair_sums
+from verl_prism.discriminator.loss import (
+    GroupScores,
+    LossWeights,
+    mean_accuracy,
+    pair_metrics,
+    pair_sums,
+)
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
 from verl_prism.discriminator.ranks import Ranks
 from verl_prism.discriminator.update import (
@@ -41,7 +47,7 @@ class StepSettings:
     @classmethod
     def of(cls, settings: Settings) -> "StepSettings":
         weights = LossWeights(
-            score_regularisation=settings.score_regularisation,
+            score_regularization=settings.score_regularization,
             balance=settings.balance_coef,
             label_smoothing=settings.label_smoothing,
             margin=settings.margin,
@@ -131,14 +137,23 @@ class DiscriminatorStep:
         return result
 
     def score(self, batch: MiniBatch, rounds: int) -> GroupScores:
-        return score_groups(self._model, batch, rounds=rounds, autocast=self._autocast, device=self._ranks.device)
+        return score_groups(
+            self._model, batch, rounds=rounds, autocast=self._autocast, device=self._ranks.device
+        )
 
     def _update(self, batch: MiniBatch, pairs: int, rounds: int) -> _Update:
         """Without a valid pair on any rank there is nothing to learn from, and no parameter changes."""
         backward = backward_groups(
-            self._model, batch, self._settings.weights, pairs=pairs, ranks=self._ranks.size, rounds=rounds,
-            sync=self._sync, autocast=self._autocast, device=self._ranks.device,
-        )  # fmt: skip
+            self._model,
+            batch,
+            self._settings.weights,
+            pairs=pairs,
+            ranks=self._ranks.size,
+            rounds=rounds,
+            sync=self._sync,
+            autocast=self._autocast,
+            device=self._ranks.device,
+        )
         metrics, finite = self._reduce(backward)
         if not finite or not pairs or self._accurate_enough(metrics):
             self._optimization.clear()
@@ -156,7 +171,12 @@ class DiscriminatorStep:
     def _reduce(self, backward: Backward) -> tuple[dict[str, float], bool]:
         """Metrics of all ranks, from sums that are added up over them at once; and whether all is finite."""
         pairs = pair_sums(backward.scores)
-        own = [*pairs.values(), backward.loss, float(not backward.finite), *backward.expert_choices.flatten().tolist()]
+        own = [
+            *pairs.values(),
+            backward.loss,
+            float(not backward.finite),
+            *backward.expert_choices.flatten().tolist(),
+        ]
         total = self._ranks.sum(own)
         means = pair_metrics(dict(zip(pairs, total, strict=False)))
         loss, faults, *choices = total[len(pairs) :]

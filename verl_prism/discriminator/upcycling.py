@@ -89,7 +89,9 @@ def _check(experts: int, experts_per_token: int, routing: str, noise: float) -> 
     if noise < 0:
         raise UserError(f"noise is {noise}; it is a standard deviation, 0 or more")
     if noise and routing == "dense":
-        raise UserError(f"noise is {noise}, but with dense routing there are no experts to add it to")
+        raise UserError(
+            f"noise is {noise}, but with dense routing there are no experts to add it to"
+        )
 
 
 def _upcycled(
@@ -104,15 +106,22 @@ def _upcycled(
         parts = [dense[f"{mlp}.{part}.weight"] for part in EXPERT_PARTS[kind]]
         return LazyTensor(
             _experts([part.like for part in parts], len(blank), 0.0, None),
-            lambda: _experts([part.make() for part in parts], len(blank), noise, _generator(seed, name)),
+            lambda: _experts(
+                [part.make() for part in parts], len(blank), noise, _generator(seed, name)
+            ),
         )
     like = blank.to(dense[EMBEDDING].like.dtype)
     return LazyTensor(
-        like, lambda: torch.empty_like(like, device="cpu").normal_(0.0, std, generator=_generator(seed, name))
+        like,
+        lambda: torch.empty_like(like, device="cpu").normal_(
+            0.0, std, generator=_generator(seed, name)
+        ),
     )
 
 
-def _experts(weights: Sequence[Tensor], experts: int, noise: float, generator: Generator | None) -> Tensor:
+def _experts(
+    weights: Sequence[Tensor], experts: int, noise: float, generator: Generator | None
+) -> Tensor:
     """[experts, rows, columns]: the weights[., columns] on top of one another, for each expert with its own noise."""
     parts = [_noisy(weight, noise, generator) for _ in range(experts) for weight in weights]
     return torch.cat(parts).unflatten(0, (experts, -1))
@@ -122,7 +131,9 @@ def _noisy(weight: Tensor, noise: float, generator: Generator | None) -> Tensor:
     if not noise:
         return weight
     exact = weight.float()
-    return (exact + noise * exact.std() * torch.randn(exact.shape, generator=generator)).to(weight.dtype)
+    return (exact + noise * exact.std() * torch.randn(exact.shape, generator=generator)).to(
+        weight.dtype
+    )
 
 
 def _generator(seed: int, name: str) -> Generator:

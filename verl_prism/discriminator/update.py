@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verl_prism.discriminator.batch import PROMPT, VIEWS, Group, Pack, ScoreIndex, SpanEncoder, micro_batches
+from verl_prism.discriminator.batch import (
+    PROMPT,
+    VIEWS,
+    Group,
+    Pack,
+    ScoreIndex,
+    SpanEncoder,
+    micro_batches,
+)
 from verl_prism.discriminator.loss import GroupScores, LossWeights, gradient_penalty, pairwise_loss
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
 
@@ -124,11 +132,15 @@ def backward_groups(
                 spans, balance = model(pack)
                 here = expert_choices(model)
             scores = GroupScores.gather(spans, index)
-            share = pairwise_loss(scores, pairs, weights) + weights.balance * balance / (len(batch) * ranks)
+            share = pairwise_loss(scores, pairs, weights) + weights.balance * balance / (
+                len(batch) * ranks
+            )
             if weights.gradient_penalty:
                 with autocast(), _noisy_embeddings(model):
                     perturbed = GroupScores.gather(model(pack)[0], index)
-                share = share + weights.gradient_penalty * gradient_penalty(scores, perturbed, NOISE, pairs)
+                share = share + weights.gradient_penalty * gradient_penalty(
+                    scores, perturbed, NOISE, pairs
+                )
             (ranks * share if counts else 0.0 * share).backward()
         if counts:
             parts.append(scores.detach())
@@ -141,8 +153,14 @@ def backward_groups(
 def expert_choices(model: Discriminator) -> Tensor:
     """[layers, sets, experts]: how often each set's tokens chose each expert in the last forward, in the order of
     VIEWS and then the prompt; no layers where there are no experts."""
-    choices = [router.load() * router.sets.members.sum(-1, keepdim=True) for router in model.routers()]
-    return torch.stack(choices).double().cpu() if choices else torch.zeros(0, PROMPT + 1, 1, dtype=torch.double)
+    choices = [
+        router.load() * router.sets.members.sum(-1, keepdim=True) for router in model.routers()
+    ]
+    return (
+        torch.stack(choices).double().cpu()
+        if choices
+        else torch.zeros(0, PROMPT + 1, 1, dtype=torch.double)
+    )
 
 
 @contextmanager

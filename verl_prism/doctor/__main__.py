@@ -15,7 +15,15 @@ from verl_prism.doctor.cluster import cluster
 from verl_prism.doctor.devices import gpus, talk
 from verl_prism.doctor.finding import Case, Check, Finding, Level, fault
 from verl_prism.doctor.fit import cache_fits, device_fits, host_fits
-from verl_prism.doctor.host import environment, limits, output, scratch, shared_memory, verl_plugin, versions
+from verl_prism.doctor.host import (
+    environment,
+    limits,
+    output,
+    scratch,
+    shared_memory,
+    verl_plugin,
+    versions,
+)
 from verl_prism.doctor.models import batches, bucket, inputs, patching, rows
 from verl_prism.errors import UserError
 from verl_prism.redaction import command_redactor
@@ -34,8 +42,12 @@ MARKS: dict[Level, str] = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "fa
 def verls_own(case: Case) -> Iterator[Finding]:
     """verl's validation of the whole configuration, which takes some seconds of imports. What it prints is left out."""
     if case.rl:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            from verl_prism.stages.rl import check_with_verl
+        with (
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            from verl_prism.trainer.validate import check_with_verl
 
             check_with_verl(case.config)
     yield Finding("ok", "nothing to object" if case.rl else "not asked in this stage")
@@ -71,8 +83,15 @@ def findings(check: Check, case: Case) -> list[Finding]:
         found.extend(check(case))
     except UserError as error:
         found.append(fault(str(error), ""))
-    except Exception as error:  # a broken folder may break a check in any way; another check then says what it is
-        found.append(fault(f"could not be looked at: {type(error).__name__}: {error}", "see the other findings first"))
+    except (
+        Exception
+    ) as error:  # a broken folder may break a check in any way; another check then says what it is
+        found.append(
+            fault(
+                f"could not be looked at: {type(error).__name__}: {error}",
+                "see the other findings first",
+            )
+        )
     told = [finding for finding in found if finding.level != "ok"]
     several = check is device_fits  # a line for each moment
     return found if several or not told else told
@@ -83,7 +102,9 @@ def examine(case: Case) -> dict[str, list[Finding]]:
 
 
 def show(console: Console, found: dict[str, list[Finding]]) -> None:
-    table = Table("", "check", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False)
+    table = Table(
+        "", "check", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False
+    )
     for name, each in found.items():
         for number, finding in enumerate(each):
             cure = f"\n→ {finding.cure}" if finding.cure else ""

@@ -10,7 +10,9 @@ import torch.distributed as dist
 def main(backend: str, store: str, rank: int) -> None:
     device = f"cuda:{rank}" if backend == "nccl" else "cpu"
     limit = timedelta(seconds=60)
-    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit)
+    dist.init_process_group(
+        backend, init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit
+    )
     number = torch.tensor([rank + 1.0], device=device)
     dist.all_reduce(number)
     assert number.item() == 3.0, f"1 + 2 was {number.item()}"

@@ -44,11 +44,15 @@ def _own(case: Case) -> Iterator[Finding]:
         )
         return
     if has_gpus < gpus:
-        yield fault(f"the run asks Ray for {gpus} devices, it would have {has_gpus}",
-                    "lower prism.hardware.devices_per_node, or set prism.hardware.ray_gpus")  # fmt: skip
+        yield fault(
+            f"the run asks Ray for {gpus} devices, it would have {has_gpus}",
+            "lower prism.hardware.devices_per_node, or set prism.hardware.ray_gpus",
+        )
     if has_cpus < cpus:
-        yield fault(f"the run asks Ray for {cpus} logical CPUs, it would have {has_cpus}",
-                    f"set prism.hardware.ray_cpus={cpus}, or fewer prism.hardware.storage_units")  # fmt: skip
+        yield fault(
+            f"the run asks Ray for {cpus} logical CPUs, it would have {has_cpus}",
+            f"set prism.hardware.ray_cpus={cpus}, or fewer prism.hardware.storage_units",
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # OSError where no port is free
     yield ok(f"its own: {gpus} of {has_gpus} devices, {cpus} of {has_cpus} logical CPUs")
@@ -67,23 +71,31 @@ def _existing(case: Case) -> Iterator[Finding]:
         yield fault(f"no answer from Ray at {address} within {ASK_SECONDS} s", cure)
         return
     if asked.returncode:
-        said = next((line for line in reversed(asked.stderr.splitlines()) if line.strip()), "no message")
+        said = next(
+            (line for line in reversed(asked.stderr.splitlines()) if line.strip()), "no message"
+        )
         yield fault(f"Ray at {address} cannot be joined: {said}", cure)
         return
     nodes = json.loads(asked.stdout.splitlines()[-1])
     each = prism.hardware.devices_per_node
-    able = [node for node in nodes if node.get("GPU", 0) >= each and node.get("CPU", 0) >= CPUS_PER_DEVICE * each]
+    able = [
+        node
+        for node in nodes
+        if node.get("GPU", 0) >= each and node.get("CPU", 0) >= CPUS_PER_DEVICE * each
+    ]
     gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
     if len(able) < prism.hardware.nodes:
         yield fault(
             f"{len(able)} of Ray's nodes have {each} devices and {CPUS_PER_DEVICE * each} logical CPUs free; "
-            f"{prism.hardware.nodes} are wanted", "set prism.hardware.devices_per_node and .nodes to what there is",
-        )  # fmt: skip
+            f"{prism.hardware.nodes} are wanted",
+            "set prism.hardware.devices_per_node and .nodes to what there is",
+        )
     elif gpus < case.prism.devices or cpus < cpus_demanded(case):
         yield fault(
             f"the run asks Ray for {case.prism.devices} devices and {cpus_demanded(case)} logical CPUs; "
-            f"{gpus} and {cpus} are free", "add nodes, or start Ray with more --num-cpus",
-        )  # fmt: skip
+            f"{gpus} and {cpus} are free",
+            "add nodes, or start Ray with more --num-cpus",
+        )
     else:
         yield ok(f"{address}: {len(nodes)} nodes, {gpus} devices and {cpus} logical CPUs free")
 
@@ -94,7 +106,9 @@ def _answers(address: str) -> bool:
     if not port.isdigit():
         return True
     try:
-        with socket.create_connection((host.rpartition("/")[2] or "127.0.0.1", int(port)), timeout=5):
+        with socket.create_connection(
+            (host.rpartition("/")[2] or "127.0.0.1", int(port)), timeout=5
+        ):
             return True
     except OSError:
         return False

@@ -36,13 +36,18 @@ def visible_gpus() -> list[Gpu]:
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
     told = answer.stdout.splitlines() if answer.returncode == 0 else []
     lines = [line.split(", ") for line in told if line.strip()]
-    gpus = [Gpu(line[0], int(line[1]) << 20, int(line[2]) << 20, float(line[3]), line[4]) for line in lines]
+    gpus = [
+        Gpu(line[0], int(line[1]) << 20, int(line[2]) << 20, float(line[3]), line[4])
+        for line in lines
+    ]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return gpus
     named = [name for name in chosen.split(",") if name.strip() not in ("", "-1")]
-    return [gpus[int(name)] if name.isdigit() and int(name) < len(gpus) else gpu
-            for name, gpu in zip(named, gpus, strict=False)]  # fmt: skip
+    return [
+        gpus[int(name)] if name.isdigit() and int(name) < len(gpus) else gpu
+        for name, gpu in zip(named, gpus, strict=False)
+    ]
 
 
 def gpus(case: Case) -> Iterator[Finding]:
@@ -62,12 +67,19 @@ def gpus(case: Case) -> Iterator[Finding]:
         )
     for number, gpu in enumerate(found[:wanted]):
         if gpu.capability < CAPABILITY:
-            yield fault(f"GPU {number}, {gpu.name}, has compute capability {gpu.capability}, not {CAPABILITY}",
-                        "choose an Ampere GPU or a later one")  # fmt: skip
+            yield fault(
+                f"GPU {number}, {gpu.name}, has compute capability {gpu.capability}, not {CAPABILITY}",
+                "choose an Ampere GPU or a later one",
+            )
         if gpu.used > GIB:
-            yield warning(f"GPU {number}: {gpu.used / GIB:.1f} GiB are in use", "nvidia-smi shows by whom")
+            yield warning(
+                f"GPU {number}: {gpu.used / GIB:.1f} GiB are in use", "nvidia-smi shows by whom"
+            )
     if found and int(found[0].driver.partition(".")[0]) < DRIVER:
-        yield fault(f"the NVIDIA driver is {found[0].driver}; CUDA 13 wants {DRIVER}", "install a newer driver")
+        yield fault(
+            f"the NVIDIA driver is {found[0].driver}; CUDA 13 wants {DRIVER}",
+            "install a newer driver",
+        )
     yield ok(f"{len(found)} x {found[0].name}" if found else "none")
 
 
@@ -77,8 +89,12 @@ def talk(case: Case) -> Iterator[Finding]:
     backend, prefix = ("nccl", "NCCL") if nccl else ("gloo", "GLOO")
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         command = [sys.executable, "-m", "verl_prism.doctor.all_reduce", backend, f"{folder}/store"]
-        two = [subprocess.Popen([*command, str(rank)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-               for rank in range(2)]  # fmt: skip
+        two = [
+            subprocess.Popen(
+                [*command, str(rank)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            for rank in range(2)
+        ]
         try:
             errors = [process.communicate(timeout=TALK_SECONDS)[1] for process in two]
         except subprocess.TimeoutExpired:
@@ -87,9 +103,13 @@ def talk(case: Case) -> Iterator[Finding]:
             for process in two:
                 process.kill()
     if any(process.wait() for process in two):
-        said = next((line for error in errors for line in reversed(error.splitlines()) if line.strip()), "no message")
+        said = next(
+            (line for error in errors for line in reversed(error.splitlines()) if line.strip()),
+            "no message",
+        )
         yield fault(
             f"two processes cannot add up numbers by {backend}: {said}",
-            f"see {prefix}_SOCKET_IFNAME (a network interface of this host)" + (", NCCL_DEBUG=INFO" if nccl else ""),
+            f"see {prefix}_SOCKET_IFNAME (a network interface of this host)"
+            + (", NCCL_DEBUG=INFO" if nccl else ""),
         )
     yield ok(f"all_reduce by {backend}")

@@ -19,9 +19,16 @@ def device_memory(case: Case) -> tuple[int, str]:
     """Bytes, and whose."""
     hardware = case.prism.hardware
     if hardware.device == "cpu":
-        return psutil.virtual_memory().total // hardware.devices_per_node, "this host's share for a rank"
+        return (
+            psutil.virtual_memory().total // hardware.devices_per_node,
+            "this host's share for a rank",
+        )
     found = visible_gpus()
-    return (min(gpu.memory for gpu in found), found[0].name) if found else (H100, "an H100, as there is none here")
+    return (
+        (min(gpu.memory for gpu in found), found[0].name)
+        if found
+        else (H100, "an H100, as there is none here")
+    )
 
 
 def device_fits(case: Case) -> Iterator[Finding]:
@@ -49,9 +56,11 @@ def cache_fits(case: Case) -> Iterator[Finding]:
         yield ok("not on a GPU")
         return
     sequences = cached_sequences(prism, sizes(prism)[0], device_memory(case)[0])
-    cure = "raise prism.hardware.engine_memory or prism.hardware.engine_tensor_parallel"
+    cure = "raise prism.hardware.gpu_memory_utilization or prism.hardware.tensor_parallel_size"
     if sequences < 1:
-        yield fault("vLLM's share of the device has no room for one sequence beside the weights", cure)
+        yield fault(
+            "vLLM's share of the device has no room for one sequence beside the weights", cure
+        )
     elif sequences < FEW:
         yield warning(f"vLLM's cache holds {sequences:.0f} of the longest sequences at once", cure)
     yield ok(f"room for {sequences:.0f} of the longest sequences at once")

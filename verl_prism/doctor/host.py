@@ -25,15 +25,25 @@ def versions(case: Case) -> Iterator[Finding]:
     extra = "cpu" if case.prism.hardware.device == "cpu" else "gpu"
     cure = f"install the locked set: requirements/{extra}.txt says how"
     wanted = [Requirement(text) for text in importlib.metadata.requires("verl_prism") or []]
-    wanted = [each for each in wanted if each.marker is None or each.marker.evaluate({"extra": extra})]
+    wanted = [
+        each for each in wanted if each.marker is None or each.marker.evaluate({"extra": extra})
+    ]
     found = {each.name: _version(each.name) for each in wanted}
     for each in wanted:
         have = found[each.name]
         if have is None:
-            yield fault(f"{each.name} is not installed; {each.name}{each.specifier} is needed", cure)
+            yield fault(
+                f"{each.name} is not installed; {each.name}{each.specifier} is needed", cure
+            )
         elif not each.specifier.contains(have, prereleases=True):
             yield fault(f"{each.name} is {have}, not {each.specifier}", cure)
-    yield ok(", ".join(f"{name} {found[name]}" for name in ("verl", "torch", "transformers", "ray") if found[name]))
+    yield ok(
+        ", ".join(
+            f"{name} {found[name]}"
+            for name in ("verl", "torch", "transformers", "ray")
+            if found[name]
+        )
+    )
 
 
 def _version(name: str) -> str | None:
@@ -61,9 +71,14 @@ def environment(case: Case, variables: Mapping[str, str] = os.environ) -> Iterat
         if not case.rl and name in variables:
             yield fault(f"{name}={variables[name]} is left from another launcher", f"unset {name}")
     for name, right in {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}.items():
-        allowed = ("", right) if cpu else ("", "cuda") if name == "VERL_ENGINE_DEVICE" else ("", "nvidia")
+        allowed = (
+            ("", right) if cpu else ("", "cuda") if name == "VERL_ENGINE_DEVICE" else ("", "nvidia")
+        )
         if variables.get(name, "") not in allowed:
-            yield fault(f"{name}={variables[name]} does not go with hardware of {hardware.device}", f"unset {name}")
+            yield fault(
+                f"{name}={variables[name]} does not go with hardware of {hardware.device}",
+                f"unset {name}",
+            )
     if not cpu and variables.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         yield fault("CUDA_VISIBLE_DEVICES hides every GPU", "unset CUDA_VISIBLE_DEVICES")
     if variables.get("HF_HUB_OFFLINE", "1").lower() in ("0", "false", "no", "off", ""):
@@ -72,7 +87,7 @@ def environment(case: Case, variables: Mapping[str, str] = os.environ) -> Iterat
             "unset HF_HUB_OFFLINE; the launcher sets it to 1",
         )
     allocator = variables.get("PYTORCH_CUDA_ALLOC_CONF", "")
-    if case.rl and hardware.engine_sleep and "expandable_segments:true" in allocator.lower():
+    if case.rl and hardware.sleep_mode and "expandable_segments:true" in allocator.lower():
         yield fault(
             "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: vLLM cannot sleep with it",
             "unset PYTORCH_CUDA_ALLOC_CONF; verl sets it where it may be set",
@@ -95,7 +110,9 @@ def shared_memory(case: Case) -> Iterator[Finding]:
 
 def limits(case: Case) -> Iterator[Finding]:
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    cure = "ulimit -n 65536" + ("" if most == resource.RLIM_INFINITY or most >= 65536 else " (ask an administrator)")
+    cure = "ulimit -n 65536" + (
+        "" if most == resource.RLIM_INFINITY or most >= 65536 else " (ask an administrator)"
+    )
     if 0 <= files < FILES:
         yield fault(f"at most {files} open files", cure)
     elif 0 <= files < FILES_WANTED:
@@ -113,15 +130,21 @@ def _count(limit: int) -> str:
 def scratch(case: Case) -> Iterator[Finding]:
     if not (SCRATCH.is_dir() and os.access(SCRATCH, os.W_OK | os.X_OK)):
         yield fault(
-            f"{SCRATCH} is no folder that can be written", f"mkdir -m 1777 {SCRATCH}; sockets need a short path"
+            f"{SCRATCH} is no folder that can be written",
+            f"mkdir -m 1777 {SCRATCH}; sockets need a short path",
         )
         return
     free = shutil.disk_usage(SCRATCH).free
     if free < GIB:
-        yield fault(f"{SCRATCH} has {gib(free)} free; Ray needs 1 GiB at the least", f"make room in {SCRATCH}")
+        yield fault(
+            f"{SCRATCH} has {gib(free)} free; Ray needs 1 GiB at the least",
+            f"make room in {SCRATCH}",
+        )
     elif case.rl and free < 10 * GIB:
-        yield warning(f"{SCRATCH} has {gib(free)} free; Ray spills there what its memory does not hold",
-                      f"make room in {SCRATCH}")  # fmt: skip
+        yield warning(
+            f"{SCRATCH} has {gib(free)} free; Ray spills there what its memory does not hold",
+            f"make room in {SCRATCH}",
+        )
     yield ok(f"{SCRATCH}: {gib(free)} free")
 
 
@@ -130,10 +153,15 @@ def output(case: Case) -> Iterator[Finding]:
     folder = case.prism.output
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        yield fault(f"prism.output={folder}: {existing} is not a folder that can be written", "set prism.output")
+        yield fault(
+            f"prism.output={folder}: {existing} is not a folder that can be written",
+            "set prism.output",
+        )
         return
     free = shutil.disk_usage(existing).free
-    each = 0 if case.prism.stage == "eval" else checkpoint_bytes(case.prism, *parameters(case.prism))
+    each = (
+        0 if case.prism.stage == "eval" else checkpoint_bytes(case.prism, *parameters(case.prism))
+    )
     needed = each * (case.prism.keep_checkpoints + 1)
     if free < needed:
         yield fault(

@@ -11,20 +11,22 @@ from verl_prism.doctor.sizes import Sizes
 
 GIB = 2**30
 MASTER = 4  # bytes of a weight, a gradient, and of each of AdamW's moments
-CONTEXTS = 5 * GIB  # of the processes on a GPU: CUDA, NCCL's buffers, vLLM's graphs while it sleeps, fragmentation
+CONTEXTS = (
+    5 * GIB
+)  # of the processes on a GPU: CUDA, NCCL's buffers, vLLM's graphs while it sleeps, fragmentation
 PROCESSES = 7 * GIB  # on a CPU host: what a run takes before it has a model
 
 LOWER = {
     "policy's weights": "more devices, or prism.lora.rank=32",
     "policy's gradients": "more devices, or prism.lora.rank=32",
     "policy's AdamW states": "more devices, or prism.lora.rank=32",
-    "policy's activations": "a smaller prism.hardware.tokens_per_device",
+    "policy's activations": "a smaller prism.hardware.max_tokens_per_device",
     "discriminator's weights": "more devices, or fewer prism.discriminator.upcycle.experts",
     "discriminator's gradients": "more devices, or fewer prism.discriminator.upcycle.experts",
     "discriminator's AdamW states": "more devices, or fewer prism.discriminator.upcycle.experts",
     "discriminator's activations": "a smaller prism.discriminator.micro_batch_tokens",
-    "vLLM": "a smaller prism.hardware.engine_memory",
-    "vLLM's weights": "a larger prism.hardware.engine_tensor_parallel",
+    "vLLM": "a smaller prism.hardware.gpu_memory_utilization",
+    "vLLM's weights": "a larger prism.hardware.tensor_parallel_size",
     "weights on their way": "a smaller prism.hardware.weight_bucket_mib",
     "idle models": "prism.hardware.offload=true",
     "processes": "a larger device",
@@ -53,7 +55,11 @@ def moments(prism: Prism, policy: Sizes, discriminator: Sizes | None, device: in
     ranks = prism.hardware.devices_per_node * prism.hardware.nodes
     processes = {"processes": CONTEXTS if prism.hardware.device == "cuda" else PROCESSES // ranks}
     cpu_share = served_weights(prism, policy) + GIB  # VLLM_CPU_KVCACHE_SPACE
-    share = cpu_share if prism.hardware.device == "cpu" else round(prism.hardware.engine_memory * device)
+    share = (
+        cpu_share
+        if prism.hardware.device == "cpu"
+        else round(prism.hardware.gpu_memory_utilization * device)
+    )
     served = Moment("vLLM generates", processes | {"vLLM": share})
     if prism.stage == "eval":
         return [served]
@@ -61,14 +67,27 @@ def moments(prism: Prism, policy: Sizes, discriminator: Sizes | None, device: in
         return [Moment("the policy learns", processes | learning(prism, policy, ranks))]
     if prism.stage == "warmup":
         assert discriminator is not None
-        return [served, Moment("the discriminator learns", processes | judging(prism, discriminator, ranks))]
+        return [
+            served,
+            Moment("the discriminator learns", processes | judging(prism, discriminator, ranks)),
+        ]
     pool = prism.discriminator.placement == "pool"
-    colocated = 0 if discriminator is None or pool else idle(prism, discriminator.total, discriminator.total, ranks)
+    colocated = (
+        0
+        if discriminator is None or pool
+        else idle(prism, discriminator.total, discriminator.total, ranks)
+    )
     own = idle(prism, policy.total, trained(prism, policy), ranks)
     step = [
         Moment("vLLM generates", served.parts | {"idle models": own + colocated}),
-        Moment("vLLM gets new weights", processes | handover(prism, policy, ranks) | {"idle models": own + colocated}),
-        Moment("the policy learns", processes | learning(prism, policy, ranks) | {"idle models": colocated}),
+        Moment(
+            "vLLM gets new weights",
+            processes | handover(prism, policy, ranks) | {"idle models": own + colocated},
+        ),
+        Moment(
+            "the policy learns",
+            processes | learning(prism, policy, ranks) | {"idle models": colocated},
+        ),
     ]
     if discriminator is not None:
         judges, beside = (prism.discriminator.pool_devices, 0) if pool else (ranks, own)
@@ -97,7 +116,7 @@ def idle(prism: Prism, parameters: int, learning: int, ranks: int) -> int:
 
 def learning(prism: Prism, policy: Sizes, ranks: int) -> dict[str, int]:
     weights, gradients, adam = state(policy.total, trained(prism, policy), ranks)
-    tokens = prism.hardware.tokens_per_device
+    tokens = prism.hardware.max_tokens_per_device
     # logits, the float32 copy that entropy or loss needs, and their gradient
     logits = tokens * policy.vocabulary * (10 if prism.hardware.dtype == "bfloat16" else 12)
     passing = activations(prism, policy, tokens) + gathered(prism, policy) + logits
@@ -105,7 +124,9 @@ def learning(prism: Prism, policy: Sizes, ranks: int) -> dict[str, int]:
         "policy's weights": weights,
         "policy's gradients": gradients,
         "policy's AdamW states": adam,
-        "policy's activations": max(passing, gradients),  # AdamW's step needs as much again, when they are gone
+        "policy's activations": max(
+            passing, gradients
+        ),  # AdamW's step needs as much again, when they are gone
     }
 
 
@@ -127,18 +148,22 @@ def handover(prism: Prism, policy: Sizes, ranks: int) -> dict[str, int]:
     merged = MASTER * policy.total // ranks if prism.lora.rank else 0
     return {
         "vLLM's weights": served_weights(prism, policy),
-        "weights on their way": prism.hardware.weight_bucket_mib * 2**20 + MASTER * policy.largest + merged,
+        "weights on their way": prism.hardware.weight_bucket_mib * 2**20
+        + MASTER * policy.largest
+        + merged,
     }
 
 
 def served_weights(prism: Prism, policy: Sizes) -> int:
-    return _width(prism) * policy.total // prism.hardware.engine_tensor_parallel
+    return _width(prism) * policy.total // prism.hardware.tensor_parallel_size
 
 
 def cached_sequences(prism: Prism, policy: Sizes, device: int) -> float:
     """How many of the longest sequences vLLM's cache holds at once."""
-    room = prism.hardware.engine_memory * device - served_weights(prism, policy) - 2 * GIB  # its own activations
-    token = policy.cache * policy.layers * _width(prism) / prism.hardware.engine_tensor_parallel
+    room = (
+        prism.hardware.gpu_memory_utilization * device - served_weights(prism, policy) - 2 * GIB
+    )  # its own activations
+    token = policy.cache * policy.layers * _width(prism) / prism.hardware.tensor_parallel_size
     return max(room, 0) / (token * (prism.data.max_prompt_tokens + prism.data.max_response_tokens))
 
 
@@ -150,7 +175,9 @@ def activations(prism: Prism, sizes: Sizes, tokens: int) -> int:
     text = sizes.layers * kept + 2 * layer if checkpoints else (sizes.layers + 1) * layer
     prompt = prism.data.max_prompt_tokens
     images = tokens * prompt // (prompt + prism.data.max_response_tokens) * sizes.merged_patches
-    return text + images * width * sizes.vision_hidden * sizes.vision_depth * (1 if checkpoints else 16)
+    return text + images * width * sizes.vision_hidden * sizes.vision_depth * (
+        1 if checkpoints else 16
+    )
 
 
 def gathered(prism: Prism, sizes: Sizes) -> int:
@@ -164,7 +191,11 @@ def host_memory(prism: Prism, policy: Sizes, discriminator: Sizes | None) -> int
     here, nodes = prism.hardware.devices_per_node, prism.hardware.nodes
     models = [(policy.total, trained(prism, policy))] if prism.stage != "warmup" else []
     models += [] if discriminator is None else [(discriminator.total, discriminator.total)]
-    kept = sum(sum(state(total, learning, nodes)) for total, learning in models) if prism.hardware.offload else 0
+    kept = (
+        sum(sum(state(total, learning, nodes)) for total, learning in models)
+        if prism.hardware.offload
+        else 0
+    )
     return kept + max((MASTER * total * here for total, _ in models), default=0)
 
 

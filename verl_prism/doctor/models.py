@@ -27,15 +27,19 @@ def inputs(case: Case) -> Iterator[Finding]:
 
 def patching(case: Case) -> Iterator[Finding]:
     """A model cuts images as its processor does, and the discriminator as the policy, whose images it is given."""
-    seen = {key: (folder, read_config(folder)["vision_config"]) for key, folder in model_folders(case.prism).items()}
+    seen = {
+        key: (folder, read_config(folder)["vision_config"])
+        for key, folder in model_folders(case.prism).items()
+    }
     for key, (folder, vision) in seen.items():
         processor = _image_processor(folder)
         for name, in_processor in PATCHING.items():
             if vision[name] != processor[in_processor]:
                 yield fault(
                     f"{key}={folder}: {name} is {vision[name]} in config.json, {processor[in_processor]} in its image "
-                    "processor", "copy the image processor of the model's own base into the folder",
-                )  # fmt: skip
+                    "processor",
+                    "copy the image processor of the model's own base into the folder",
+                )
     (key, (folder, vision)), *others = seen.items()
     for other_key, (other, theirs) in others:
         if differing := [name for name in PATCHING if vision[name] != theirs[name]]:
@@ -48,7 +52,9 @@ def patching(case: Case) -> Iterator[Finding]:
             f"{key}={folder} has patches of {vision['patch_size']} pixels, not {case.prism.model.image_patch_size}",
             f"set prism.model.image_patch_size={vision['patch_size']}, or choose another model=",
         )
-    yield ok(f"patches of {vision['patch_size']} pixels, {vision['spatial_merge_size']}² of them to a token")
+    yield ok(
+        f"patches of {vision['patch_size']} pixels, {vision['spatial_merge_size']}² of them to a token"
+    )
 
 
 def _image_processor(folder: Path) -> dict[str, Any]:
@@ -64,8 +70,10 @@ def batches(case: Case) -> Iterator[Finding]:
     prism, hardware = case.prism, case.prism.hardware
     ranks = hardware.devices_per_node * hardware.nodes
     if prism.stage in ("sft", "warmup") and hardware.nodes > 1:
-        yield fault(f"prism.hardware.nodes={hardware.nodes}: stage {prism.stage} runs on one node",
-                    "set prism.hardware.nodes=1")  # fmt: skip
+        yield fault(
+            f"prism.hardware.nodes={hardware.nodes}: stage {prism.stage} runs on one node",
+            "set prism.hardware.nodes=1",
+        )
     if prism.stage == "sft" and prism.sft.examples_per_step % ranks:
         yield fault(
             f"{prism.sft.examples_per_step} demonstrations a step for {ranks} devices",
@@ -74,20 +82,20 @@ def batches(case: Case) -> Iterator[Finding]:
     if case.rl:
         yield from _rl_batches(case, ranks)
     longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
-    if prism.stage not in ("eval", "warmup") and longest > hardware.tokens_per_device:
+    if prism.stage not in ("eval", "warmup") and longest > hardware.max_tokens_per_device:
         yield fault(
-            f"a sequence may have {longest} tokens, a pass on one device {hardware.tokens_per_device}",
-            f"set prism.hardware.tokens_per_device={longest}, or lower prism.data.max_response_tokens",
+            f"a sequence may have {longest} tokens, a pass on one device {hardware.max_tokens_per_device}",
+            f"set prism.hardware.max_tokens_per_device={longest}, or lower prism.data.max_response_tokens",
         )
     yield ok(f"{ranks} device{'s' if ranks > 1 else ''}")
 
 
 def _rl_batches(case: Case, ranks: int) -> Iterator[Finding]:
     prism, actor = case.prism, case.config.actor_rollout_ref.actor
-    tensor_parallel = prism.hardware.engine_tensor_parallel
+    tensor_parallel = prism.hardware.tensor_parallel_size
     if ranks % tensor_parallel:
         yield fault(
-            f"prism.hardware.engine_tensor_parallel={tensor_parallel} does not divide {ranks} devices",
+            f"prism.hardware.tensor_parallel_size={tensor_parallel} does not divide {ranks} devices",
             "choose one that does",
         )
     samples = prism.rollout.samples_per_prompt
@@ -99,8 +107,10 @@ def _rl_batches(case: Case, ranks: int) -> Iterator[Finding]:
         )
     pool = prism.discriminator.pool_devices
     if prism.stage == "align" and prism.discriminator.placement == "pool" and rows % pool:
-        yield fault(f"{rows} responses a step for {pool} devices of the discriminator",
-                    "set prism.discriminator.pool_devices to a divisor")  # fmt: skip
+        yield fault(
+            f"{rows} responses a step for {pool} devices of the discriminator",
+            "set prism.discriminator.pool_devices to a divisor",
+        )
 
 
 def rows(case: Case) -> Iterator[Finding]:
@@ -116,10 +126,15 @@ def rows(case: Case) -> Iterator[Finding]:
         "warmup": ("prism.warmup.prompts", prism.warmup.prompts),
     }.get(prism.stage, ("prism.rollout.prompts_per_step", prism.rollout.prompts_per_step))
     if found < wanted and prism.stage == "warmup":
-        yield warning(f"{train} has {found} rows; all of them will be used, not {key}={wanted}",
-                      f"add rows, or set {key}={found}")  # fmt: skip
+        yield warning(
+            f"{train} has {found} rows; all of them will be used, not {key}={wanted}",
+            f"add rows, or set {key}={found}",
+        )
     elif found < wanted:
-        yield fault(f"{train} has {found} rows, less than one batch: {key}={wanted}", f"add rows, or lower {key}")
+        yield fault(
+            f"{train} has {found} rows, less than one batch: {key}={wanted}",
+            f"add rows, or lower {key}",
+        )
     yield ok(f"{found} rows")
 
 
@@ -145,7 +160,9 @@ def sizes(prism: Prism) -> tuple[Sizes, Sizes | None]:
     if prism.stage == "warmup":
         upcycle = prism.discriminator.upcycle
         return policy, sizes_of(upcycled(read_config(upcycle.base), upcycle))
-    return policy, sizes_of(read_config(prism.discriminator.path)) if prism.stage == "align" else None
+    return policy, sizes_of(
+        read_config(prism.discriminator.path)
+    ) if prism.stage == "align" else None
 
 
 def parameters(prism: Prism) -> tuple[int, int]:

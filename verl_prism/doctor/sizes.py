@@ -79,10 +79,17 @@ def _vision(config: Mapping[str, Any]) -> int:
     """Patch and position embeddings, blocks, and the mergers: one at the end, and one for each deepstack layer."""
     hidden, wide = config["hidden_size"], config["hidden_size"] * config["spatial_merge_size"] ** 2
     patch = config["in_channels"] * config["temporal_patch_size"] * config["patch_size"] ** 2
-    block = 4 * hidden * hidden + 2 * hidden * config["intermediate_size"] + 9 * hidden + config["intermediate_size"]
+    block = (
+        4 * hidden * hidden
+        + 2 * hidden * config["intermediate_size"]
+        + 9 * hidden
+        + config["intermediate_size"]
+    )
     merger = wide * wide + wide + (wide + 1) * config["out_hidden_size"]
     mergers = (merger + 2 * hidden) + len(config["deepstack_visual_indexes"]) * (merger + 2 * wide)
-    return hidden * (patch + 1 + config["num_position_embeddings"]) + config["depth"] * block + mergers
+    return (
+        hidden * (patch + 1 + config["num_position_embeddings"]) + config["depth"] * block + mergers
+    )
 
 
 def upcycled(dense: Mapping[str, Any], upcycle: Upcycle) -> dict[str, Any]:

@@ -45,7 +45,9 @@ def rate_interval(values: Sequence[Sequence[float]]) -> Interval:
     if mean is None:
         return Interval(None, None, None, 0, 0)
     count, spread = _count(groups), mean * (1 - mean)
-    effective = len(groups) if spread == 0 else count if error == 0 else min(count, spread / error**2)
+    effective = (
+        len(groups) if spread == 0 else count if error == 0 else min(count, spread / error**2)
+    )
     z2 = _quantile(len(groups)) ** 2
     centre = (mean + z2 / (2 * effective)) / (1 + z2 / effective)
     half = sqrt(z2 * spread / effective + z2**2 / (4 * effective**2)) / (1 + z2 / effective)

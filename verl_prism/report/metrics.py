@@ -58,7 +58,10 @@ def keep_steps(output: Path, saved: Path, last: int) -> None:
     saved: the checkpoint's copy; verl logs a step after its checkpoint, so that the copy may lack the last one.
     """
     records = _records(saved, output / EARLIER, output / METRICS)
-    _write(output / EARLIER, [record for record in records if "step" in record and record["step"] <= last])
+    _write(
+        output / EARLIER,
+        [record for record in records if "step" in record and record["step"] <= last],
+    )
 
 
 def join_records(output: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from verl_prism.response import BLOCK_NAMES, parse_response
 
 if TYPE_CHECKING:
-    from verl_prism.evaluation import Answers
+    from verl_prism.stages.evaluation import Answers
 
 RIGHT, WRONG, INVALID = "#1a7f37", "#b42318", "#6e6e6e"
 QUESTION_WIDTH, CELL_WIDTH = 1.9, 3.1  # inches
@@ -27,7 +27,10 @@ def draw_examples(
     path: Path, rows: Sequence[Mapping[str, Any]], answers: Mapping[str, "Answers"], count: int = 6
 ) -> None:
     """Write the picture: one row per question, one column per policy, each with its first sampled response."""
-    verdicts = [[bool(given.sample_marks[q][0]["accuracy"]) for given in answers.values()] for q in range(len(rows))]
+    verdicts = [
+        [bool(given.sample_marks[q][0]["accuracy"]) for given in answers.values()]
+        for q in range(len(rows))
+    ]
     chosen = choose(verdicts, count)
     texts = [[given.samples[q][0].text for given in answers.values()] for q in chosen]
     marks = [[given.sample_marks[q][0] for given in answers.values()] for q in chosen]
@@ -35,11 +38,20 @@ def draw_examples(
     width, height = QUESTION_WIDTH + CELL_WIDTH * len(answers), sum(heights) * (1 + ROW_GAP) + 0.95
     figure = Figure(figsize=(width, height), dpi=150)
     grid = figure.subplots(
-        len(chosen), 1 + len(answers), squeeze=False,
-        width_ratios=[QUESTION_WIDTH, *[CELL_WIDTH] * len(answers)], height_ratios=heights,
-        gridspec_kw={"left": 0.15 / width, "right": 1 - 0.1 / width, "top": 1 - 0.35 / height, "bottom": 0.6 / height,
-                     "wspace": 0.04, "hspace": ROW_GAP},
-    )  # fmt: skip
+        len(chosen),
+        1 + len(answers),
+        squeeze=False,
+        width_ratios=[QUESTION_WIDTH, *[CELL_WIDTH] * len(answers)],
+        height_ratios=heights,
+        gridspec_kw={
+            "left": 0.15 / width,
+            "right": 1 - 0.1 / width,
+            "top": 1 - 0.35 / height,
+            "bottom": 0.6 / height,
+            "wspace": 0.04,
+            "hspace": ROW_GAP,
+        },
+    )
     for axes, title in zip(grid[0], ["question", *answers], strict=True):
         axes.set_title(title, fontsize=11, fontweight="bold", loc="left")
     for line, question, line_texts, line_marks in zip(grid, chosen, texts, marks, strict=True):
@@ -95,7 +107,9 @@ def blocks(text: str) -> Cell:
 
 def _lines(content: str) -> list[str]:
     content = "".join(character if character.isprintable() else " " for character in content)
-    return textwrap.wrap(content, CHARACTERS, max_lines=MAX_LINES, placeholder=" …") or ["(nothing visible)"]
+    return textwrap.wrap(content, CHARACTERS, max_lines=MAX_LINES, placeholder=" …") or [
+        "(nothing visible)"
+    ]
 
 
 def _height(cell: Cell) -> float:
@@ -121,8 +135,15 @@ def _draw_response(axes: Axes, text: str, marks: Mapping[str, Any]) -> None:
     colour = INVALID if not marks["format"] else RIGHT if marks["accuracy"] else WRONG
     axes.set(xticks=[], yticks=[], facecolor=colour + "14")
     axes.spines[:].set(color=colour, linewidth=1.3)
-    style: dict[str, Any] = {"va": "top", "transform": axes.transAxes, "parse_math": False, "clip_on": True}
-    line = LINE_HEIGHT / (axes.get_window_extent().height / axes.figure.dpi)  # in parts of the cell's height
+    style: dict[str, Any] = {
+        "va": "top",
+        "transform": axes.transAxes,
+        "parse_math": False,
+        "clip_on": True,
+    }
+    line = LINE_HEIGHT / (
+        axes.get_window_extent().height / axes.figure.dpi
+    )  # in parts of the cell's height
     top = 1 - 0.4 * line
     for heading, lines in blocks(text):
         axes.text(0.02, top, heading, fontsize=7, color=colour, fontweight="bold", **style)
@@ -130,12 +151,23 @@ def _draw_response(axes: Axes, text: str, marks: Mapping[str, Any]) -> None:
         top -= line * (1.3 + len(lines))
     for number, (name, right) in enumerate(verdicts := _verdicts(marks)):
         verdict, verdict_colour = (f"{name} right", RIGHT) if right else (f"{name} wrong", WRONG)
-        axes.text(0.02 + number / len(verdicts), 1.25 * line, verdict, fontsize=7, color=verdict_colour, **style)
+        axes.text(
+            0.02 + number / len(verdicts),
+            1.25 * line,
+            verdict,
+            fontsize=7,
+            color=verdict_colour,
+            **style,
+        )
 
 
 def _verdicts(marks: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """The marks that are right or wrong, of a response in the format: the answer and the task's own."""
     if not marks["format"]:
         return []
-    named = {"answer" if name == "accuracy" else name: mark for name, mark in marks.items() if name != "format"}
+    named = {
+        "answer" if name == "accuracy" else name: mark
+        for name, mark in marks.items()
+        if name != "format"
+    }
     return [(name, mark) for name, mark in named.items() if isinstance(mark, bool)]

@@ -12,11 +12,20 @@ TITLES = {"length": "mean length", "greedy_accuracy": "greedy accuracy"}
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """For a terminal. results: the content of results.json."""
-    table = Table(title=caption(results), title_justify="left", title_style="", header_style="bold", box=SIMPLE_HEAD,
-                  pad_edge=False, collapse_padding=True)  # fmt: skip
+    table = Table(
+        title=caption(results),
+        title_justify="left",
+        title_style="",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("policy", no_wrap=True)
     for column in columns(results):
-        table.add_column(TITLES.get(column, column).replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(
+            TITLES.get(column, column).replace(" ", "\n"), justify="right", no_wrap=True
+        )
     for name, policy in results["policies"].items():
         table.add_row(name, *(cell(column, policy[column]) for column in columns(results)))
     return table
@@ -25,7 +34,10 @@ def results_table(results: Mapping[str, Any]) -> Table:
 def results_markdown(results: Mapping[str, Any]) -> str:
     """The file results.md."""
     names = columns(results)
-    lines = [["policy", *(TITLES.get(name, name) for name in names)], ["---", *("---:" for _ in names)]]
+    lines = [
+        ["policy", *(TITLES.get(name, name) for name in names)],
+        ["---", *("---:" for _ in names)],
+    ]
     for name, policy in results["policies"].items():
         lines.append([name, *(cell(column, policy[column]) for column in names)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -117,7 +117,9 @@ class JudgeClient:
     def _down(self, error: Exception) -> Opinion:
         said = f"{self._place} is down: {type(error).__name__}: {error} (after {self._settings.retries} retries)"
         if self._settings.when_down == "stop":
-            raise UserError(f"{said}. Start it, or go on without it: prism.reward.judge.when_down=unjudged") from None
+            raise UserError(
+                f"{said}. Start it, or go on without it: prism.reward.judge.when_down=unjudged"
+            ) from None
         logger.info(said)
         return Opinion.DOWN
 
@@ -155,7 +157,9 @@ class VerdictCache:
     def write(self, key: str, correct: bool, model: str, question: dict) -> None:
         """Keeps the question beside the verdict, so that a person can read what was judged."""
         self._file(key).parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self._folder, delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=self._folder, delete=False
+        ) as file:
             file.write(_json({"correct": correct, "model": model, **question}))
         os.replace(file.name, self._file(key))
 

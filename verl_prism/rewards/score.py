@@ -7,8 +7,8 @@ from typing import Any
 from verl_prism.config import Judge
 from verl_prism.errors import UserError
 from verl_prism.response import parse_response
-from verl_prism.rewards import formulas
-from verl_prism.rewards.grading import grade
+from verl_prism.rewards.grader import math_verify_pool
+from verl_prism.rewards.grader.grading import grade
 from verl_prism.rewards.opinion import Opinion
 
 Score = dict[str, float | str]
@@ -30,7 +30,7 @@ def compute_score(
     golds. Returns `score` = accuracy_weight * acc + format_weight * format, both 0.0 or 1.0 and both 0.0 where the
     format is invalid; `fault` says why it is invalid, and is "" otherwise. verl leaves strings out of its averages.
     """
-    formulas.start()
+    math_verify_pool.start()
     response = parse_response(solution_str)
     if response.fault is not None:
         return {"score": 0.0, "acc": 0.0, "format": 0.0, "fault": str(response.fault)}
@@ -61,7 +61,9 @@ async def compute_judged_score(
         UserError: the endpoint is down (`when_down: stop`), does not know the model, or refuses the key.
     """
     weights = {"accuracy_weight": accuracy_weight, **kwargs}
-    score = await asyncio.to_thread(compute_score, data_source, solution_str, ground_truth, extra_info, **weights)
+    score = await asyncio.to_thread(
+        compute_score, data_source, solution_str, ground_truth, extra_info, **weights
+    )
     settings = Judge.model_validate(dict(judge))
     if settings.endpoint is None:
         return score
@@ -69,7 +71,10 @@ async def compute_judged_score(
 
     opinion = Opinion.NOT_ASKED
     if score["format"] == 1.0 and score["acc"] == 0.0:
-        accepted, answer = accepted_answers(ground_truth, extra_info), parse_response(solution_str).answer
+        accepted, answer = (
+            accepted_answers(ground_truth, extra_info),
+            parse_response(solution_str).answer,
+        )
         opinion = await shared_client(settings, reward_workers).opinion(accepted, answer)
     if opinion is Opinion.RIGHT:
         score |= {"score": float(score["score"]) + accuracy_weight, "acc": 1.0}
@@ -78,7 +83,13 @@ async def compute_judged_score(
 
 def accepted_answers(ground_truth: str, extra_info: Mapping[str, Any] | None) -> Sequence[str]:
     """The gold answer and its equivalents; a parquet file has None where a row has none."""
-    equivalents = extra_info["equivalent_answers"] if extra_info and "equivalent_answers" in extra_info else None
+    equivalents = (
+        extra_info["equivalent_answers"]
+        if extra_info and "equivalent_answers" in extra_info
+        else None
+    )
     if isinstance(equivalents, str):  # as a list it would be one gold answer per character
-        raise UserError(f"extra_info.equivalent_answers={equivalents!r} is a text; it should be a list of texts")
+        raise UserError(
+            f"extra_info.equivalent_answers={equivalents!r} is a text; it should be a list of texts"
+        )
     return [ground_truth, *(equivalents if equivalents is not None else ())]

@@ -1,1 +1,1 @@
-"""One module per kind of stage; each runs in a child process (`run.py`) that `launch.py` starts and clears up."""
+"""One module per stage, and the process that runs one."""

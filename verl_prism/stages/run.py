@@ -40,7 +40,7 @@ def run_stage(config: DictConfig, prism: Prism) -> dict[str, float | str]:
 
             return run_sft(config, prism)
         case "warmup":
-            from verl_prism.discriminator.warmup import run_warmup
+            from verl_prism.stages.warmup import run_warmup
 
             return run_warmup(prism)
         case "align" | "rlvr":
@@ -48,7 +48,7 @@ def run_stage(config: DictConfig, prism: Prism) -> dict[str, float | str]:
 
             return run_rl(config, prism)
         case "eval":
-            from verl_prism.evaluation import run_eval
+            from verl_prism.stages.evaluation import run_eval
 
             return run_eval(prism)
 

@@ -1,0 +1,268 @@
+"""What `discriminator.py` measures on: sizes, a Qwen3-VL-MoE of random weights, and groups of random texts."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from reference import Sample
+
+from verl_prism.discriminator.batch import Group, Prompt
+from verl_prism.response import View
+
+MERGE, PATCH, CHANNELS, FRAMES = 2, 16, 3, 2  # of Qwen3-VL's vision tower
+SPREAD = 0.25  # a text is up to so much shorter or longer than its mean
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of a comparison. Text lengths are means in tokens, the prompt's with its image.
+
+    The default takes minutes on two cores, most of them in matrix products. A vision tower cannot shrink with the rest,
+    as an image has four patches per token: here an image costs as much as 390 tokens of text, in Qwen3-VL-2B as 117.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    students: tuple[int, ...] = (8, 16)  # N, one comparison for each
+    groups: int = 1  # in a discriminator step
+    prompt: int = 256
+    image_side: int = 28  # patches; tokens are a quarter of its square
+    caption: int = 64
+    reasoning: int = 192
+    vocabulary: int = 2048
+    hidden: int = 256
+    layers: int = 4
+    heads: int = 4
+    key_heads: int = 2
+    head_dim: int = 64
+    experts: int = 4
+    experts_per_token: int = 2
+    intermediate: int = 384  # of one expert
+    vision_hidden: int = 128
+    vision_layers: int = 3
+    vision_heads: int = 2
+    vision_intermediate: int = 512
+    deepstack: tuple[int, ...] = (0,)  # vision layers whose features enter the text layers
+    optimizer: str = "AdamW"
+    checkpointing: bool = False  # of activations, on both sides
+    max_tokens: int = 32768  # of a pack of ours
+    reference_micro_batch: int = 1  # samples with four graphs each; one needs the least memory
+    repeats: int = 5
+    seed: int = 0
+    peak_tflops: float = 0.0  # of the device, for the utilisation; 0: not known
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image_side // MERGE) ** 2
+
+    @property
+    def image_token(self) -> int:
+        return self.vocabulary - 1
+
+    @property
+    def terminal_token(self) -> int:
+        return self.vocabulary - 5
+
+
+CPU = Setting()
+QUICK = Setting(
+    students=(2,),
+    prompt=32,
+    image_side=8,
+    caption=6,
+    reasoning=12,
+    vocabulary=128,
+    hidden=64,
+    layers=2,
+    heads=2,
+    key_heads=1,
+    head_dim=32,
+    intermediate=96,
+    vision_hidden=32,
+    vision_layers=2,
+    vision_intermediate=64,
+    repeats=1,
+)
+# Qwen3-VL-2B upcycled to 4 experts: 5.3 B parameters. SGD, as AdamW's state of two models would not fit 80 GB.
+CUDA = Setting(
+    device="cuda",
+    dtype="bfloat16",
+    students=(16,),
+    prompt=800,
+    image_side=34,
+    caption=300,
+    reasoning=700,
+    vocabulary=151936,
+    hidden=2048,
+    layers=28,
+    heads=16,
+    key_heads=8,
+    head_dim=128,
+    intermediate=6144,
+    vision_hidden=1024,
+    vision_layers=24,
+    vision_heads=16,
+    vision_intermediate=4096,
+    deepstack=(5, 11, 17),
+    optimizer="SGD",
+    checkpointing=True,
+    peak_tflops=989.0,
+)
+
+
+def config_fields(s: Setting) -> dict[str, Any]:
+    """Arguments of Qwen3VLMoeConfig."""
+    rotary = s.head_dim // 2
+    side = rotary * 5 // 16
+    return dict(
+        text_config=dict(
+            vocab_size=s.vocabulary,
+            hidden_size=s.hidden,
+            intermediate_size=s.intermediate,
+            moe_intermediate_size=s.intermediate,
+            num_hidden_layers=s.layers,
+            num_attention_heads=s.heads,
+            num_key_value_heads=s.key_heads,
+            head_dim=s.head_dim,
+            num_experts=s.experts,
+            num_experts_per_tok=s.experts_per_token,
+            max_position_embeddings=262144,
+            rope_parameters=dict(
+                rope_type="default",
+                rope_theta=5e6,
+                mrope_section=[rotary - 2 * side, side, side],
+                mrope_interleaved=True,
+            ),
+        ),
+        vision_config=dict(
+            depth=s.vision_layers,
+            hidden_size=s.vision_hidden,
+            intermediate_size=s.vision_intermediate,
+            num_heads=s.vision_heads,
+            patch_size=PATCH,
+            spatial_merge_size=MERGE,
+            temporal_patch_size=FRAMES,
+            out_hidden_size=s.hidden,
+            deepstack_visual_indexes=list(s.deepstack),
+        ),
+        image_token_id=s.image_token,
+        video_token_id=s.vocabulary - 2,
+        vision_start_token_id=s.vocabulary - 3,
+        vision_end_token_id=s.vocabulary - 4,
+    )
+
+
+class NumberTokenizer:
+    """Reads a text of numbers as the tokens that they name."""
+
+    def __init__(self, s: Setting):
+        self.eos_token_id = s.terminal_token
+
+    def encode(self, text: str, **_) -> list[int]:
+        return [int(number) for number in text.split()]
+
+
+def make_groups(s: Setting, students: int) -> list[Group]:
+    """Groups of distinct random texts, each under a prompt with an image of its own."""
+    rng = random.Random(s.seed)
+
+    def tokens(mean: float) -> list[int]:
+        length = rng.randint(round(mean * (1 - SPREAD)), round(mean * (1 + SPREAD)))
+        return [rng.randrange(1, s.terminal_token) for _ in range(length)]
+
+    def spans() -> dict[View, str]:
+        lengths = {View.PERCEPTION: s.caption, View.REASONING: s.reasoning}
+        return {view: " ".join(map(str, tokens(length))) for view, length in lengths.items()}
+
+    def prompt() -> Prompt:
+        text = (s.prompt - s.image_tokens - 2) / 2  # before the image and after it
+        start, end = s.vocabulary - 3, s.vocabulary - 4
+        ids = [*tokens(text), start, *[s.image_token] * s.image_tokens, end, *tokens(text)]
+        generator = torch.Generator().manual_seed(rng.randrange(2**31))
+        pixels = torch.randn(s.image_side**2, CHANNELS * FRAMES * PATCH**2, generator=generator)
+        return Prompt(torch.tensor(ids), pixels, torch.tensor([[1, s.image_side, s.image_side]]))
+
+    return [Group(prompt(), spans(), [spans() for _ in range(students)]) for _ in range(s.groups)]
+
+
+def make_samples(s: Setting, groups: Sequence[Group]) -> list[Sample]:
+    """The same groups as the reference takes them, on the device: one sample per student, in order."""
+
+    def ids(spans) -> dict[str, torch.Tensor]:
+        texts = {"caption": spans[View.PERCEPTION], "reasoning": spans[View.REASONING]}
+        return {
+            view: torch.tensor([*map(int, text.split()), s.terminal_token], device=s.device)
+            for view, text in texts.items()
+        }
+
+    samples = []
+    for group in groups:
+        parts = (group.prompt.input_ids, group.prompt.pixel_values, group.prompt.image_grid_thw)
+        prompt = Prompt(*(part.to(s.device) for part in parts if part is not None))
+        samples += [Sample(prompt, ids(spans), ids(group.teacher)) for spans in group.students]
+    return samples
+
+
+def real_tokens(samples: Sequence[Sample], groups: int) -> int:
+    """Tokens that exist: each prompt and each teacher once, and every student."""
+    shared = samples[:: len(samples) // groups]
+    return sum(
+        len(sample.prompt.input_ids) + sum(map(len, sample.teacher.values())) for sample in shared
+    ) + sum(len(span) for sample in samples for span in sample.student.values())
+
+
+def step_flops(s: Setting, samples: Sequence[Sample]) -> dict[str, float]:
+    """Model FLOPs of a step of each algorithm: a backward counts as two forwards, a recomputed forward as none.
+
+    Only matrix products count, with attention over the pairs of tokens that see each other. In the last layer ours
+    sends none but terminal tokens to experts.
+    """
+
+    def alone(sample: Sample, span: torch.Tensor) -> float:
+        length = len(sample.prompt.input_ids) + len(span)
+        return image_flops(s) + text_flops(s, length, length**2 / 2, s.layers * length)
+
+    reference = sum(
+        4 * alone(sample, sample.student[view]) + 3 * alone(sample, sample.teacher[view])
+        for sample in samples
+        for view in sample.student
+    )
+    ours = 0.0
+    members = len(samples) // s.groups
+    for start in range(0, len(samples), members):
+        group = samples[start : start + members]
+        prompt = len(group[0].prompt.input_ids)
+        spans = [
+            *group[0].teacher.values(),
+            *(span for sample in group for span in sample.student.values()),
+        ]
+        tokens = prompt + sum(map(len, spans))
+        pairs = prompt**2 / 2 + sum(len(span) * prompt + len(span) ** 2 / 2 for span in spans)
+        ours += 3 * (
+            image_flops(s) + text_flops(s, tokens, pairs, (s.layers - 1) * tokens + len(spans))
+        )
+    return {"reference": reference, "ours": ours}
+
+
+def text_flops(s: Setting, tokens: int, pairs: float, to_experts: int) -> float:
+    """FLOPs of a forward through the text layers; `to_experts` counts tokens over all layers."""
+    projections = s.hidden * s.head_dim * (2 * s.heads + 2 * s.key_heads)
+    experts = s.experts_per_token * 3 * s.hidden * s.intermediate + s.experts * s.hidden
+    return (
+        s.layers * (2 * tokens * projections + 4 * s.heads * s.head_dim * pairs)
+        + 2 * to_experts * experts
+    )
+
+
+def image_flops(s: Setting) -> float:
+    """FLOPs of one image's forward through the vision tower."""
+    patches, hidden = s.image_side**2, s.vision_hidden
+    layer = (
+        2 * patches * (4 * hidden**2 + 2 * hidden * s.vision_intermediate) + 4 * hidden * patches**2
+    )
+    merged = hidden * MERGE**2
+    merger = 2 * s.image_tokens * merged * (merged + s.hidden)
+    embedding = 2 * patches * hidden * CHANNELS * FRAMES * PATCH**2
+    return embedding + s.vision_layers * layer + (1 + len(s.deepstack)) * merger

@@ -1,0 +1,51 @@
+"""The benchmark of the discriminator, on sizes at which it takes seconds."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def test_ours_computes_the_reference_s_gradients_with_one_image_encoding_for_its_six_per_student(
+    tmp_path,
+):
+    path = tmp_path / "figures.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            BENCHMARKS / "discriminator.py",
+            "--quick",
+            "--groups",
+            "2",
+            "--json",
+            path,
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(path.read_text())
+    assert report["agree"]
+    for row in report["rows"]:
+        assert max(row["difference"][of] for of in ("loss", "scores", "gradient")) <= 1e-5
+        assert row["reference"]["image_encodings_per_group"] == 6 * row["students"]
+        for ours in ("ours", "dedicated"):
+            assert row[ours]["image_encodings_per_group"] == 1
+            assert row[ours]["token_efficiency"] >= 0.95
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_cuda_device_the_benchmark_says_so(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    assert importlib.import_module("discriminator").main(["--device", "cuda"]) == 0
+    assert "no CUDA device" in capsys.readouterr().out

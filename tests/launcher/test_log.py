@@ -1,0 +1,48 @@
+import os
+import stat
+import subprocess
+import time
+
+from verl_prism.launcher.log import LONG_LINE, StageLog
+from verl_prism.redaction import Redactor
+
+
+def printed(pipe: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(pipe, text) :]
+
+
+def test_a_secret_printed_in_pieces_is_not_in_the_file(tmp_path):
+    log = StageLog(tmp_path / "log.txt", Redactor(["hunter-two"]))
+    for piece in (b"before hun", b"ter-", b"two after\nhunter", b"-two"):
+        printed(log.pipe, piece)
+        time.sleep(0.05)
+    log.close()
+    assert (tmp_path / "log.txt").read_text() == "before [redacted] after\n[redacted]"
+
+
+def test_it_is_byte_for_byte_what_was_printed(tmp_path):
+    text = (
+        b"\xff\xfe no utf-8\r 50%\r100%\r\n"
+        + "é→\n".encode()
+        + b"x " * LONG_LINE
+        + b"\n"
+        + bytes(range(256)) * 5000
+    )
+    log = StageLog(tmp_path / "log.txt", str)
+    printed(log.pipe, text)
+    log.close()
+    assert (tmp_path / "log.txt").read_bytes() == text
+
+
+def test_a_line_is_in_the_file_while_the_stage_runs(tmp_path):
+    log = StageLog(tmp_path / "log.txt", str)
+    subprocess.run(["echo", "a line"], stdout=log.pipe, check=True)
+    log.catch_up()
+    assert (tmp_path / "log.txt").read_text() == "a line\n"
+    log.close()
+
+
+def test_only_the_user_may_read_it(tmp_path):
+    StageLog(tmp_path / "log.txt", str).close()
+    assert stat.S_IMODE((tmp_path / "log.txt").stat().st_mode) == 0o600

@@ -1,0 +1,1 @@
+"""Checkpoints of a stage: saved atomically, resumed, and exported as Hugging Face folders."""

@@ -1,0 +1,1 @@
+"""The parent of a stage: starts its processes, watches them, and explains how they ended."""

@@ -1,0 +1,106 @@
+"""The paths of a run: everything that a stage writes below its output folder has its name here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The output folder of one stage's run (`prism.output`)."""
+
+    path: Path
+
+    @property
+    def policy(self) -> Path:
+        """Hugging Face folder of the trained policy."""
+        return self.path / "policy"
+
+    @property
+    def discriminator(self) -> Path:
+        """Hugging Face folder of the trained discriminator."""
+        return self.path / "discriminator"
+
+    @property
+    def config(self) -> Path:
+        """The run's configuration, secrets redacted."""
+        return self.path / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        """Everything that the stage's processes wrote to stdout and stderr."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics of each step as JSON lines, in the format of verl's file logger."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def earlier_metrics(self) -> Path:
+        """Metrics of the steps before the last resume; joined with `metrics` when the run ends."""
+        return self.path / "metrics.earlier.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """What the console showed at the end of the stage, as JSON."""
+        return self.path / "summary.json"
+
+    @property
+    def outcome(self) -> Path:
+        """How the stage's process ended, for the launcher."""
+        return self.path / "outcome.json"
+
+    @property
+    def end_request(self) -> Path:
+        """Exists once someone has asked the stage to save and end early."""
+        return self.path / "end_requested"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Complete checkpoints, `global_step_N`."""
+        return self.path / "checkpoints"
+
+    @property
+    def unfinished_checkpoints(self) -> Path:
+        """Checkpoints that are still being written. Nothing is ever read from here."""
+        return self.checkpoints / "unfinished"
+
+    @property
+    def replaced_checkpoints(self) -> Path:
+        """Checkpoints of an earlier run, kept until this run has saved one."""
+        return self.path / "checkpoints.replaced"
+
+    @property
+    def rollouts(self) -> Path:
+        """Stage warmup: the policy's responses, one JSON line per prompt."""
+        return self.path / "rollouts.jsonl"
+
+    @property
+    def upcycled(self) -> Path:
+        """Stage warmup: the discriminator that training starts from."""
+        return self.path / "upcycled"
+
+    @property
+    def responses(self) -> Path:
+        """Stage eval: every response with its marks, one JSON line each."""
+        return self.path / "responses.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """Stage eval: means and intervals per policy, as JSON."""
+        return self.path / "results.json"
+
+    @property
+    def results_table(self) -> Path:
+        """Stage eval: the results as a Markdown table."""
+        return self.path / "results.md"
+
+    @property
+    def examples(self) -> Path:
+        """Stage eval: a picture of what each policy answered to a few questions."""
+        return self.path / "examples.png"
+
+    @property
+    def node_logs(self) -> Path:
+        """Output of Ray on each host, when `verl_prism.cluster` started it."""
+        return self.path / "nodes"

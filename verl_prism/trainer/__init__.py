@@ -1,0 +1,1 @@
+"""Subclasses of verl's trainers, engines and replay buffer."""

@@ -1,0 +1,12 @@
+"""Reading rows from verl's TransferQueue."""
+
+from typing import Any
+
+import torch
+from tensordict import NonTensorData
+
+
+def column(values: Any) -> list[Any]:
+    """A field's rows, whichever of its containers verl's replay store has put them in."""
+    rows = values.unbind() if isinstance(values, torch.Tensor) else values
+    return [row.data if isinstance(row, NonTensorData) else row for row in rows]

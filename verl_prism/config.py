@@ -4,6 +4,7 @@ What each key means stands beside its default in `trainer_configs/prism.yaml`. T
 verl, so that a configuration is composed and checked in a second.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -326,6 +327,22 @@ def parse_prism(node: DictConfig | dict) -> Prism:
         return Prism.model_validate(plain)
     except ValidationError as error:
         raise UserError("\n".join(_problem(item) for item in error.errors())) from None
+
+
+def flatten(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each leaf of nested dictionaries and lists with its dotted key, such as `prism.seed`.
+
+    The items of a list share the key of the list.
+    """
+    match node:
+        case dict():
+            for name, child in node.items():
+                yield from flatten(child, f"{key}.{name}" if key else str(name))
+        case list():
+            for item in node:
+                yield from flatten(item, key)
+        case _:
+            yield key, node
 
 
 def _problem(item) -> str:

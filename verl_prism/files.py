@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, also after a kill or a power cut."""
+"""Atomic writes: a file or folder is complete or absent, even after a kill or a power failure."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content, or the names in a folder, are on disk."""
+    """Wait until a file's content, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -17,27 +17,31 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
+    """Call `sync` on a folder and everything below it."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Writes a file anew; whoever reads it meanwhile finds the old one."""
-    aside = file.with_name(f"{file.name}.unfinished")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    os.replace(aside, file)
+def write_atomically(file: Path, text: str) -> None:
+    """Replace a file. A concurrent reader sees the old content or the new, never a mixture."""
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    sync(unfinished)
+    os.replace(unfinished, file)
     sync(file.parent)
 
 
 @contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """A new folder to fill. When the block ends without an exception it is at `target`, in the place of an older."""
-    aside = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    sync_tree(aside)
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder to fill, and move it to `target` if the block ends without an exception.
+
+    A folder that is already at `target` is replaced.
+    """
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    sync_tree(unfinished)
     shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    unfinished.rename(target)
     sync(target.parent)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from verl_prism.checkpoints.merge_lora import merge_adapters
 from verl_prism.checkpoints.model_card import Part, write_card
 from verl_prism.config import Prism
-from verl_prism.files import written_aside
+from verl_prism.files import atomic_folder
 
 
 def publish_part(
@@ -24,7 +24,7 @@ def publish_part(
     config, say) come from the folder that the stage started from.
     """
     base = prism.policy if part == "policy" else prism.discriminator.path
-    with written_aside(prism.output / part) as folder:
+    with atomic_folder(prism.output / part) as folder:
         shutil.copytree(
             trained / "huggingface", folder, copy_function=_link_weights, dirs_exist_ok=True
         )

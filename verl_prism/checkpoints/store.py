@@ -16,7 +16,7 @@ from typing import Any
 from verl_prism.checkpoints.fingerprint import decisive_settings, ranks
 from verl_prism.config import Prism
 from verl_prism.errors import EndedEarly, UserError
-from verl_prism.files import replace_text, sync, sync_tree
+from verl_prism.files import write_atomically, sync, sync_tree
 from verl_prism.report.metrics import METRICS, write_records
 
 MANIFEST = "manifest.json"
@@ -64,7 +64,7 @@ def publish(prism: Prism, step: int) -> Path:
         target.rename(aside.with_name(f"damaged_{step}"))
     aside.rename(target)
     sync(target.parent)
-    replace_text(target.parent / POINTER, str(step))
+    write_atomically(target.parent / POINTER, str(step))
     _prune(prism, step)
     return target
 

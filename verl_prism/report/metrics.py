@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from verl_prism.files import replace_text
+from verl_prism.files import write_atomically
 
 METRICS = "metrics.jsonl"
 EARLIER = "metrics.earlier.jsonl"
@@ -82,4 +82,6 @@ def _records(*files: Path) -> list[dict[str, Any]]:
 
 
 def _write(file: Path, records: list[dict[str, Any]]) -> None:
-    replace_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_atomically(
+        file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    )

@@ -46,7 +46,7 @@ from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepS
 from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.discriminator.update import MiniBatch, valid_pairs
 from verl_prism.errors import EndedEarly, UserError
-from verl_prism.files import written_aside
+from verl_prism.files import atomic_folder
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
 from verl_prism.stages.warmup_state import TrainingState
@@ -228,7 +228,7 @@ class Warmup:
         tensors = get_model_state_dict(self.model, options=options)
         if self._ranks.rank == 0:
             start = upcycled_folder(self._prism)
-            with written_aside(self._prism.output / "discriminator") as folder:
+            with atomic_folder(self._prism.output / "discriminator") as folder:
                 shutil.copytree(
                     start,
                     folder,

@@ -100,7 +100,7 @@ class _Worker:
     """One process."""
 
     def __init__(self) -> None:
-        script = Path(__file__).with_name("math_worker.py")
+        script = Path(__file__).with_name("math_verify_worker.py")
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(script), str(SOFT_LIMIT)],
             stdin=subprocess.PIPE,

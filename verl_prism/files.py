@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 def sync(path: Path) -> None:
@@ -23,8 +24,11 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Replace a file. A concurrent reader sees the old content or the new, never a mixture."""
-    unfinished = file.with_name(f"{file.name}.unfinished")
+    """Replace a file. A concurrent reader sees the old content or the new, never a mixture.
+
+    Processes and hosts may write the same file at the same time: one of them wins.
+    """
+    unfinished = file.with_name(f"{file.name}.{uuid4().hex}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     sync(unfinished)
     os.replace(unfinished, file)

@@ -68,7 +68,7 @@ def test_equivalent_answers_of_the_row():
 
 def test_equivalent_answers_are_a_list():
     with pytest.raises(
-        UserError, match=r"equivalent_answers='0\.5' is a text; it should be a list"
+        UserError, match=r"equivalent_answers='0\.5' is a string; it should be a list"
     ):
         compute_score("digits", RIGHT, "a zebra", {"equivalent_answers": "0.5"})
 

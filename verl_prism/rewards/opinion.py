@@ -1,10 +1,10 @@
-"""What a judge can say of an answer. Apart from the judge, whose client library takes a second to import."""
+"""The possible outcomes of asking a judge. Separate from the judge, whose client takes a second to import."""
 
 from enum import StrEnum
 
 
 class Opinion(StrEnum):
-    """What came of an answer, or why there is no verdict on it."""
+    """The judge's verdict on an answer, or why there is none."""
 
     NOT_ASKED = "rules suffice"
     RIGHT = "right"
@@ -16,4 +16,5 @@ class Opinion(StrEnum):
 
     @property
     def settled(self) -> bool:
+        """Whether the answer has a verdict, by the judge or by the rules."""
         return self in (Opinion.NOT_ASKED, Opinion.RIGHT, Opinion.WRONG)

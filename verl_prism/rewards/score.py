@@ -1,12 +1,11 @@
-"""The verifiable reward of stage 3: accuracy and format, nothing without a valid format."""
+"""The verifiable reward of stage 3: accuracy plus format, and zero if the format is invalid."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from verl_prism.config import Judge
 from verl_prism.errors import UserError
-from verl_prism.response import parse_response
+from verl_prism.response import Response, parse_response
 from verl_prism.rewards.grader import math_verify_pool
 from verl_prism.rewards.grader.grading import grade
 from verl_prism.rewards.opinion import Opinion
@@ -24,19 +23,55 @@ def compute_score(
     format_weight: float = 0.2,
     **_: Any,
 ) -> Score:
-    """Reward of one response, in the signature that verl's reward managers call (paper: r = r_acc + r_fmt).
+    """Return the reward of one response, r = r_acc + r_fmt in the paper.
 
-    solution_str: the decoded response, special tokens stripped. extra_info: may hold `equivalent_answers`, further
-    golds. Returns `score` = accuracy_weight * acc + format_weight * format, both 0.0 or 1.0 and both 0.0 where the
-    format is invalid; `fault` says why it is invalid, and is "" otherwise. verl leaves strings out of its averages.
+    The signature is the one that verl's reward managers call. Other keyword arguments, which
+    verl adds to the call, are ignored, and so is `data_source`.
+
+    Args:
+        data_source: name of the data set.
+        solution_str: the decoded response, without the tokenizer's special tokens.
+        ground_truth: the gold answer.
+        extra_info: the row's `extra_info`. Its list `equivalent_answers`, if present and not
+            None, holds further gold answers.
+        accuracy_weight: reward of a correct answer.
+        format_weight: reward of a valid format.
+
+    Returns:
+        score: accuracy_weight * acc + format_weight * format.
+        acc: 1.0 if the format is valid and the answer is correct, else 0.0.
+        format: 1.0 if the format is valid, else 0.0.
+        fault: why the format is invalid (a `FormatFault`), "" if it is valid. verl leaves strings
+            out of its averages.
+
+    Raises:
+        UserError: `equivalent_answers` is a string instead of a list.
     """
+    return score_response(
+        parse_response(solution_str),
+        ground_truth,
+        extra_info,
+        accuracy_weight=accuracy_weight,
+        format_weight=format_weight,
+    )
+
+
+def score_response(
+    response: Response,
+    gold: str,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    accuracy_weight: float = 0.8,
+    format_weight: float = 0.2,
+) -> Score:
+    """Return `compute_score` of a response that is already parsed."""
     math_verify_pool.start()
-    response = parse_response(solution_str)
     if response.fault is not None:
         return {"score": 0.0, "acc": 0.0, "format": 0.0, "fault": str(response.fault)}
-    gold, *equivalents = accepted_answers(ground_truth, extra_info)
-    acc = float(grade(response.answer, gold, equivalents))
-    return {"score": accuracy_weight * acc + format_weight, "acc": acc, "format": 1.0, "fault": ""}
+    first, *equivalents = accepted_answers(gold, extra_info)
+    acc = float(grade(response.answer, first, equivalents))
+    score = accuracy_weight * acc + format_weight
+    return {"score": score, "acc": acc, "format": 1.0, "fault": ""}
 
 
 async def compute_judged_score(
@@ -48,48 +83,63 @@ async def compute_judged_score(
     judge: Mapping[str, Any],
     reward_workers: int,
     accuracy_weight: float = 0.8,
-    **kwargs: Any,
+    format_weight: float = 0.2,
+    **_: Any,
 ) -> Score:
-    """`compute_score` and, where it finds a wrong answer in a valid format, a judge's opinion of that answer.
+    """Return `compute_score`, with a judge's opinion of answers that the rules call wrong.
 
-    What the rules accept stands, and what has no valid format earns nothing: the judge is not asked, so that it can
-    only raise a score. judge: `prism.reward.judge`, its concurrency and budget shared evenly by `reward_workers`
-    processes; without an endpoint the result is `compute_score`'s. With one it also has `judged`, 0.0 where there
-    should be a verdict and is none and therefore the rules' stands, else 1.0, and `opinion`, the `Opinion`.
+    The judge is asked only if the format is valid and the rules reject the answer. It can only
+    raise a score.
+
+    Args:
+        data_source, solution_str, ground_truth, extra_info: as in `compute_score`.
+        judge: the config section `prism.reward.judge`. If its endpoint is None, the result is that
+            of `compute_score`.
+        reward_workers: number of processes that share the judge's concurrency and budget evenly.
+        accuracy_weight, format_weight: as in `compute_score`.
+
+    Returns:
+        The keys of `compute_score` and, if the judge has an endpoint:
+        judged: 0.0 if the judge was needed but gave no verdict, so that the rules' verdict counts,
+            else 1.0.
+        opinion: the `Opinion`.
 
     Raises:
-        UserError: the endpoint is down (`when_down: stop`), does not know the model, or refuses the key.
+        UserError: the endpoint is down (if `when_down: stop`), does not know the model, or rejects
+            the API key.
     """
-    weights = {"accuracy_weight": accuracy_weight, **kwargs}
+    response = parse_response(solution_str)
     score = await asyncio.to_thread(
-        compute_score, data_source, solution_str, ground_truth, extra_info, **weights
+        score_response,
+        response,
+        ground_truth,
+        extra_info,
+        accuracy_weight=accuracy_weight,
+        format_weight=format_weight,
     )
-    settings = Judge.model_validate(dict(judge))
-    if settings.endpoint is None:
+    if judge["endpoint"] is None:
         return score
-    from verl_prism.rewards.judge import shared_client  # brings a second's worth of client library
+    from verl_prism.config import Judge
+    from verl_prism.rewards.judge import shared_client  # its client library takes a second
 
     opinion = Opinion.NOT_ASKED
-    if score["format"] == 1.0 and score["acc"] == 0.0:
-        accepted, answer = (
-            accepted_answers(ground_truth, extra_info),
-            parse_response(solution_str).answer,
-        )
-        opinion = await shared_client(settings, reward_workers).opinion(accepted, answer)
+    if response.valid and score["acc"] == 0.0:
+        client = shared_client(Judge.model_validate(dict(judge)), reward_workers)
+        accepted = accepted_answers(ground_truth, extra_info)
+        opinion = await client.opinion(accepted, response.answer)
     if opinion is Opinion.RIGHT:
         score |= {"score": float(score["score"]) + accuracy_weight, "acc": 1.0}
     return score | {"judged": float(opinion.settled), "opinion": str(opinion)}
 
 
 def accepted_answers(ground_truth: str, extra_info: Mapping[str, Any] | None) -> Sequence[str]:
-    """The gold answer and its equivalents; a parquet file has None where a row has none."""
-    equivalents = (
-        extra_info["equivalent_answers"]
-        if extra_info and "equivalent_answers" in extra_info
-        else None
-    )
-    if isinstance(equivalents, str):  # as a list it would be one gold answer per character
+    """Return the gold answer and its equivalents, which a parquet file may store as None."""
+    equivalents = (extra_info or {}).get("equivalent_answers")
+    if isinstance(equivalents, str):  # iterating it would make each character a gold answer
         raise UserError(
-            f"extra_info.equivalent_answers={equivalents!r} is a text; it should be a list of texts"
+            f"extra_info.equivalent_answers={equivalents!r} is a string; "
+            "it should be a list of strings"
         )
-    return [ground_truth, *(equivalents if equivalents is not None else ())]
+    if equivalents is None:
+        return [ground_truth]
+    return [ground_truth, *equivalents]

@@ -1,1 +1,1 @@
-"""The grader: decides whether an answer equals the gold answer. It imports neither verl nor our configuration."""
+"""The grader: decides whether an answer equals the gold answer. Pure: no verl, no config."""

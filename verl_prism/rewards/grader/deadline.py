@@ -1,4 +1,4 @@
-"""The time that is left for a verdict, in the thread that asks."""
+"""The time left for a verdict, per thread."""
 
 import math
 import time
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-SECONDS = 1.5  # for a verdict, with something left of the two seconds that are promised
+SECONDS = 1.5  # for one verdict; `grade` promises two seconds, so this leaves a margin
 
 _end = ContextVar("end", default=math.inf)
 
 
 @contextmanager
 def deadline(seconds: float = SECONDS) -> Iterator[None]:
-    """Within it, `remaining` counts down from `seconds`."""
+    """Let `remaining` count down from `seconds` within the block."""
     token = _end.set(time.monotonic() + seconds)
     try:
         yield
@@ -22,5 +22,5 @@ def deadline(seconds: float = SECONDS) -> Iterator[None]:
 
 
 def remaining() -> float:
-    """Seconds; infinity outside a deadline, 0 or less once it has passed."""
+    """Return the seconds left: infinity outside a deadline, 0 or less once it has passed."""
     return _end.get() - time.monotonic()

@@ -1,8 +1,9 @@
-"""A process that asks math-verify: JSON lines `[number, answer, gold]` in, `[number, verdict]` out, until
-its input ends.
+"""A process that runs math-verify for the pool.
 
-It is run as a script, so that it loads math-verify and nothing else. A question that takes longer than the limit given
-as its argument (seconds) is answered with false; whoever asks kills the process where even that is not obeyed.
+It reads JSON lines `[number, answer, gold]` from stdin and writes `[number, verdict]` to stdout,
+until stdin is closed. It runs as a script, so that it imports math-verify and nothing else. If a
+question takes longer than the limit in its argument (seconds of CPU time), the verdict is false.
+The pool kills the process if it does not obey that limit.
 """
 
 import json
@@ -13,11 +14,11 @@ import sys
 
 import math_verify
 
-MEMORY = 2 << 30  # bytes; sympy evaluates what it is given
+MEMORY = 2 << 30  # bytes; sympy evaluates any number that it is given
 
 
 class _TooSlow(BaseException):
-    """Not an Exception, for math-verify catches those."""
+    """Not an Exception, because math-verify catches those."""
 
 
 def _stop(*_: object) -> None:
@@ -25,20 +26,19 @@ def _stop(*_: object) -> None:
 
 
 def same(answer: str, gold: str) -> bool:
-    """Whether math-verify takes two TeX formulas for the same."""
-    given, wanted = (
-        math_verify.parse(f"${text}$", parsing_timeout=None) for text in (answer, gold)
-    )
+    """Return math-verify's verdict on two TeX formulas."""
+    given = math_verify.parse(f"${answer}$", parsing_timeout=None)
+    wanted = math_verify.parse(f"${gold}$", parsing_timeout=None)
     return bool(math_verify.verify(wanted, given, timeout_seconds=None))
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer questions until stdin is closed."""
     limit = float(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGVTALRM, _stop)
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no reply
+    os.dup2(2, 1)  # a library that prints must not write to the replies
     for line in sys.stdin:
         number, answer, gold = json.loads(line)
         verdict = False

@@ -1,6 +1,7 @@
-r"""Reads a formula and computes it at a point, its variables standing for numbers. Nothing here is symbolic.
+r"""Evaluation of formulas at a point, with numbers in place of their variables.
 
-Fractions stay exact. Work is bounded: numbers of more than some thousand digits and deep nests are unreadable.
+Nothing here is symbolic. Fractions stay exact. The work is bounded: numbers of more than a few
+thousand digits and deeply nested formulas are unreadable.
 """
 
 import cmath
@@ -11,9 +12,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-Value = Any  # Fraction, float or complex; mypy knows no type of numbers that mix
+Value = Any  # Fraction, float or complex; mypy has no type for a mixture of numbers
+Token = tuple[str, str]  # a group of _TOKEN (or "end") and its text
 
-MAX_BITS = 8192  # of an exact number's numerator and denominator
+MAX_BITS = 8192  # of the numerator and the denominator of an exact number
 MAX_DEPTH = 40
 
 _TOKEN = re.compile(
@@ -57,49 +59,63 @@ _CONSTANTS = {
     "i": 1j,
     "∞": math.inf,
     "infinity": math.inf,
+    "inf": math.inf,
+    "infty": math.inf,
 }
-_CONSTANTS |= {"inf": math.inf, "infty": math.inf}
-_FACTORS, _OPENING = (
-    ("number", "mixed", "stacked", "frac"),
-    ("(", "{", "[", "√", "∞", "π"),
-)  # of implied products
-_LETTERS_OF_A_PRODUCT = 3  # longer runs of letters are words
+_FUNCTION_NAMES = ("sqrt", *_FUNCTIONS)
+_KNOWN_NAMES = {*_FUNCTION_NAMES, *_CONSTANTS}
+_CLOSING = {"(": ")", "{": "}", "[": "]", "|": "|"}
+# What may follow a factor without a sign, in an implied product.
+_FACTOR_KINDS = ("number", "mixed", "stacked", "frac")
+_FACTOR_SIGNS = ("(", "{", "[", "√", "∞", "π")
+_LETTERS_OF_A_PRODUCT = 3  # a longer run of letters is a word
 
 
 class Unreadable(ValueError):
-    """Not a formula in plain arithmetic, or one without a value of reasonable size."""
+    """Not a formula in plain arithmetic, or one whose value is too large."""
 
 
 def evaluate(text: str, point: int) -> tuple[Value | None, frozenset[str] | None]:
-    """A formula's value at one of the points, None where it has none there, and its variables, None if unreadable."""
+    """Return the value of a formula at a point, and the names of its variables.
+
+    point: a number that determines the value of each variable.
+
+    The value is None if the formula has none at this point. Both are None if the text is not a
+    readable formula.
+    """
     try:
         formula = _Formula(text, point)
     except Unreadable:
         return None, None
     try:
-        return formula.value(), frozenset(formula.seen)
+        return formula.value(), frozenset(formula.names)
     except Unreadable:
         return None, None
     except (ArithmeticError, ValueError, TypeError):
-        return None, frozenset(formula.seen)
+        return None, frozenset(formula.names)
 
 
 def _coordinate(name: str, point: int) -> float:
-    """The value of a variable at a point: anything up to 3 in size, above 0 at the first three points."""
+    """Return a variable's value at a point: at most 3 in size, positive at the first three points."""
     seed = zlib.crc32(f"{point} {name}".encode())
     size = 0.1 + 2.9 * (seed >> 1) / 2**31
-    return -size if point >= 3 and seed & 1 else size
+    negative = point >= 3 and seed & 1
+    return -size if negative else size
 
 
 class _Formula:
-    """Reads a formula from left to right and computes as it goes (recursive descent, one method per precedence)."""
+    """Reads a formula from left to right and evaluates it on the way.
+
+    This is recursive descent with one method per level of precedence.
+    """
 
     def __init__(self, text: str, point: int) -> None:
         self.tokens = _tokens(text)
-        self.position = self.depth = 0
+        self.position = 0
+        self.depth = 0
         self.point = point
-        self.seen: set[str] = set()
-        self.imaginary = any(kind == "name" and token == "i" for kind, token in self.tokens)
+        self.names: set[str] = set()
+        self.imaginary = ("name", "i") in self.tokens
 
     def value(self) -> Value:
         result = self._sum()
@@ -107,11 +123,13 @@ class _Formula:
             raise Unreadable
         return result
 
-    def _next(self) -> tuple[str, str]:
-        return self.tokens[self.position] if self.position < len(self.tokens) else ("end", "")
+    def _next(self) -> Token:
+        if self.position < len(self.tokens):
+            return self.tokens[self.position]
+        return ("end", "")
 
     def _take(self, *signs: str) -> str:
-        """The next token if it is one of these signs, and "" otherwise."""
+        """Consume and return the next token if it is one of these signs, else return ""."""
         kind, token = self._next()
         if kind == "sign" and token in signs:
             self.position += 1
@@ -125,24 +143,30 @@ class _Formula:
             result = _bounded(result + right if sign == "+" else result - right)
         return result
 
-    def _product(self, application: bool = False) -> Value:
-        """application: the argument of a function without brackets ends at a sign and at the next function."""
+    def _product(self, unbracketed_argument: bool = False) -> Value:
+        """Read factors with or without signs between them.
+
+        unbracketed_argument: whether it is the argument in `sin 2x`, which ends at a sign and at
+            the next function.
+        """
         result = self._signed()
         while True:
-            kind, token = self._next()
-            if not application and (sign := self._take("*", "/")):
+            sign = "" if unbracketed_argument else self._take("*", "/")
+            if sign:
                 right = self._signed()
                 result = _bounded(result * right if sign == "*" else result / right)
-            elif kind == "number" and self.tokens[self.position - 1][0] in ("number", "mixed"):
-                raise Unreadable  # `3 4` is no product
-            elif (
-                kind in _FACTORS
-                or token in _OPENING
-                or (kind == "name" and not (application and token in _FUNCTIONS))
-            ):
+            elif self._at_factor(unbracketed_argument):
                 result = _bounded(result * self._power())
             else:
                 return result
+
+    def _at_factor(self, unbracketed_argument: bool) -> bool:
+        kind, token = self._next()
+        if kind == "number" and self.tokens[self.position - 1][0] in ("number", "mixed"):
+            raise Unreadable  # `3 4` is not a product
+        if kind == "name":
+            return not (unbracketed_argument and token in _FUNCTIONS)
+        return kind in _FACTOR_KINDS or token in _FACTOR_SIGNS
 
     def _signed(self) -> Value:
         negative = False
@@ -165,8 +189,10 @@ class _Formula:
         while sign := self._take("!", "%", "°"):
             if sign == "!":
                 result = _factorial(result)
+            elif sign == "%":
+                result = result / 100
             else:
-                result = result / 100 if sign == "%" else float(result) * math.pi / 180
+                result = float(result) * math.pi / 180
         return result
 
     def _atom(self) -> Value:
@@ -194,8 +220,8 @@ class _Formula:
         if token == "√":
             degree = self._bracketed("]") if self._take("[") else Fraction(2)
             return self._root(self._argument(), degree)
-        if token in ("(", "{", "[", "|"):
-            result = self._bracketed({"(": ")", "{": "}", "[": "]", "|": "|"}[token])
+        if token in _CLOSING:
+            result = self._bracketed(_CLOSING[token])
             return abs(result) if token == "|" else result
         if token in _CONSTANTS:
             return _CONSTANTS[token]
@@ -208,14 +234,13 @@ class _Formula:
         return result
 
     def _argument(self) -> Value:
-        """Of \frac and √: a group, or one number, one letter, one digit (`\frac12` is a half)."""
+        r"""Read the argument of \frac or √: a group, a number or a letter.
+
+        After \frac a number is one digit: `\frac12` is a half.
+        """
         kind, token = self._next()
-        if (
-            kind == "number"
-            and token.isdigit()
-            and len(token) > 1
-            and self.tokens[self.position - 1][1] != "√"
-        ):
+        splittable = kind == "number" and token.isdigit() and len(token) > 1
+        if splittable and self.tokens[self.position - 1][1] != "√":
             self.tokens[self.position] = ("number", token[1:])
             return Fraction(token[0])
         return self._atom()
@@ -232,7 +257,7 @@ class _Formula:
     def _variable(self, name: str) -> Value:
         if self._take("_"):
             name += "_" + self._subscript()
-        self.seen.add(name)
+        self.names.add(name)
         return _coordinate(name, self.point)
 
     def _subscript(self) -> str:
@@ -250,16 +275,18 @@ class _Formula:
         if name == "log" and self._take("_"):
             base = self._argument()
         power = self._argument() if self._take("^") else None
-        bracket = self._next()[1] in ("(", "{")
-        argument = self._atom() if bracket else self._product(application=True)
+        has_bracket = self._next()[1] in ("(", "{")
+        argument = self._atom() if has_bracket else self._product(unbracketed_argument=True)
         if power == -1 and "arc" + name in _FUNCTIONS:
-            name, power = "arc" + name, None
+            name = "arc" + name
+            power = None
         result = self._real(_FUNCTIONS[name](argument))
         if base != 10:
             result = result / math.log10(base)
         return result if power is None else self._raise(result, power)
 
     def _real(self, result: Value) -> Value:
+        """Return a complex result as a real number, unless the formula contains i."""
         if self.imaginary or not isinstance(result, complex):
             return result
         if abs(result.imag) > 1e-12 * abs(result):
@@ -271,40 +298,31 @@ class _Formula:
 
     def _raise(self, base: Value, exponent: Value) -> Value:
         if isinstance(base, Fraction) and isinstance(exponent, Fraction):
-            if exponent.denominator == 1:
-                return _exact_power(base, exponent.numerator)
-            if exponent == Fraction(1, 2) and base >= 0 and (root := _exact_root(base)) is not None:
-                return root
-        if (
-            isinstance(base, Fraction | float)
-            and base < 0
-            and isinstance(exponent, Fraction)
-            and not self.imaginary
-        ):
-            if exponent.denominator % 2 == 0:
-                raise ValueError("no real value")
-            return (-1) ** exponent.numerator * abs(float(base)) ** float(exponent)
-        if not isinstance(base, complex) and not isinstance(exponent, complex):
-            return self._real(float(base) ** float(exponent))
-        return base**exponent
+            exact = _exact_power(base, exponent)
+            if exact is not None:
+                return exact
+        real = not self.imaginary and isinstance(base, Fraction | float)
+        if real and base < 0 and isinstance(exponent, Fraction):
+            return _real_power_of_negative(base, exponent)
+        if isinstance(base, complex) or isinstance(exponent, complex):
+            return base**exponent
+        return self._real(float(base) ** float(exponent))
 
 
-def _tokens(text: str) -> list[tuple[str, str]]:
-    tokens: list[tuple[str, str]] = []
-    position, text = 0, text.rstrip()
+def _tokens(text: str) -> list[Token]:
+    tokens: list[Token] = []
+    text = text.rstrip()
+    position = 0
     while position < len(text):
         match = _TOKEN.match(text, position)
-        if not match or match.lastgroup is None:
+        if not match:
             raise Unreadable
         if match.lastgroup in ("mixed", "stacked") and tokens and tokens[-1][1] in ("^", "**", "_"):
-            match = _DIGITS.match(text, position) or match  # x^2\frac{1}{2} is no power of 2.5
-        kind, token, position = str(match.lastgroup), match[str(match.lastgroup)], match.end()
-        if (
-            kind == "name"
-            and token not in _FUNCTIONS
-            and token not in _CONSTANTS
-            and token != "sqrt"
-        ):
+            match = _DIGITS.match(text, position) or match  # x^2\frac{1}{2} is not a power of 2.5
+        kind = str(match.lastgroup)
+        token = match[kind]
+        position = match.end()
+        if kind == "name" and token not in _KNOWN_NAMES:
             tokens += [("name", name) for name in _names(token)]
         else:
             tokens.append((kind, token))
@@ -312,26 +330,26 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def _names(letters: str) -> list[str]:
-    """A run of letters as a product: `xy` is x y, `sinx` is sin x."""
-    for function in ("sqrt", *_FUNCTIONS) if len(letters) > 2 else ():
-        if letters.startswith(function) and len(letters) <= len(function) + 1:
-            return [function, letters[len(function) :]]
+    """Split a run of letters into the factors of a product: `xy` is x y, `sinx` is sin x."""
+    if len(letters) > 2:
+        for function in _FUNCTION_NAMES:
+            if letters.startswith(function) and len(letters) <= len(function) + 1:
+                return [function, letters[len(function) :]]
     if len(letters) > _LETTERS_OF_A_PRODUCT:
         raise Unreadable
     return list(letters)
 
 
 def _mixed_number(token: str) -> Fraction:
-    """`2 1/2` and `2\frac{1}{2}`: a sum, but a product where the fraction is improper."""
-    whole, top, bottom = map(int, _two_or_more_numbers(token))
-    part = Fraction(top, bottom)
-    return whole + part if part < 1 else whole * part
-
-
-def _two_or_more_numbers(token: str) -> list[str]:
-    whole, rest = re.match(r"([0-9]+)(.*)", token, re.DOTALL).groups()  # type: ignore[union-attr]
-    numbers = re.findall(r"[0-9]+", rest)
-    return [whole, *(numbers if len(numbers) == 2 else (numbers[0][0], numbers[0][1:]))]
+    r"""Return `2 1/2` or `2\frac{1}{2}`: a sum, or a product if the fraction is improper."""
+    whole, *digits = re.findall(r"[0-9]+", token)
+    if len(digits) == 2:
+        numerator, denominator = digits
+    else:  # `2\frac12`
+        numerator = digits[0][0]
+        denominator = digits[0][1:]
+    part = Fraction(int(numerator), int(denominator))
+    return int(whole) + part if part < 1 else int(whole) * part
 
 
 def _factorial(value: Value) -> Value:
@@ -343,25 +361,40 @@ def _factorial(value: Value) -> Value:
 
 
 def _bounded(value: Value) -> Value:
-    if (
-        isinstance(value, Fraction)
-        and max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS
-    ):
+    if isinstance(value, Fraction) and _bits(value) > MAX_BITS:
         raise Unreadable
     return value
 
 
-def _exact_power(base: Fraction, exponent: int) -> Fraction:
-    size = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if size * abs(exponent) > MAX_BITS and abs(base) != 1 and base != 0:
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
+def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
+    """Return a power that is rational: one with an integer exponent, or the root of a square."""
+    if exponent.denominator == 1:
+        return _integer_power(base, exponent.numerator)
+    if exponent == Fraction(1, 2) and base >= 0:
+        return _exact_root(base)
+    return None
+
+
+def _integer_power(base: Fraction, exponent: int) -> Fraction:
+    too_large = _bits(base) * abs(exponent) > MAX_BITS
+    if too_large and abs(base) != 1 and base != 0:
         raise Unreadable
     return base**exponent
 
 
 def _exact_root(base: Fraction) -> Fraction | None:
-    top, bottom = math.isqrt(base.numerator), math.isqrt(base.denominator)
-    return (
-        Fraction(top, bottom)
-        if top * top == base.numerator and bottom * bottom == base.denominator
-        else None
-    )
+    numerator = math.isqrt(base.numerator)
+    denominator = math.isqrt(base.denominator)
+    root = Fraction(numerator, denominator)
+    return root if root * root == base else None
+
+
+def _real_power_of_negative(base: Value, exponent: Fraction) -> float:
+    """Return the real value of a negative number's power: (-8)^(1/3) is -2."""
+    if exponent.denominator % 2 == 0:
+        raise ValueError("no real value")
+    return (-1) ** exponent.numerator * abs(float(base)) ** float(exponent)

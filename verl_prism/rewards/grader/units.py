@@ -1,7 +1,8 @@
-"""Units of measurement: what a unit is worth in base units, and of which dimension it is.
+"""Units of measurement: their size in base units and their dimension.
 
-A table of our own: an answer needs some hundred spellings, among them `cents` and `square feet`, to be read in
-microseconds, and a units library brings a parser of Python-like expressions, a registry to load and neither.
+The table is our own because answers need a few hundred spellings, such as `cents` and `square
+feet`, read in microseconds. A units library parses Python-like expressions, loads a registry, and
+offers neither.
 """
 
 import math
@@ -15,7 +16,7 @@ Dimension = tuple[tuple[str, int], ...]  # base units and their exponents, sorte
 
 @dataclass(frozen=True)
 class Unit:
-    """One of it is `factor` base units above `offset` of them: a kilometre is 1000 m, 0 °C is 273.15 K."""
+    """`x` of a unit are `x * factor + offset` base units: 1 km is 1000 m, 0 °C is 273.15 K."""
 
     factor: float
     dimension: Dimension
@@ -29,16 +30,15 @@ class Unit:
 
     def __pow__(self, exponent: int) -> "Unit":
         exponents = {base: exponent * own for base, own in self.dimension}
-        return Unit(
-            self.factor**exponent, _dimension(exponents), self.offset if exponent == 1 else 0.0
-        )
+        offset = self.offset if exponent == 1 else 0.0
+        return Unit(self.factor**exponent, _dimension(exponents), offset)
 
 
 def _dimension(exponents: dict[str, int]) -> Dimension:
     return tuple(sorted((base, exponent) for base, exponent in exponents.items() if exponent))
 
 
-# factor, dimension, spellings. A spelling with an upper-case letter, or of one or two letters, is meant to the letter.
+# Columns: factor, dimension, spellings.
 _TABLE = f"""
 1          m          m meter meters metre metres
 0.0254     m          in inch inches
@@ -138,94 +138,44 @@ _PREFIX_WORDS = {
     "giga": 1e9,
     "tera": 1e12,
 }
-_PREFIXED = " m g s A K L l N J cal W V Ω Hz Pa C F H T Wb M bit b B bar eV Wh mol rad "
-_PREFIXED_WORDS = {
-    "meter",
-    "metre",
-    "gram",
-    "gramme",
-    "second",
-    "liter",
-    "litre",
-    "newton",
-    "joule",
-    "calorie",
-    "watt",
-}
-_PREFIXED_WORDS |= {
-    "volt",
-    "ohm",
-    "hertz",
-    "pascal",
-    "coulomb",
-    "farad",
-    "henry",
-    "tesla",
-    "amp",
-    "ampere",
-    "bit",
-}
-_PREFIXED_WORDS |= {"byte", "mole", "electronvolt"}
-
-
-_SPELLINGS = _TABLE.replace("\n", " ")
-
-
-def _entries() -> Iterator[tuple[str, Unit]]:
-    for line in _TABLE.strip().splitlines():
-        factor, dimension, *spellings = line.split()
-        exponents = {}
-        for base in dimension.split(","):
-            name, exponent = re.fullmatch(r"([^\d-]+)(-?\d*)", base).groups()  # type: ignore[union-attr]
-            exponents[name] = int(exponent or 1)
-        unit = Unit(float(factor), _dimension(exponents))
-        for spelling in spellings:
-            yield spelling, unit
-            if f" {spelling} " in _PREFIXED:
-                yield from (
-                    (prefix + spelling, Unit(size * unit.factor, unit.dimension))
-                    for prefix, size in _SIZES
-                )
-            elif spelling.removesuffix("s") in _PREFIXED_WORDS:
-                for word, size in _PREFIX_WORDS.items():
-                    yield word + spelling, Unit(size * unit.factor, unit.dimension)
-
-
-_SIZES = tuple(_PREFIXES.items())
-_UNITS: dict[str, Unit] = dict(_entries())
-_UNITS |= {
-    spelling: unit for spelling, unit in _entries() if f" {spelling} " in _SPELLINGS
-}  # `min` is a minute
-_KELVIN = (("K", 1),)
-_CELSIUS, _FAHRENHEIT = Unit(1.0, _KELVIN, 273.15), Unit(5 / 9, _KELVIN, 459.67 * 5 / 9)
-_UNITS |= dict.fromkeys(("°C", "°c", "celsius", "centigrade", "degC"), _CELSIUS)
-_UNITS |= dict.fromkeys(("°F", "°f", "fahrenheit", "degF"), _FAHRENHEIT)
-_COMMON = {"kg", "cm", "km", "ml", "lb", "ft", "oz", "hz", "hr", "kj"}
-_CASES: dict[str, set[Unit]] = {}
-for _spelling, _unit in _UNITS.items():
-    _CASES.setdefault(_spelling.casefold(), set()).add(_unit)
-_ANY_CASE = {
-    name: min(units, key=id)
-    for name, units in _CASES.items()
-    if len(units) == 1 and (len(name) > 2 or name in _COMMON)
-}
-# A spelling of two meanings is either: `C` of a charge or a temperature, `pounds` of a mass or a currency.
-_SECOND_MEANINGS = {"C": _CELSIUS, "F": _FAHRENHEIT, "pound": _UNITS["£"], "pounds": _UNITS["£"]}
-DEGREES = _UNITS["°"]
+# Spellings that take a prefix: symbols (`km`) and words (`kilometers`).
+_PREFIXED = set("m g s A K L l N J cal W V Ω Hz Pa C F H T Wb M bit b B bar eV Wh mol rad".split())
+_PREFIXED_WORDS = set(
+    "meter metre gram gramme second liter litre newton joule calorie watt volt ohm hertz pascal"
+    " coulomb farad henry tesla amp ampere bit byte mole electronvolt".split()
+)
+_BASE_UNIT = re.compile(r"(?P<name>[^\d-]+)(?P<exponent>-?\d*)")
+# Symbols that may be written in lower case or capitals, although they are short.
+_ANY_CASE_SYMBOLS = {"kg", "cm", "km", "ml", "lb", "ft", "oz", "hz", "hr", "kj"}
 
 _PART = re.compile(
-    r"\s*(?:(?P<word>°\s*[CFcf]\b|US\$|[^\W\d_]+(?:-years?)?\.?|[°$€£¥₹₩¢])"
-    r"|\^\s*\{?\s*(?P<exponent>-?[1-4])\s*\}?(?![0-9])|(?P<sign>[*/()]))|(?<=[^\W\d_])(?P<glued>-?[1-4])(?![0-9])"
+    r"""
+    \s*(?:
+        (?P<word>°\s*[CFcf]\b|US\$|[^\W\d_]+(?:-years?)?\.?|[°$€£¥₹₩¢])
+        |\^\s*\{?\s*(?P<exponent>-?[1-4])\s*\}?(?![0-9])
+        |(?P<sign>[*/()])
+    )
+    |(?<=[^\W\d_])(?P<glued>-?[1-4])(?![0-9])     # the exponent in `m2`
+    """,
+    re.VERBOSE,
 )
+_US_DOLLAR = re.compile(r"^U\.?S\.?\s+(?=dollar)")
+_DEGREES_OF = re.compile(
+    r"\bdeg(?:ree)?s?\s+(celsius|centigrade|fahrenheit|[CF])\b", re.IGNORECASE
+)
+_DEGREES_CELSIUS = re.compile(r"°(celsius|centigrade)", re.IGNORECASE)
+_POWERS_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_POWERS_AFTER = {"squared": 2, "cubed": 3}
 
 
 @lru_cache(maxsize=1024)
 def units(text: str) -> tuple[Unit, ...]:
-    """The unit that `text` names, or both if it may mean two; () if it names none: `m/s^2`, `square meters`, `$`."""
-    text = re.sub(r"^U\.?S\.?\s+(?=dollar)", "", text.strip())
-    known = _lookup(text)
-    if known is None:
-        known = _compound(text)
+    """Return the unit that `text` names: `m/s^2`, `square meters`, `$`.
+
+    Two units if the text is ambiguous, () if it names none.
+    """
+    text = _US_DOLLAR.sub("", text.strip())
+    known = _lookup(text) or _compound(text)
     if known is None:
         return ()
     second = _SECOND_MEANINGS.get(text)
@@ -233,55 +183,145 @@ def units(text: str) -> tuple[Unit, ...]:
 
 
 def _lookup(word: str) -> Unit | None:
-    word = "".join(word.split()) if word[:1] == "°" else word
-    return (
-        _UNITS.get(word)
-        or _UNITS.get(word.removesuffix("."))
-        or _ANY_CASE.get(word.removesuffix(".").casefold())
-    )
+    if word[:1] == "°":
+        word = "".join(word.split())
+    bare = word.removesuffix(".")
+    return _UNITS.get(word) or _UNITS.get(bare) or _ANY_CASE.get(bare.casefold())
 
 
 def _compound(text: str) -> Unit | None:
-    """A product of units from left to right; `/` and `per` divide by the next unit or bracket."""
-    text = re.sub(
-        r"\bdeg(?:ree)?s?\s+(celsius|centigrade|fahrenheit|[CF])\b",
-        r"°\1",
-        text,
-        flags=re.IGNORECASE,
-    )
-    text = re.sub(r"°(celsius|centigrade)", "°C", text, flags=re.IGNORECASE).replace(
-        "°fahrenheit", "°F"
-    )
-    total, last, sign, in_bracket, power, position = Unit(1.0, ()), Unit(1.0, ()), 1, False, 1, 0
-    found = False
+    """Read a product of units from left to right: `kg m/s^2`, `miles per hour`, `square feet`."""
+    text = _DEGREES_OF.sub(r"°\1", text)
+    text = _DEGREES_CELSIUS.sub("°C", text).replace("°fahrenheit", "°F")
+    product = _Product()
+    position = 0
     while position < len(text):
         part = _PART.match(text, position)
         if not part:
             return None
         position = part.end()
-        word, exponent = part["word"], part["exponent"] or part["glued"]
+        exponent = part["exponent"] or part["glued"]
         if part["sign"]:
-            in_bracket = part["sign"] == "(" or (in_bracket and part["sign"] != ")")
-            sign = -1 if part["sign"] == "/" else sign if in_bracket else 1
-        elif exponent or word.casefold() in ("squared", "cubed"):
-            total = (
-                total
-                * last ** (-1)
-                * last ** (int(exponent) if exponent else 2 + (word.casefold() == "cubed"))
-            )
-            last = Unit(1.0, ())
-        elif word.casefold() in ("per", "a", "an"):
-            sign = -1 if word.casefold() == "per" or found else sign
-        elif word.casefold().removesuffix(".") in ("square", "sq", "cubic", "cu"):
-            power = 2 if word[0] in "sS" else 3
+            product.take_sign(part["sign"])
+        elif exponent:
+            product.raise_last(int(exponent))
+        elif not product.take_word(part["word"]):
+            return None
+    return product.unit()
+
+
+class _Product:
+    """A product of units while it is read from left to right.
+
+    `/` and `per` divide by the next unit or by all units in the next bracket.
+    """
+
+    def __init__(self) -> None:
+        self._total = _ONE
+        self._last = _ONE  # the factor that a following exponent raises
+        self._sign = 1  # exponent of the next unit: -1 after `/`
+        self._in_bracket = False
+        self._power = 1  # exponent of the next unit: 2 after `square`
+        self._found = False
+
+    def unit(self) -> Unit | None:
+        """Return the product, None if it has no unit or ends with `square`."""
+        return self._total if self._found and self._power == 1 else None
+
+    def take_sign(self, sign: str) -> None:
+        if sign == "(":
+            self._in_bracket = True
+        elif sign == ")":
+            self._in_bracket = False
+        if sign == "/":
+            self._sign = -1
+        elif not self._in_bracket:
+            self._sign = 1
+
+    def raise_last(self, exponent: int) -> None:
+        """Raise the last factor to a power."""
+        self._total = self._total * self._last ** (-1) * self._last**exponent
+        self._last = _ONE
+
+    def take_word(self, word: str) -> bool:
+        """Take a unit or a word such as `per`; return False if the word is neither."""
+        folded = word.casefold()
+        bare = folded.removesuffix(".")
+        if folded in _POWERS_AFTER:
+            self.raise_last(_POWERS_AFTER[folded])
+        elif folded in ("per", "a", "an"):
+            if folded == "per" or self._found:  # `dollars a day`
+                self._sign = -1
+        elif bare in _POWERS_BEFORE:
+            self._power = _POWERS_BEFORE[bare]
         else:
             unit = _lookup(word)
             if unit is None:
-                return None
-            last, found = unit ** (sign * power), True
-            total, power, sign = (
-                total * last if total.dimension else last,
-                1,
-                sign if in_bracket else 1,
-            )
-    return total if found and power == 1 else None
+                return False
+            self._multiply(unit)
+        return True
+
+    def _multiply(self, unit: Unit) -> None:
+        self._found = True
+        self._last = unit ** (self._sign * self._power)
+        if self._total.dimension:
+            self._total = self._total * self._last
+        else:
+            self._total = self._last
+        self._power = 1
+        if not self._in_bracket:
+            self._sign = 1
+
+
+def _table_entries() -> Iterator[tuple[str, Unit]]:
+    """Yield the spellings in the table and their units."""
+    for line in _TABLE.strip().splitlines():
+        factor, dimension, *spellings = line.split()
+        exponents = {}
+        for base in dimension.split(","):
+            match = _BASE_UNIT.fullmatch(base)
+            assert match, f"the table of units has a malformed dimension: {base}"
+            exponents[match["name"]] = int(match["exponent"] or 1)
+        unit = Unit(float(factor), _dimension(exponents))
+        for spelling in spellings:
+            yield spelling, unit
+
+
+def _prefixed_entries() -> Iterator[tuple[str, Unit]]:
+    """Yield the spellings with a prefix and their units."""
+    for spelling, unit in _table_entries():
+        prefixes: dict[str, float] = {}
+        if spelling in _PREFIXED:
+            prefixes = _PREFIXES
+        elif spelling.removesuffix("s") in _PREFIXED_WORDS:
+            prefixes = _PREFIX_WORDS
+        for prefix, size in prefixes.items():
+            yield prefix + spelling, Unit(size * unit.factor, unit.dimension)
+
+
+def _units_in_any_case() -> dict[str, Unit]:
+    """Return the case-folded spellings that are long or common, and have one meaning."""
+    meanings: dict[str, set[Unit]] = {}
+    for spelling, unit in _UNITS.items():
+        meanings.setdefault(spelling.casefold(), set()).add(unit)
+    return {
+        name: next(iter(units))
+        for name, units in meanings.items()
+        if len(units) == 1 and (len(name) > 2 or name in _ANY_CASE_SYMBOLS)
+    }
+
+
+_ONE = Unit(1.0, ())
+_KELVIN = (("K", 1),)
+_CELSIUS = Unit(1.0, _KELVIN, 273.15)
+_FAHRENHEIT = Unit(5 / 9, _KELVIN, 459.67 * 5 / 9)
+_UNITS: dict[str, Unit] = {
+    **dict(_prefixed_entries()),
+    **dict(_table_entries()),  # `min` is a minute, not a milli-inch
+    **dict.fromkeys(("°C", "°c", "celsius", "centigrade", "degC"), _CELSIUS),
+    **dict.fromkeys(("°F", "°f", "fahrenheit", "degF"), _FAHRENHEIT),
+}
+_ANY_CASE = _units_in_any_case()
+# Ambiguous spellings: `C` is a charge or a temperature, `pounds` are a mass or a currency.
+_SECOND_MEANINGS = {"C": _CELSIUS, "F": _FAHRENHEIT, "pound": _UNITS["£"], "pounds": _UNITS["£"]}
+DEGREES = _UNITS["°"]

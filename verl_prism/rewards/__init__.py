@@ -1,4 +1,4 @@
-"""Verifiable rewards: grading of answers (pure functions) and the score that verl's reward managers call.
+"""Verifiable rewards: grading of answers, and the score that verl's reward managers call.
 
 Importing this package loads neither torch nor verl nor Ray.
 """

@@ -1,4 +1,7 @@
-"""The possible outcomes of asking a judge. Separate from the judge, whose client takes a second to import."""
+"""The possible outcomes of asking a judge.
+
+A module of its own, because the judge's client library takes a second to import.
+"""
 
 from enum import StrEnum
 

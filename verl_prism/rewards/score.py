@@ -86,27 +86,20 @@ async def compute_judged_score(
     format_weight: float = 0.2,
     **_: Any,
 ) -> Score:
-    """Return `compute_score`, with a judge's opinion of answers that the rules call wrong.
+    """Return `compute_score`, and ask a judge about answers that the rules call wrong.
 
-    The judge is asked only if the format is valid and the rules reject the answer. It can only
-    raise a score.
+    The judge can only raise a score: it is not asked if the format is invalid.
 
     Args:
-        data_source, solution_str, ground_truth, extra_info: as in `compute_score`.
-        judge: the config section `prism.reward.judge`. If its endpoint is None, the result is that
-            of `compute_score`.
+        judge: the config section `prism.reward.judge`; without an endpoint, the judge is off.
         reward_workers: number of processes that share the judge's concurrency and budget evenly.
-        accuracy_weight, format_weight: as in `compute_score`.
 
     Returns:
-        The keys of `compute_score` and, if the judge has an endpoint:
-        judged: 0.0 if the judge was needed but gave no verdict, so that the rules' verdict counts,
-            else 1.0.
-        opinion: the `Opinion`.
+        The keys of `compute_score` and, if the judge is on, `judged` and `opinion` (an `Opinion`).
+        `judged` is 0.0 if the judge should have given a verdict but did not, else 1.0.
 
     Raises:
-        UserError: the endpoint is down (if `when_down: stop`), does not know the model, or rejects
-            the API key.
+        UserError: the endpoint is down (if `when_down: stop`) or refuses the model or the key.
     """
     response = parse_response(solution_str)
     score = await asyncio.to_thread(

@@ -96,7 +96,10 @@ def evaluate(text: str, point: int) -> tuple[Value | None, frozenset[str] | None
 
 
 def _coordinate(name: str, point: int) -> float:
-    """Return a variable's value at a point: at most 3 in size, positive at the first three points."""
+    """Return a variable's value at a point.
+
+    It is at most 3 in size, and positive at the first three points.
+    """
     seed = zlib.crc32(f"{point} {name}".encode())
     size = 0.1 + 2.9 * (seed >> 1) / 2**31
     negative = point >= 3 and seed & 1

@@ -13,20 +13,8 @@ _TIME = re.compile(
 )
 _HALF_DAY = 12 * 3600  # seconds
 
-_MONTHS = (
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-)
+_NAMES = "january february march april may june july august september october november december"
+_MONTHS = _NAMES.split()
 _MONTH_NUMBERS = {name[:3]: number for number, name in enumerate(_MONTHS, start=1)}
 _MONTH = rf"(?P<month>{'|'.join(f'{name}|{name[:3]}' for name in _MONTHS)}|sept)\.?"
 _DAY = r"(?P<day>[0-3]?[0-9])(?:st|nd|rd|th)?"
@@ -66,7 +54,7 @@ class Date:
 
 
 def time_of_day(text: str) -> Time | None:
-    """Read `7:30`, `7:30 am`, `19:30`, `7 o'clock` or `7pm`; None for any other text, such as `7`."""
+    """Read `7:30`, `7:30 am`, `19:30`, `7 o'clock` or `7pm`; None for any other text."""
     match = _TIME.fullmatch(text)
     if not match:
         return None

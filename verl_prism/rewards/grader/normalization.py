@@ -1,15 +1,17 @@
 # ruff: noqa: RUF001, RUF002
-r"""One spelling for what TeX, Unicode and Markdown spell in many ways.
+r"""One notation for what TeX, Unicode and Markdown write in many ways.
 
-In it `*` multiplies, `^` raises, `√` `π` `∞` `±` `≤` `≥` `≠` `≈` `∪` `∈` `∅` `°` are single characters, `⦃ ⦄` are the
-braces of a set (`{ }` only group), and `\frac` is what is left of TeX where it can be read at all.
+`*` multiplies, `^` raises to a power, and `√` `π` `∞` `±` `≤` `≥` `≠` `≈` `∪` `∈` `∅` `°` are
+single characters. `⦃ ⦄` are the braces of a set, and `{ }` only group. `\frac` is the only TeX
+command that remains in a readable formula.
 """
 
 import re
 import unicodedata
 
+_FRACTION_SLASH = "\u2044"
 _FRACTIONS = {
-    ord(sign): " " + "/".join("".join(unicodedata.normalize("NFKC", sign)).split("\u2044"))
+    ord(sign): " " + unicodedata.normalize("NFKC", sign).replace(_FRACTION_SLASH, "/")
     for sign in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 }
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
@@ -38,6 +40,12 @@ _SIGNS = str.maketrans(
         "′": "'",
     }
 )
+_FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp"
+_STYLES = (
+    "left right big Big bigl bigr Bigl Bigr bigg displaystyle textstyle limits boldsymbol bf rm it"
+    " hline"
+)
+_DOLLAR = "\uff04"  # a placeholder for `\$`, so that it does not delimit mathematics
 _COMMANDS = {
     "times": "*",
     "cdot": "*",
@@ -117,16 +125,9 @@ _COMMANDS = {
     "Phi": "Φ",
     "Omicron": "Ο",
     "ell": "l",
-    **dict.fromkeys(
-        ("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "bigg", "displaystyle"), ""
-    ),
-    **dict.fromkeys(("textstyle", "limits", "boldsymbol", "bf", "rm", "it", "hline"), ""),
+    **dict.fromkeys(_STYLES.split(), ""),
     **dict.fromkeys(("quad", "qquad", "space", "newline", "par"), " "),
-    **{
-        name: f" {name} "
-        for name in ("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh")
-    },
-    **{name: f" {name} " for name in ("cosh", "tanh", "ln", "log", "lg", "exp")},
+    **{name: f" {name} " for name in _FUNCTIONS.split()},
     "%": "%",
     "#": "#",
     "&": "&",
@@ -144,14 +145,16 @@ _COMMANDS = {
     ">": " ",
     " ": " ",
     "!": "",
-    "$": "＄",
+    "$": _DOLLAR,
     "/": "",
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+|[^A-Za-z\n])")
 _STYLED = re.compile(
-    r"\\(?:text[a-z]*|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|hbox|operatorname\*?|boldsymbol|emph|underline|mathop|overline|vec|hat|overrightarrow)\s*"
+    r"\\(?:text[a-z]*|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|hbox|operatorname\*?|boldsymbol|emph"
+    r"|underline|mathop|overline|vec|hat|overrightarrow)\s*"
     r"\{([^{}]{0,2000})\}"
 )
+_STYLE_NESTING = 4
 _RECURRING = re.compile(
     r"(?<![0-9.])([0-9]{1,9})?\.([0-9]{0,9})\\(?:overline|bar|dot)\s*\{?([0-9]{1,9})\}?"
 )
@@ -168,53 +171,85 @@ _ABBREVIATED = re.compile(r"\bDNE\b|\bD\.N\.E\.")
 _SPACES = re.compile(r"[^\S\n]+")
 
 
+_OPENING = "([{⦃⟨"
+_CLOSING = ")]}⦄⟩"
+_NESTING = dict.fromkeys(_OPENING, 1) | dict.fromkeys(_CLOSING, -1)
+
+
 def unify(text: str) -> str:
-    """`text` in the one spelling. Line breaks stay; words keep their case."""
-    text = _STRONG.sub(r"\2", _BULLET.sub("", text)).translate(_FRACTIONS)
-    text = _RAISED.sub(lambda run: "^{" + run[0].translate(_LEVEL) + "}", text)
-    text = _LOWERED.sub(lambda run: "_{" + run[0].translate(_LEVEL) + "}", text)
-    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
-    text = _DEGREE.sub("°", text).replace("{,}", ",").replace("~", " ")
-    text = _BARE_BOX.sub("", _RECURRING.sub(_recurring_fraction, text))
+    """Return `text` in the one notation. Line breaks remain, and words keep their case."""
+    text = _BULLET.sub("", text)
+    text = _STRONG.sub(r"\2", text)
+    text = text.translate(_FRACTIONS)
+    text = _RAISED.sub(_superscript, text)
+    text = _LOWERED.sub(_subscript, text)
+    text = unicodedata.normalize("NFKC", text)
+    text = text.translate(_SIGNS)
+    text = _DEGREE.sub("°", text)
+    text = text.replace("{,}", ",").replace("~", " ")
+    text = _RECURRING.sub(_recurring_fraction, text)
+    text = _BARE_BOX.sub("", text)
     if _ALIGNED.search(text):
         text = _ALIGNED.sub(" ", text).replace("&", "")
-    for _ in range(4):  # a style within a style
+    for _ in range(_STYLE_NESTING):
         text, count = _STYLED.subn(r" \1 ", text)
         if not count:
             break
-    text = _COMMAND.sub(lambda command: _COMMANDS.get(command[1], command[0]), text)
-    text = _ABBREVIATED.sub("does not exist", _MATH_DELIMITERS.sub(r"\1", text)).replace("＄", "$")
-    return _SPACES.sub(" ", _TIMES_X.sub(" * ", text)).strip()
-
-
-def _recurring_fraction(match: re.Match[str]) -> str:
-    """`0.1\\overline{6}` as `(15/90)`."""
-    whole, start, period = match[1] or "", match[2], match[3]
-    difference = int(whole + start + period) - int(whole + start or "0")
-    return f"({difference}/{(10 ** len(period) - 1) * 10 ** len(start)})"
+    text = _COMMAND.sub(_command, text)
+    text = _MATH_DELIMITERS.sub(r"\1", text)
+    text = _ABBREVIATED.sub("does not exist", text)
+    text = text.replace(_DOLLAR, "$")
+    text = _TIMES_X.sub(" * ", text)
+    return _SPACES.sub(" ", text).strip()
 
 
 def split_outside_brackets(text: str, separator: re.Pattern[str]) -> list[str]:
-    """The parts of `text` between the separators that stand outside all brackets, stripped."""
-    parts, start, depth, position = [], 0, 0, 0
+    """Return the stripped parts of `text` between the separators that are outside all brackets."""
+    parts = []
+    start = 0
+    depth = 0
+    position = 0
     while position < len(text):
         if depth == 0 and (match := separator.match(text, position)):
             parts.append(text[start : match.start()].strip())
-            start = position = max(match.end(), position + 1)
+            position = max(match.end(), position + 1)
+            start = position
             continue
-        depth += (text[position] in "([{⦃⟨") - (text[position] in ")]}⦄⟩")
-        depth = max(depth, 0)
+        depth = max(depth + _NESTING.get(text[position], 0), 0)
         position += 1
-    return [*parts, text[start:].strip()]
+    parts.append(text[start:].strip())
+    return parts
 
 
 def enclosed(text: str) -> bool:
-    """Whether the bracket that opens `text` is closed by its last character."""
-    if len(text) < 2 or text[0] not in "([{⦃⟨" or text[-1] not in ")]}⦄⟩":
+    """Return whether the last character of `text` closes the bracket that opens it."""
+    if len(text) < 2 or text[0] not in _OPENING or text[-1] not in _CLOSING:
         return False
     depth = 0
     for position, character in enumerate(text):
-        depth += (character in "([{⦃⟨") - (character in ")]}⦄⟩")
+        depth += _NESTING.get(character, 0)
         if depth == 0:
             return position == len(text) - 1
     return False
+
+
+def _superscript(run: re.Match[str]) -> str:
+    return "^{" + run[0].translate(_LEVEL) + "}"
+
+
+def _subscript(run: re.Match[str]) -> str:
+    return "_{" + run[0].translate(_LEVEL) + "}"
+
+
+def _command(command: re.Match[str]) -> str:
+    return _COMMANDS.get(command[1], command[0])
+
+
+def _recurring_fraction(match: re.Match[str]) -> str:
+    r"""Turn `0.1\overline{6}` into `(15/90)`."""
+    whole = match[1] or ""
+    start = match[2]
+    period = match[3]
+    difference = int(whole + start + period) - int(whole + start or "0")
+    denominator = (10 ** len(period) - 1) * 10 ** len(start)
+    return f"({difference}/{denominator})"

@@ -1,8 +1,9 @@
-"""Quantities: a number with its unit, currency or noun, and ratios of numbers."""
+"""Quantities: a number with its unit, currency or noun. Also ratios of numbers."""
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 from verl_prism.rewards.grader.arithmetic import Value
 from verl_prism.rewards.grader.numeric import close, constant
@@ -10,9 +11,14 @@ from verl_prism.rewards.grader.units import DEGREES, Unit, units
 
 _PLAIN = re.compile(r"[+-]?[0-9]{1,100}(?:\.[0-9]{1,100})?")
 _ROUGHLY = re.compile(
-    r"^(?:(?:about|approximately|approx\.?|roughly|around|exactly|precisely|just|only|equals?|equal to"
-    r"|a total of|total of|value of)\s+|[≈~=]\s*)+",
-    re.IGNORECASE,
+    r"""
+    ^(?:
+        (?:about|approximately|approx\.?|roughly|around|exactly|precisely|just|only
+        |equals?|equal\ to|a\ total\ of|total\ of|value\ of)\s+
+        |[≈~=]\s*
+    )+
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 _THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3})((?:,[0-9]{3})+|(?: [0-9]{3})+)(?![0-9]|,[0-9])")
 _LAKHS = re.compile(r"(?<![0-9.,])([0-9]{1,2})((?:,[0-9]{2})+,[0-9]{3})(?![0-9,])")
@@ -32,10 +38,16 @@ _SCALES = {
 }
 _SCALE = re.compile(rf"\s*\b({'|'.join(_SCALES)})s?\b(?:\s+of\b)?", re.IGNORECASE)
 _UNIT_STARTS = re.compile(r"(?<=[0-9)}\]π%.!])\s*(?=[^\W\d_]|[°$€£¥₹₩¢])")
+_MAX_UNIT_STARTS = 6
 _ANGLE_FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc)")
-_NO_UNIT = re.compile(
-    r"(?:square|sq\.?|cubic|cu\.?)?\s*units?\s*(?:\^?\s*\{?[23]\}?|squared|cubed)?(?:\s+of\s+\w+)?",
-    re.IGNORECASE,
+_NO_UNIT = re.compile(  # `5 square units of area`
+    r"""
+    (?:square|sq\.?|cubic|cu\.?)?\s*
+    units?\s*
+    (?:\^?\s*\{?[23]\}?|squared|cubed)?
+    (?:\s+of\s+\w+)?
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 _FEET = re.compile(r"([0-9]+)\s*'\s*([0-9.]+)\s*(?:\"|'')")
 _MINUTES = re.compile(r"(?<=[0-9])(\s*h\s*[0-9]+\s*)m(?!\w)")
@@ -43,8 +55,13 @@ _COMPOUND = re.compile(
     r"([0-9]+(?:\.[0-9]+)?)\s*([^\W\d_]+\.?|[°'\"$€£])(?:\s*,\s*|\s+and\s+|\s+)?", re.IGNORECASE
 )
 _NOUN = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
-_NO_NOUNS = " or and to not no plus minus times than over is are was were be pi if nor vs by between else but "
-_FILLERS = " of the a an in total all altogether each there "
+_NO_NOUN_WORDS = (
+    "or and to not no plus minus times than over is are was were be pi if nor vs by between else"
+    " but"
+)
+_FILLER_WORDS = "of the a an in total all altogether each there"
+_FILLERS = set(_FILLER_WORDS.split())
+_NO_MEASURES = ("in", "a", "A", "at")  # units, but words before a noun: `in total`
 _PLURALS = {
     "people": "person",
     "children": "child",
@@ -54,12 +71,16 @@ _PLURALS = {
     "mice": "mouse",
 }
 MAX_NOUN_WORDS = 5
+MAX_UNIT_WORDS = 3
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-_ONES += "seventeen eighteen nineteen"
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    " sixteen seventeen eighteen nineteen"
+)
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBER_WORDS = {word: i for i, word in enumerate(_ONES.split())}
-_NUMBER_WORDS |= {word: 20 + 10 * i for i, word in enumerate(_TENS.split())}
+_NUMBER_WORDS = {word: number for number, word in enumerate(_ONES.split())}
+_NUMBER_WORDS |= {word: 10 * number for number, word in enumerate(_TENS.split(), start=2)}
+_NO_NOUNS = {*_NO_NOUN_WORDS.split(), *_NUMBER_WORDS}
 _PARTS = {
     "half": 2,
     "third": 3,
@@ -72,11 +93,18 @@ _PARTS = {
 }
 _RATIO = re.compile(r"\s*(?::|\bto\b)\s*")
 _FRACTION = re.compile(r"\s*/\s*")
+MAX_RATIO_TERMS = 6
+
+_Measure = tuple[tuple[Unit, ...], frozenset[str]]  # units and noun of a Quantity
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """`units`: the meanings of its unit, () without one. `noun`: the words for what is counted, in the singular."""
+    """A number with what it measures or counts.
+
+    units: the possible meanings of its unit, () if it has none.
+    noun: the words for what is counted, in the singular.
+    """
 
     value: Value
     units: tuple[Unit, ...] = ()
@@ -84,29 +112,38 @@ class Quantity:
 
 
 def quantity(text: str) -> Quantity | None:
-    """`text` as a number with what is measured or counted; None for any other text."""
+    """Read a number with what is measured or counted; None for any other text.
+
+    `5`, `about $1,000`, `21 apples`, `5 ft 3 in` and `2.5 million people` are quantities.
+    """
     if _PLAIN.fullmatch(text):
         return Quantity(Fraction(text))
     text = _ROUGHLY.sub("", text)
-    text = join_digits(_spelled_out(text) if text[:1].isalpha() else text)
+    if text[:1].isalpha():
+        text = _words_to_digits(text)
+    text = join_digits(text)
     currency = _CURRENCY.match(text)
-    if currency:
-        paid = _measured(currency[1] + text[currency.end() :])
-        known = units(currency[2])
-        return paid and Quantity(paid.value, known, paid.noun)
-    return _measured(text)
+    if not currency:
+        return _measured(text)
+    amount = _measured(currency[1] + text[currency.end() :])
+    if amount is None:
+        return None
+    return Quantity(amount.value, units(currency[2]), amount.noun)
 
 
 def join_digits(text: str) -> str:
-    """Numbers without their thousands separators: `1,000` and `1 000` are `1000`."""
+    """Remove the thousands separators of numbers: `1,000` and `1 000` become `1000`."""
     if "," not in text and " " not in text:
         return text
-    text = _THOUSANDS.sub(lambda m: m[1] + m[2].replace(",", "").replace(" ", ""), text)
-    return _LAKHS.sub(lambda m: m[1] + m[2].replace(",", ""), text)
+    text = _THOUSANDS.sub(_without_separators, text)
+    return _LAKHS.sub(_without_separators, text)
 
 
 def same_quantity(a: Quantity, b: Quantity) -> bool:
-    """A unit or a noun may be left out. Where both have one, the measures must agree, not the spellings."""
+    """Return whether two quantities are equal: `1 km` is `1000 m`.
+
+    A unit or a noun may be left out on one side.
+    """
     if a.noun and b.noun and not (a.noun <= b.noun or b.noun <= a.noun):
         return False
     if a.units and b.units:
@@ -119,111 +156,148 @@ def same_quantity(a: Quantity, b: Quantity) -> bool:
 
 
 def ratio(text: str) -> tuple[Value, ...] | None:
-    """`3:4`, `3 to 4`, `3/4` and `1:2:3` as their terms."""
+    """Return the terms of `3:4`, `3 to 4`, `3/4` or `1:2:3`; None for any other text."""
     terms = _RATIO.split(text)
     if len(terms) == 1 and text.count("/") == 1:
         terms = _FRACTION.split(text)
-    values = [constant(term) for term in terms] if 2 <= len(terms) <= 6 else []
-    if not values or any(
-        value is None or isinstance(value, complex) or value == 0 for value in values
-    ):
+    if not 2 <= len(terms) <= MAX_RATIO_TERMS:
         return None
-    return tuple(value for value in values if value is not None)
+    values = []
+    for term in terms:
+        value = constant(term)
+        if value is None or isinstance(value, complex) or value == 0:
+            return None
+        values.append(value)
+    return tuple(values)
 
 
 def same_ratio(a: tuple[Value, ...], b: tuple[Value, ...]) -> bool:
-    return len(a) == len(b) and all(close(x * b[0], y * a[0]) for x, y in zip(a, b, strict=True))
+    """Return whether two ratios are equal: 3:4 is 6:8."""
+    if len(a) != len(b):
+        return False
+    return all(close(x * b[0], y * a[0]) for x, y in zip(a, b, strict=True))
+
+
+def _without_separators(number: re.Match[str]) -> str:
+    return number[0].replace(",", "").replace(" ", "")
 
 
 def _measured(text: str) -> Quantity | None:
+    """Read a quantity without its currency sign."""
     text = _PERCENT.sub("%", text)
     scale = _SCALE.search(text)
     if scale:
-        counted = _measured(text[: scale.start()] + " " + text[scale.end() :])
-        size = _SCALES[scale[1].casefold()]
-        return counted and Quantity(counted.value * size, counted.units, counted.noun)
-    degrees = "°" in text and not _ANGLE_FUNCTION.search(text)
-    value = None if degrees else constant(text)
+        return _scaled(text, scale)
+    is_temperature_or_angle = "°" in text and not _ANGLE_FUNCTION.search(text)
+    value = None if is_temperature_or_angle else constant(text)
     if value is not None:
         return Quantity(value)
-    for start, _ in zip(_UNIT_STARTS.finditer(text), range(6), strict=False):
-        number, rest = text[: start.start()], text[start.end() :]
-        what = _what(rest.strip(), glued=start.end() == start.start())
-        value = constant(number) if what else None
-        if what and value is not None:
-            return Quantity(value, *what)
+    for start in islice(_UNIT_STARTS.finditer(text), _MAX_UNIT_STARTS):
+        glued = start.end() == start.start()
+        measure = _measure(text[start.end() :].strip(), glued)
+        if measure is None:
+            continue
+        value = constant(text[: start.start()])
+        if value is not None:
+            return Quantity(value, *measure)
     return _sum_of_units(text)
 
 
-def _what(text: str, glued: bool) -> tuple[tuple[Unit, ...], frozenset[str]] | None:
-    """The unit or the noun after a number; None for anything else."""
+def _scaled(text: str, scale: re.Match[str]) -> Quantity | None:
+    """Read `2.5 million people`, where `scale` is the match of `million`."""
+    counted = _measured(text[: scale.start()] + " " + text[scale.end() :])
+    if counted is None:
+        return None
+    size = _SCALES[scale[1].casefold()]
+    return Quantity(counted.value * size, counted.units, counted.noun)
+
+
+def _measure(text: str, glued: bool) -> _Measure | None:
+    """Read the unit or the noun after a number; None for anything else.
+
+    glued: whether no space separates it from the number, so that it is not a noun.
+    """
     if known := units(text):
         return known, frozenset()
     if _NO_UNIT.fullmatch(text):
         return (), frozenset()
     words = text.split()
-    for count in range(
-        min(len(words) - 1, 3), 0, -1
-    ):  # `cm long`, `kg of rice`, but not `in total`
+    for count in range(min(len(words) - 1, MAX_UNIT_WORDS), 0, -1):  # `cm long`, `kg of rice`
         known = units(" ".join(words[:count]))
-        if known and words[0] not in ("in", "a", "A", "at") and _noun(words[count:]) is not None:
+        if known and words[0] not in _NO_MEASURES and _noun(words[count:]) is not None:
             return known, frozenset()
-    noun = (
-        None if glued or (len(words[0]) < 3 and f" {words[0]} " not in _FILLERS) else _noun(words)
-    )
+    if glued or (len(words[0]) < 3 and words[0] not in _FILLERS):
+        return None
+    noun = _noun(words)
     return None if noun is None else ((), noun)
 
 
 def _noun(words: list[str]) -> frozenset[str] | None:
-    folded = [word.casefold() for word in words]
-    plain = len(words) <= MAX_NOUN_WORDS and all(_NOUN.fullmatch(word) for word in folded)
-    if not plain or any(f" {word} " in _NO_NOUNS or word in _NUMBER_WORDS for word in folded):
+    """Return the singular of the words that name what is counted; None if they name nothing."""
+    if len(words) > MAX_NOUN_WORDS:
         return None
-    return frozenset(_singular(word) for word in folded if f" {word} " not in _FILLERS)
+    noun = set()
+    for word in words:
+        folded = word.casefold()
+        if not _NOUN.fullmatch(folded) or folded in _NO_NOUNS:
+            return None
+        if folded not in _FILLERS:
+            noun.add(_singular(folded))
+    return frozenset(noun)
 
 
 def _singular(word: str) -> str:
     if word in _PLURALS:
         return _PLURALS[word]
-    stem = word.removesuffix("s") if not word.endswith("ss") else word
-    return stem.removesuffix("e") if stem.endswith(("xe", "she", "che", "sse")) else stem
+    stem = word if word.endswith("ss") else word.removesuffix("s")
+    if stem.endswith(("xe", "she", "che", "sse")):
+        return stem.removesuffix("e")
+    return stem
 
 
 def _sum_of_units(text: str) -> Quantity | None:
-    """`1 h 30 min`, `5'3"`, `12 dollars and 50 cents`: units of one dimension, each smaller than the last."""
-    text = _FEET.sub(r"\1 ft \2 in", _MINUTES.sub(r"\1min", text))
-    total, last, position = 0.0, None, 0
+    """Read units of one dimension, each smaller than the one before it.
+
+    `1 h 30 min`, `5'3"` and `12 dollars and 50 cents` are such sums.
+    """
+    text = _MINUTES.sub(r"\1min", text)
+    text = _FEET.sub(r"\1 ft \2 in", text)
+    total = 0.0
+    last: Unit | None = None
+    position = 0
     while position < len(text):
         part = _COMPOUND.match(text, position)
-        known = units(part[2]) if part else ()
-        if (
-            not part
-            or not known
-            or (last and (known[0].dimension != last.dimension or known[0].factor >= last.factor))
-        ):
+        if not part:
             return None
-        last, position = known[0], part.end()
-        total += float(part[1]) * last.factor
+        known = units(part[2])
+        if not known:
+            return None
+        unit = known[0]
+        if last and (unit.dimension != last.dimension or unit.factor >= last.factor):
+            return None
+        last = unit
+        position = part.end()
+        total += float(part[1]) * unit.factor
     return Quantity(total, (Unit(1.0, last.dimension),)) if last else None
 
 
 def _same_measure(a: Value, unit: Unit, b: Value, other: Unit) -> bool:
     if unit == other:
         return close(a, b)
-    if unit.dimension != other.dimension:
-        return (
-            DEGREES in (unit, other) and bool(unit.offset or other.offset) and close(a, b)
-        )  # `30°` of warmth
-    return close(a * unit.factor + unit.offset, b * other.factor + other.offset)
+    if unit.dimension == other.dimension:
+        return close(a * unit.factor + unit.offset, b * other.factor + other.offset)
+    # `30°` may be a temperature
+    is_temperature = DEGREES in (unit, other) and bool(unit.offset or other.offset)
+    return is_temperature and close(a, b)
 
 
 def _in_radians(a: Quantity, b: Quantity) -> bool:
-    """Whether a bare number is the angle in radians."""
+    """Return whether `b`, a bare number, is the angle `a` in radians."""
     return DEGREES in a.units and close(a.value * DEGREES.factor, b.value)
 
 
-def _spelled_out(text: str) -> str:
-    """`twenty-one apples` as `21 apples`, `two thirds` as `2/3`, `half` as `1/2`."""
+def _words_to_digits(text: str) -> str:
+    """Turn `twenty-one apples` into `21 apples`, `two thirds` into `2/3`, `half` into `1/2`."""
     words = re.split(r"[\s-]+", text[:200])
     number, used = _leading_number([word.casefold() for word in words])
     if number is None:
@@ -232,22 +306,38 @@ def _spelled_out(text: str) -> str:
 
 
 def _leading_number(words: list[str]) -> tuple[Fraction | None, int]:
-    total, used = None, 0
+    """Return the number that begins `words`, and the number of words that spell it."""
+    total, used = _leading_integer(words)
+    if total is None:
+        return _leading_part(words)
+    part = words[used].removesuffix("s").replace("halve", "half") if used < len(words) else ""
+    if part in _PARTS:
+        return Fraction(total, _PARTS[part]), used + 1
+    return Fraction(total), used
+
+
+def _leading_integer(words: list[str]) -> tuple[int | None, int]:
+    total: int | None = None
+    used = 0
     for word in words:
-        if word in _NUMBER_WORDS and (
-            total is None or (total % 10 == 0 and _NUMBER_WORDS[word] < 10 and total > 10)
-        ):
-            total = (total or 0) + _NUMBER_WORDS[word]
+        if total is None:
+            if word not in _NUMBER_WORDS:
+                break
+            total = _NUMBER_WORDS[word]
         elif word == "hundred" and total:
             total *= 100
+        elif _NUMBER_WORDS.get(word, 10) < 10 and total % 10 == 0 and total > 10:
+            total += _NUMBER_WORDS[word]  # `twenty one`
         else:
             break
         used += 1
-    if used == 0 and words[0] in ("a", "one") and len(words) > 1 and words[1] in _PARTS:
+    return total, used
+
+
+def _leading_part(words: list[str]) -> tuple[Fraction | None, int]:
+    """Read `a third` or `half of`."""
+    if words[0] == "a" and len(words) > 1 and words[1] in _PARTS:
         return Fraction(1, _PARTS[words[1]]), 2
-    if used == 0 and words[0] == "half" and (len(words) == 1 or words[1] in ("of", "a", "an")):
+    if words[0] == "half" and (len(words) == 1 or words[1] in ("of", "a", "an")):
         return Fraction(1, 2), 1
-    if total is None:
-        return None, 0
-    part = words[used].removesuffix("s").replace("halve", "half") if used < len(words) else ""
-    return (Fraction(total, _PARTS[part]), used + 1) if part in _PARTS else (Fraction(total), used)
+    return None, 0

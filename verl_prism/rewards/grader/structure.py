@@ -1,4 +1,4 @@
-r"""The parts of an answer: of lists, sets, points and intervals, and the two sides of an equation."""
+r"""The parts of lists, sets, points and intervals, and the two sides of an equation."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,20 +10,40 @@ from verl_prism.rewards.grader.quantities import join_digits
 
 _UNION = re.compile(r"\s*\u222a\s*|(?<=[)\]])\s*U\s*(?=[(\[])")
 _COMMA = re.compile(r"\s*[,;]\s*(?:(?:and|or)\b\s*)?")
-_LIST = re.compile(r"\s*[,;]\s*(?:(?:and|or)\b\s*)?|\s+(?:and|or|&)\s+", re.IGNORECASE)
+_LIST = re.compile(rf"{_COMMA.pattern}|\s+(?:and|or|&)\s+", re.IGNORECASE)
 _OR = re.compile(r"\bor\b", re.IGNORECASE)
 _MEMBER = re.compile(r"^[^\W\d_](?:_\{?\w\}?)?\s*∈\s*")
-_POINT_NAME = re.compile(
-    r"^(?:the\s+)?(?:(?:point|coordinate|interval|set|vector|pair)s?\s*:?\s*)?(?:[A-Z]'?\s*)?(?=[(\[{⦃⟨])",
-    re.IGNORECASE,
+_POINT_NAME = re.compile(  # `the point P` before `(1, 2)`
+    r"""
+    ^(?:the\s+)?
+    (?:(?:point|coordinate|interval|set|vector|pair)s?\s*:?\s*)?
+    (?:[A-Z]'?\s*)?
+    (?=[(\[{⦃⟨])
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 _MARKERS = re.compile(r"(?:^|(?<=\s)|(?<=[,;]))(?:\(([1-9a-z])\)|([1-9])[.)](?=\s))\s*")
 _BOUND = re.compile(r"\s*(<=?|>=?|≤|≥)\s*")
+_COMPARISON = re.compile(r"\s*(<=?|>=?|≤|≥|≠|!=)\s*")
 _EQUALS = re.compile(r"\s*(?:(?<![<>!=])==?(?!=)|≈|:=)\s*")
+_SPACE_OR_COMMA = re.compile(r"\s*,\s*|\s+")
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_COMMA_SPACE = re.compile(r",\s")
 _VARIABLE = re.compile(r"([^\W\d_])(?:_\{?\w{1,2}\}?)?'?")
 _LABEL = re.compile(
-    r"(?:the\s+)?(?:m?\s*[∠△]\s*)?(?:[A-Z]{2,4}'?|[^\W\d_]{3,}(?:['-]?[^\W\d_]+)*(?:\s+[^\W\d_]+){0,7}"
-    r"|m?\s*∠\s*[A-Z0-9]{1,4}|[A-Za-z]+(?:_\{?\w+\}?|\s[a-z]+)|[A-Za-z]{1,3}\s?\([^()=]{1,12}\)|\([a-z](?:\s*,\s*[a-z])+\))"
+    r"""
+    (?:the\s+)?
+    (?:m?\s*[∠△]\s*)?
+    (?:
+        [A-Z]{2,4}'?                                                # AB
+        |[^\W\d_]{3,}(?:['-]?[^\W\d_]+)*(?:\s+[^\W\d_]+){0,7}      # area of the circle
+        |m?\s*∠\s*[A-Z0-9]{1,4}                                     # m∠ABC
+        |[A-Za-z]+(?:_\{?\w+\}?|\s[a-z]+)                          # v_max
+        |[A-Za-z]{1,3}\s?\([^()=]{1,12}\)                           # f(2)
+        |\([a-z](?:\s*,\s*[a-z])+\)                                 # (x, y)
+    )
+    """,
+    re.VERBOSE,
 )
 _EMPTY_SETS = {
     "∅",
@@ -48,11 +68,18 @@ _ALL_NUMBERS = {
     "x∈allrealnumbers",
 }
 _FUNCTIONS = {"sin", "cos", "tan", "log", "exp", "sqrt", "max", "min"}
+_ASCII_BOUNDS = {"≤": "<=", "≥": ">="}
+_UNICODE_SIGNS = {"<=": "≤", ">=": "≥", "!=": "≠"}
+_MIRRORED = {">": "<", "≥": "≤"}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """`kind` is "list", "set", "steps" ((1) … (2) …) or a pair of brackets; `alternatives`: joined by "or"."""
+    """The parts of an answer.
+
+    kind: "list", "set", "steps" for `(1) … (2) …`, or a pair of brackets for points and intervals.
+    alternatives: whether the parts are joined by "or".
+    """
 
     kind: str
     items: tuple[str, ...]
@@ -60,23 +87,21 @@ class Parts:
 
     @property
     def ordered(self) -> bool:
+        """Whether the order of the parts counts."""
         return self.kind not in ("list", "set")
 
 
 def parts(text: str) -> Parts | None:
-    """The parts of `text`; None where it is one thing."""
+    """Return the parts of a list, set, point or interval; None for any other text."""
     if text.casefold() in _EMPTY_SETS:
         return Parts("set", ())
     if "".join(text.split()).casefold() in _ALL_NUMBERS:
         return Parts("()", ("-∞", "∞"))
     if interval := _interval(text):
         return interval
-    sides = equation(text) if text.count("=") == 1 else None
-    if sides and enclosed(sides[1]) and (variable(sides[0]) or is_label(sides[0])):
-        text = sides[1]
-    text = _MEMBER.sub("", text)
-    named = _POINT_NAME.sub("", text)
-    if enclosed(named) and (group := _bracketed(named)):
+    text = _MEMBER.sub("", _without_name(text))
+    unnamed = _POINT_NAME.sub("", text)
+    if enclosed(unnamed) and (group := _bracketed(unnamed)):
         return group
     pieces = split_outside_brackets(text, _UNION)
     if len(pieces) > 1 and all(map(enclosed, pieces)):
@@ -88,119 +113,154 @@ def parts(text: str) -> Parts | None:
 
 
 def loose_parts(text: str) -> Parts | None:
-    """`2,100` and `2 100` as two numbers, which they may be where two are asked for."""
-    pieces = re.split(r"\s*,\s*|\s+", text)
-    plain = len(pieces) > 1 and all(re.fullmatch(r"-?(?:0|[1-9][0-9]*)", piece) for piece in pieces)
-    return Parts("list", tuple(pieces)) if plain else None
+    """Return the integers of `2,100` or `2 100`, which are two if the gold answer has two."""
+    pieces = _SPACE_OR_COMMA.split(text)
+    if len(pieces) > 1 and all(map(_INTEGER.fullmatch, pieces)):
+        return Parts("list", tuple(pieces))
+    return None
 
 
 def equation(text: str) -> tuple[str, str] | None:
-    """The first and the last side of an equation or a chain of them, a variable on the left."""
+    """Return the first and the last side of an equation or a chain of equations.
+
+    A variable is put on the left: `5 = x` gives `x` and `5`.
+    """
     if "=" not in text and "≈" not in text:
         return None
     sides = split_outside_brackets(text, _EQUALS)
-    if len(sides) < 2 or not sides[0] or not sides[-1]:
+    left = sides[0]
+    right = sides[-1]
+    if len(sides) < 2 or not left or not right:
         return None
-    left, right = sides[0], sides[-1]
-    return (
-        (right, left)
-        if variable(right) and not variable(left) and not is_label(left)
-        else (left, right)
-    )
+    if variable(right) and not variable(left) and not is_label(left):
+        return right, left
+    return left, right
 
 
 def variable(text: str) -> str | None:
-    """The letter of a variable, its subscript aside: the roots of x are x_1 and x_2."""
+    """Return the letter of a variable without its subscript: x_1 and x_2 are roots of x."""
     match = _VARIABLE.fullmatch(text)
     return match[1] if match else None
 
 
 def is_label(text: str) -> bool:
-    """Whether the left side of an equation only names what the right side is: `AB`, `m∠ABC`, `Area`, `f(2)`."""
+    """Return whether the left side of an equation only names the right side.
+
+    `AB`, `m∠ABC`, `Area` and `f(2)` are labels.
+    """
     return bool(_LABEL.fullmatch(text)) and text.split("(")[0].strip() not in _FUNCTIONS
 
 
 def inequality(text: str) -> tuple[str, str, str] | None:
-    """Left side, sign (< ≤ ≠) and right side, turned so that the left is the smaller."""
-    sides = re.split(r"\s*(<=?|>=?|≤|≥|≠|!=)\s*", text)
+    """Return the left side, the sign (<, ≤ or ≠) and the right side: `x > 2` is `2 < x`."""
+    sides = _COMPARISON.split(text)
     if len(sides) != 3 or not sides[0] or not sides[2]:
         return None
     left, sign, right = sides
-    sign = {"<=": "≤", ">=": "≥", "!=": "≠"}.get(sign, sign)
-    return (right, {">": "<", "≥": "≤"}[sign], left) if sign in ">≥" else (left, sign, right)
+    sign = _UNICODE_SIGNS.get(sign, sign)
+    if sign in _MIRRORED:
+        return right, _MIRRORED[sign], left
+    return left, sign, right
 
 
 def steps(text: str) -> Parts | None:
-    """`(1) 3 (2) 4`: marked by consecutive digits or letters from the first."""
-    marks = list(_MARKERS.finditer(text)) if text[:1] in "(1" else []
-    names = [mark[1] or mark[2] for mark in marks]
-    if (
-        len(marks) < 2
-        or marks[0].start()
-        or names[0] not in "1a"
-        or any(ord(b) - ord(a) != 1 for a, b in pairwise(names))
-    ):
+    """Return the parts of `(1) 3 (2) 4`, marked by consecutive digits or letters from the first."""
+    if text[:1] not in ("(", "1"):
         return None
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    return Parts(
-        "steps",
-        tuple(text[mark.end() : end].strip(" ,;") for mark, end in zip(marks, ends, strict=True)),
-    )
+    marks = list(_MARKERS.finditer(text))
+    if len(marks) < 2 or marks[0].start() != 0:
+        return None
+    names = [mark[1] or mark[2] for mark in marks]
+    if names[0] not in ("1", "a"):
+        return None
+    for before, after in pairwise(names):
+        if ord(after) - ord(before) != 1:
+            return None
+    ends = [mark.start() for mark in marks[1:]]
+    ends.append(len(text))
+    items = [text[mark.end() : end].strip(" ,;") for mark, end in zip(marks, ends, strict=True)]
+    return Parts("steps", tuple(items))
+
+
+def _without_name(text: str) -> str:
+    """Return the right side of `AB = (3, 4)`; other texts unchanged."""
+    sides = equation(text) if text.count("=") == 1 else None
+    if sides and enclosed(sides[1]) and (variable(sides[0]) or is_label(sides[0])):
+        return sides[1]
+    return text
 
 
 def _bracketed(text: str) -> Parts | None:
-    inner, kind = text[1:-1].strip(), text[0] + text[-1]
-    if kind in ("{}", "⦃⦄"):
-        kind = "set"
-        if not inner:
-            return Parts("set", ())
-        if text[0] == "{" and "," not in inner:
-            return None
-    elif "," not in inner and ";" not in inner:
+    """Return the items in one pair of brackets, which may be a set, a point or an interval."""
+    inner = text[1:-1].strip()
+    kind = text[0] + text[-1]
+    is_set = kind in ("{}", "⦃⦄")
+    if is_set and not inner:
+        return Parts("set", ())
+    if kind == "{}" and "," not in inner:
         return None
-    if re.search(r",\s", inner):
+    if not is_set and "," not in inner and ";" not in inner:
+        return None
+    if _COMMA_SPACE.search(inner):
         inner = join_digits(inner)
     items = tuple(split_outside_brackets(inner, _COMMA))
-    if not all(items) or (len(items) < 2 and kind != "set"):
+    if not all(items) or (len(items) < 2 and not is_set):
         return None
-    return Parts("()" if kind == "⟨⟩" else kind, items)
+    if is_set:
+        kind = "set"
+    elif kind == "⟨⟩":
+        kind = "()"
+    return Parts(kind, items)
 
 
 def _interval(text: str) -> Parts | None:
-    """An inequality of one variable with constant bounds as the interval that it describes."""
+    """Return the interval of `1 < x <= 2` or `x > 3`: a variable with constant bounds."""
     pieces = _BOUND.split(text)
-    if len(pieces) not in (3, 5):
-        return None
-    signs = {"≤": "<=", "≥": ">="}
-    left, sign = pieces[0], signs.get(pieces[1], pieces[1])
+    if len(pieces) == 3:
+        left, sign, right = pieces
+        return _half_line(left, _ASCII_BOUNDS.get(sign, sign), right)
     if len(pieces) == 5:
-        middle, second, right = pieces[2], signs.get(pieces[3], pieces[3]), pieces[4]
-        if (
-            sign[0] != second[0]
-            or not variable(middle)
-            or constant(left) is None
-            or constant(right) is None
-        ):
-            return None
-        if sign[0] == ">":
-            left, sign, second, right = right, second, sign, left
-        return Parts(("[" if "=" in sign else "(") + ("]" if "=" in second else ")"), (left, right))
-    right = pieces[2]
+        return _segment(pieces)
+    return None
+
+
+def _segment(pieces: list[str]) -> Parts | None:
+    """Return the interval of `left sign middle second_sign right`."""
+    left, sign, middle, second_sign, right = pieces
+    sign = _ASCII_BOUNDS.get(sign, sign)
+    second_sign = _ASCII_BOUNDS.get(second_sign, second_sign)
+    if sign[0] != second_sign[0] or not variable(middle):
+        return None
+    if constant(left) is None or constant(right) is None:
+        return None
+    if sign[0] == ">":
+        left, right = right, left
+        sign, second_sign = second_sign, sign
+    opening = "[" if "=" in sign else "("
+    closing = "]" if "=" in second_sign else ")"
+    return Parts(opening + closing, (left, right))
+
+
+def _half_line(left: str, sign: str, right: str) -> Parts | None:
+    """Return the interval of `left sign right`, of which one side is a variable."""
+    is_upper_bound = sign[0] == "<"
     if variable(right) and constant(left) is not None:
-        left, right, sign = right, left, {"<": ">", ">": "<"}[sign[0]] + sign[1:]
+        left, right = right, left
+        is_upper_bound = not is_upper_bound
     if not variable(left) or constant(right) is None:
         return None
-    closed = "=" in sign
-    if sign[0] == "<":
-        return Parts("(]" if closed else "()", ("-∞", right))
-    return Parts("[)" if closed else "()", (right, "∞"))
+    is_closed = "=" in sign
+    if is_upper_bound:
+        return Parts("(]" if is_closed else "()", ("-∞", right))
+    return Parts("[)" if is_closed else "()", (right, "∞"))
 
 
 def _both_signs(text: str) -> Parts | None:
-    """`2 ± √3` as its two values."""
-    if text.count("±") + text.count("∓") != 1 and not (
-        "±" in text and "∓" in text and len(text) < 100
-    ):
+    """Return the two values of `2 ± √3`."""
+    signs = text.count("±") + text.count("∓")
+    linked = "±" in text and "∓" in text and len(text) < 100
+    if signs != 1 and not linked:
         return None
     plus = text.replace("±", "+").replace("∓", "-")
-    return Parts("list", (plus, text.replace("±", "-").replace("∓", "+")))
+    minus = text.replace("±", "-").replace("∓", "+")
+    return Parts("list", (plus, minus))

@@ -139,11 +139,13 @@ _PREFIX_WORDS = {
     "tera": 1e12,
 }
 # Spellings that take a prefix: symbols (`km`) and words (`kilometers`).
-_PREFIXED = set("m g s A K L l N J cal W V Ω Hz Pa C F H T Wb M bit b B bar eV Wh mol rad".split())
-_PREFIXED_WORDS = set(
+_SYMBOLS = "m g s A K L l N J cal W V Ω Hz Pa C F H T Wb M bit b B bar eV Wh mol rad"
+_WORDS = (
     "meter metre gram gramme second liter litre newton joule calorie watt volt ohm hertz pascal"
-    " coulomb farad henry tesla amp ampere bit byte mole electronvolt".split()
+    " coulomb farad henry tesla amp ampere bit byte mole electronvolt"
 )
+_PREFIXED = set(_SYMBOLS.split())
+_PREFIXED_WORDS = set(_WORDS.split())
 _BASE_UNIT = re.compile(r"(?P<name>[^\d-]+)(?P<exponent>-?\d*)")
 # Symbols that may be written in lower case or capitals, although they are short.
 _ANY_CASE_SYMBOLS = {"kg", "cm", "km", "ml", "lb", "ft", "oz", "hz", "hr", "kj"}
@@ -160,9 +162,7 @@ _PART = re.compile(
     re.VERBOSE,
 )
 _US_DOLLAR = re.compile(r"^U\.?S\.?\s+(?=dollar)")
-_DEGREES_OF = re.compile(
-    r"\bdeg(?:ree)?s?\s+(celsius|centigrade|fahrenheit|[CF])\b", re.IGNORECASE
-)
+_DEGREES_OF = re.compile(r"\bdeg(?:ree)?s?\s+(celsius|centigrade|fahrenheit|[CF])\b", re.IGNORECASE)
 _DEGREES_CELSIUS = re.compile(r"°(celsius|centigrade)", re.IGNORECASE)
 _POWERS_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWERS_AFTER = {"squared": 2, "cubed": 3}

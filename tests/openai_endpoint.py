@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server for tests."""
+"""An OpenAI-compatible server for tests."""
 
 import asyncio
 import json
@@ -11,12 +11,15 @@ RIGHT, WRONG = '{"correct": true}', '{"correct": false}'
 
 
 class Endpoint:
-    """`POST /v1/chat/completions` on a free port. `answer(question)` decides each reply: a text, an HTTP status or, for
-    servers that are none, a whole response."""
+    """Serves `POST /v1/chat/completions` on a free port.
 
-    def __init__(self):
+    `answer(question)` decides each reply: its text, an HTTP status or a complete response.
+    """
+
+    def __init__(self) -> None:
         self.requests: list[dict] = []
-        self.most_at_once = self.seconds = 0
+        self.most_at_once = 0
+        self.seconds = 0.0
         self.keys: set[str | None] = set()
         self.answer: Callable[[dict], str | int | web.Response | None] = lambda question: RIGHT
         self._at_once = 0

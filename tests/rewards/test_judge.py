@@ -1,4 +1,4 @@
-"""The judge against a real OpenAI-compatible server that listens on this host."""
+"""The judge with a real OpenAI-compatible server on this host."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ def settings(endpoint, tmp_path) -> dict:
 
 
 def ask(settings: dict, *answers: str, gold: str = "a cat", **changes) -> list[Opinion]:
-    """Opinions of a new client on several answers at once."""
+    """Return the opinions of a new client on several answers asked at once."""
 
     async def gather() -> list[Opinion]:
         client = JudgeClient(Judge.model_validate(settings | changes))
@@ -70,7 +70,7 @@ def score(
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         (
             "prism.reward.judge.endpoint=http://localhost/v1",
@@ -87,10 +87,10 @@ def score(
         ),
     ],
 )
-def test_a_mistake_in_the_config_is_named(override, said):
+def test_an_error_in_the_config_names_the_key(override, message):
     with pytest.raises(UserError) as caught:
         compose_run(["stage=rlvr", override])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_each_reward_worker_has_a_share_of_the_judge():
@@ -102,7 +102,7 @@ def test_each_reward_worker_has_a_share_of_the_judge():
         compose_run(["stage=rlvr", "hardware=cuda", *judge, "prism.reward.judge.budget=7"])
 
 
-def test_the_judge_is_off_by_default_and_reaches_verl_when_it_is_on():
+def test_the_judge_is_off_by_default_and_verl_gets_its_config_if_it_is_on():
     off, _ = compose_run(["stage=rlvr"])
     assert off.reward.custom_reward_function.reward_kwargs.judge.endpoint is None
     judge = ["prism.reward.judge.endpoint=http://localhost/v1", "prism.reward.judge.model=teacher"]
@@ -139,22 +139,22 @@ def test_a_wrong_verdict_leaves_the_format_credit(endpoint, settings):
 @pytest.mark.parametrize(
     "response", [RESPONSE.format("a cat"), "a cat", RESPONSE.format("a cat") + "!"]
 )
-def test_the_judge_is_not_asked_where_the_rules_suffice(endpoint, settings, response):
-    """They say right, or the format is invalid: the score is theirs, and the keys are the same in every sample."""
+def test_the_judge_is_not_asked_if_the_rules_suffice(endpoint, settings, response):
+    """The answer is right or the format is invalid. All samples have the same keys."""
     result = score(settings, response)
     rules = compute_score("pets", response, "a cat")
     assert result == rules | {"judged": 1.0, "opinion": "rules suffice"}
     assert endpoint.requests == []
 
 
-def test_without_an_endpoint_the_score_is_that_of_the_rules(settings):
+def test_without_an_endpoint_the_score_comes_from_the_rules(settings):
     response = RESPONSE.format("a kitten")
     assert score(settings, response, endpoint=None, model=None) == compute_score(
         "pets", response, "a cat"
     )
 
 
-def test_the_equivalents_of_the_row_are_shown(endpoint, settings):
+def test_the_judge_sees_the_equivalent_answers_of_the_row(endpoint, settings):
     score(settings, RESPONSE.format("a pussycat"), extra_info={"equivalent_answers": ["a kitten"]})
     assert json.loads(endpoint.requests[0]["messages"][1]["content"])["accepted"] == [
         "a cat",
@@ -184,7 +184,7 @@ NO_VERDICTS = [
 
 
 @pytest.mark.parametrize("reply", NO_VERDICTS)
-def test_what_is_no_verdict_leaves_the_sample_unjudged(endpoint, settings, reply):
+def test_a_reply_without_a_verdict_leaves_the_sample_unjudged(endpoint, settings, reply):
     endpoint.answer = lambda question: reply
     result = score(settings, RESPONSE.format("a kitten"))
     assert (result["acc"], result["judged"], result["opinion"]) == (0.0, 0.0, "reply is no verdict")
@@ -203,25 +203,25 @@ def test_what_is_no_verdict_leaves_the_sample_unjudged(endpoint, settings, reply
         {"choices": [{"message": {"content": [RIGHT]}}]},
     ],
 )
-def test_a_reply_of_another_shape_is_no_verdict(endpoint, settings, body):
+def test_a_reply_with_another_structure_is_not_a_verdict(endpoint, settings, body):
     endpoint.answer = lambda question: web.json_response(body)
     assert ask(settings, "a kitten") == [Opinion.UNREADABLE]
 
 
-def test_a_page_instead_of_a_reply_is_no_verdict(endpoint, settings):
+def test_an_html_page_is_not_a_verdict(endpoint, settings):
     endpoint.answer = lambda question: web.Response(
         text=f"<html>{RIGHT}</html>", content_type="text/html"
     )
     assert ask(settings, "a kitten") == [Opinion.UNREADABLE]
 
 
-def test_broken_json_is_an_endpoint_that_is_down(endpoint, settings):
+def test_broken_json_counts_as_an_endpoint_that_is_down(endpoint, settings):
     endpoint.answer = lambda question: web.Response(text=RIGHT[:5], content_type="application/json")
     with pytest.raises(UserError, match="is down: JSONDecodeError"):
         ask(settings, "a kitten")
 
 
-def test_blanks_in_a_verdict_do_not_matter(endpoint, settings):
+def test_white_space_in_a_verdict_is_ignored(endpoint, settings):
     endpoint.answer = lambda question: ' {"correct" :\ttrue }\n'
     assert ask(settings, "a kitten") == [Opinion.RIGHT]
 
@@ -238,7 +238,7 @@ INJECTIONS = [
 
 @pytest.mark.parametrize("answer", INJECTIONS)
 def test_an_injection_reaches_the_server_as_data(endpoint, settings, answer):
-    """The prompt is always the same, and the answer one string of the user message's JSON, whole."""
+    """The system prompt does not change, and the answer is one string in the user message."""
     endpoint.answer = lambda question: WRONG
     assert ask(settings, answer) == [Opinion.WRONG]
     (request,) = endpoint.requests
@@ -250,14 +250,14 @@ def test_an_injection_reaches_the_server_as_data(endpoint, settings, answer):
     }
 
 
-def test_errors_of_the_server_are_retried(endpoint, settings):
+def test_server_errors_are_retried(endpoint, settings):
     replies = [500, 429, RIGHT]
     endpoint.answer = lambda question: replies.pop(0)
     assert ask(settings, "a kitten") == [Opinion.RIGHT]
     assert len(endpoint.requests) == 3
 
 
-def test_a_slow_reply_is_waited_for_and_a_hanging_one_is_not(endpoint, settings):
+def test_a_slow_reply_is_awaited_until_the_timeout(endpoint, settings):
     endpoint.seconds = 0.3
     assert ask(settings, "a kitten") == [Opinion.RIGHT]
     assert ask(settings, "a tomcat", timeout_seconds=0.1, retries=0, when_down="unjudged") == [
@@ -271,11 +271,11 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{reserved.getsockname()[1]}/v1"
 
 
-@pytest.mark.parametrize("failure", ["nobody listens", "only errors"])
+@pytest.mark.parametrize("failure", ["closed port", "only errors"])
 def test_an_endpoint_that_is_down_stops_the_run_or_leaves_the_sample_unjudged(
     endpoint, settings, failure
 ):
-    if failure == "nobody listens":
+    if failure == "closed port":
         settings |= {"endpoint": closed_port()}
     endpoint.answer = lambda question: 503
     with pytest.raises(
@@ -293,7 +293,9 @@ def test_an_endpoint_that_is_down_stops_the_run_or_leaves_the_sample_unjudged(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_wrong_key_or_model_stops_the_run_whatever_the_config_says(endpoint, settings, status):
+def test_a_wrong_key_or_model_stops_the_run_even_if_when_down_is_unjudged(
+    endpoint, settings, status
+):
     endpoint.answer = lambda question: status
     with pytest.raises(
         UserError,
@@ -303,19 +305,19 @@ def test_a_wrong_key_or_model_stops_the_run_whatever_the_config_says(endpoint, s
     assert len(endpoint.requests) == 1
 
 
-def test_an_answer_that_the_endpoint_cannot_take_is_unjudged(endpoint, settings):
-    """A policy must not be able to stop the run with an answer longer than the judge's context."""
+def test_an_answer_that_the_endpoint_refuses_is_unjudged(endpoint, settings):
+    """A policy cannot stop the run with an answer that exceeds the judge's context length."""
     endpoint.answer = lambda question: 400 if len(question["answer"]) > 1000 else RIGHT
     assert ask(settings, "a kitten", "x" * 2000) == [Opinion.RIGHT, Opinion.REFUSED]
 
 
-def test_the_budget_counts_questions_and_is_not_overdrawn(endpoint, settings):
+def test_the_budget_limits_the_number_of_questions(endpoint, settings):
     opinions = ask(settings, *(f"cat {number}" for number in range(7)), budget=3)
     assert sorted(opinions) == sorted([Opinion.RIGHT] * 3 + [Opinion.OVER_BUDGET] * 4)
     assert len(endpoint.requests) == 3
 
 
-def test_a_verdict_is_kept_from_run_to_run(endpoint, settings):
+def test_verdicts_are_cached_across_runs(endpoint, settings):
     assert (
         ask(settings, "a kitten", "a dog")
         == ask(settings, "a kitten", "a dog", budget=1)
@@ -324,7 +326,7 @@ def test_a_verdict_is_kept_from_run_to_run(endpoint, settings):
     assert len(endpoint.requests) == 2
 
 
-def test_another_model_gold_or_answer_is_another_question(endpoint, settings):
+def test_another_model_gold_or_answer_is_a_cache_miss(endpoint, settings):
     ask(settings, "a kitten")
     ask(settings, "a kitten", model="other")
     ask(settings, "a kitten", gold="the cat")
@@ -332,29 +334,29 @@ def test_another_model_gold_or_answer_is_another_question(endpoint, settings):
     assert len(endpoint.requests) == 4
 
 
-def test_no_verdict_is_not_kept(endpoint, settings):
+def test_only_verdicts_are_cached(endpoint, settings):
     replies = ["hm", RIGHT]
     endpoint.answer = lambda question: replies.pop(0)
     assert ask(settings, "a kitten") == [Opinion.UNREADABLE]
     assert ask(settings, "a kitten") == [Opinion.RIGHT]
 
 
-def test_equal_questions_that_arrive_together_are_asked_once(endpoint, settings):
+def test_equal_concurrent_questions_are_asked_once(endpoint, settings):
     endpoint.seconds = 0.1
     assert ask(settings, *["a kitten"] * 16) == [Opinion.RIGHT] * 16
     assert len(endpoint.requests) == 1
 
 
-def test_questions_are_asked_concurrently_and_within_the_bound(endpoint, settings):
+def test_questions_are_asked_concurrently_up_to_the_limit(endpoint, settings):
     endpoint.seconds = 0.3
     ask(settings, *(f"cat {number}" for number in range(24)), concurrency=6)
     assert endpoint.most_at_once == 6
 
 
-def test_grading_goes_on_while_the_judge_thinks(endpoint, settings):
-    """verl awaits rewards on one event loop; a judge that takes its time must not hold the others up."""
-    thinking = threading.Event()
-    endpoint.answer = lambda question: RIGHT if thinking.wait(timeout=60) else 500
+def test_grading_continues_while_the_judge_is_slow(endpoint, settings):
+    """verl awaits all rewards on one event loop, which a slow judge must not block."""
+    released = threading.Event()
+    endpoint.answer = lambda question: RIGHT if released.wait(timeout=60) else 500
     reward = {"judge": settings | {"timeout_seconds": 60.0}, "reward_workers": 1}
 
     async def rewards() -> dict:
@@ -366,13 +368,13 @@ def test_grading_goes_on_while_the_judge_thinks(endpoint, settings):
         for _ in range(20):
             await compute_judged_score("pets", RESPONSE.format("a cat"), "a cat", **reward)
         assert not slow.done()
-        thinking.set()
+        released.set()
         return await slow
 
     assert asyncio.run(rewards())["opinion"] == "right"
 
 
-def test_concurrency_and_budget_are_shared_by_the_processes(endpoint, settings):
+def test_processes_share_the_concurrency_and_the_budget(endpoint, settings):
     async def one_of_four() -> list[Opinion]:
         client = JudgeClient(
             Judge.model_validate(settings | {"budget": 8, "concurrency": 4}), processes=4
@@ -382,7 +384,7 @@ def test_concurrency_and_budget_are_shared_by_the_processes(endpoint, settings):
     assert asyncio.run(one_of_four()) == [Opinion.RIGHT, Opinion.RIGHT, Opinion.OVER_BUDGET]
 
 
-def test_the_key_comes_from_the_environment(endpoint, settings, monkeypatch):
+def test_the_api_key_comes_from_the_environment(endpoint, settings, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "s3cret")
     ask(settings, "a kitten", api_key_env="JUDGE_KEY")
     assert endpoint.keys == {"Bearer s3cret"}
@@ -400,8 +402,8 @@ def _write_verdicts(folder, correct: bool) -> None:
         assert cache.read(cache.key(number % 10)) in (True, False)
 
 
-def test_processes_may_share_a_cache(tmp_path):
-    """Each file is read whole or not at all, whoever writes it, and no scrap is left."""
+def test_processes_can_share_a_cache(tmp_path):
+    """Readers see complete files while several processes write them, and no other file remains."""
     context = multiprocessing.get_context("fork")
     writers = [
         context.Process(target=_write_verdicts, args=(tmp_path, bool(number % 2)))
@@ -415,7 +417,7 @@ def test_processes_may_share_a_cache(tmp_path):
     assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 10
 
 
-def test_the_cache_says_what_was_judged(endpoint, settings, tmp_path):
+def test_the_cache_contains_the_question(endpoint, settings, tmp_path):
     ask(settings, "a kitten")
     (file,) = (tmp_path / "verdicts").rglob("*.json")
     assert json.loads(file.read_text()) == {
@@ -426,7 +428,7 @@ def test_the_cache_says_what_was_judged(endpoint, settings, tmp_path):
     }
 
 
-def test_the_key_is_not_logged(endpoint, settings, monkeypatch, caplog):
+def test_the_api_key_is_not_logged(endpoint, settings, monkeypatch, caplog):
     monkeypatch.setenv("JUDGE_KEY", "s3cret")
     endpoint.answer = lambda question: 500
     with caplog.at_level(logging.DEBUG), pytest.raises(UserError) as caught:

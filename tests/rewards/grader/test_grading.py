@@ -17,8 +17,8 @@ from verl_prism.rewards.grader.grading import grade
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """An answer, its gold and what a careful teacher says."""
+class Labeled:
+    """An answer, its gold answer and the verdict of a careful teacher."""
 
     kind: str
     gold: str
@@ -30,12 +30,12 @@ class Labelled:
         return f"{self.answer!r} is {'right' if self.right else 'wrong'} for {self.gold!r}"
 
 
-def read_answers() -> list[Labelled]:
+def read_answers() -> list[Labeled]:
     with Path(__file__).with_name("answers.tsv").open(encoding="utf-8") as file:
-        next(file)  # what the columns mean
+        next(file)  # a comment
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [
-        Labelled(
+        Labeled(
             row["class"],
             row["gold"].replace("⏎", "\n"),
             row["answer"].replace("⏎", "\n"),
@@ -55,8 +55,8 @@ def math_process():
 
 
 @pytest.fixture(autouse=True)
-def no_fault_of_ours(caplog):
-    """`grade` turns its own faults into a logged False."""
+def no_internal_errors(caplog):
+    """`grade` turns an internal error into a logged False."""
     with caplog.at_level(logging.ERROR, logger="verl_prism.rewards.grader.grading"):
         yield
     assert not [
@@ -65,18 +65,17 @@ def no_fault_of_ours(caplog):
 
 
 @pytest.fixture(autouse=True)
-def busy_host(monkeypatch):
-    """What is tested here is the verdict. A host busy with other things gets the time for it; the deadline has tests of
-    its own (test_hostile.py)."""
+def long_deadline(monkeypatch):
+    """Let a busy host finish each verdict. test_hostile.py tests the deadline."""
     monkeypatch.setattr("verl_prism.rewards.grader.grading.deadline", lambda: deadline(30.0))
 
 
-@pytest.mark.parametrize("labelled", ANSWERS, ids=str)
-def test_labelled_answers(labelled):
-    assert grade(labelled.answer, labelled.gold, labelled.equivalents) == labelled.right
+@pytest.mark.parametrize("labeled", ANSWERS, ids=str)
+def test_labeled_answers(labeled):
+    assert grade(labeled.answer, labeled.gold, labeled.equivalents) == labeled.right
 
 
-def test_the_table_is_large_and_has_both_verdicts_in_every_class():
+def test_each_class_of_answers_has_both_verdicts():
     assert len({(a.gold, a.answer) for a in ANSWERS}) == len(ANSWERS) >= 300
     kinds = {a.kind for a in ANSWERS}
     assert {(a.kind, a.right) for a in ANSWERS} == {
@@ -84,7 +83,7 @@ def test_the_table_is_large_and_has_both_verdicts_in_every_class():
     }
 
 
-# Rows of the table of misjudgements of the public implementation (gold, answer, verdict).
+# Answers that the public implementation misjudges (gold, answer, verdict).
 MISJUDGED = [
     ("1000", "1,000", True),
     ("5 lb", "5 kg", False),
@@ -106,8 +105,8 @@ MISJUDGED = [
 ]
 
 
-@pytest.mark.parametrize("gold, answer, right", MISJUDGED)
-def test_what_the_public_implementation_misjudges(gold, answer, right):
+@pytest.mark.parametrize(("gold", "answer", "right"), MISJUDGED)
+def test_answers_that_the_public_implementation_misjudges(gold, answer, right):
     assert grade(answer, gold) == right
 
 
@@ -115,8 +114,6 @@ def test_equivalents_count_as_gold():
     assert grade("half", "0.25", ["a half", "half"])
     assert not grade("third", "0.25", ["a half", "half"])
 
-
-# --- what the classes look like -------------------------------------------------------------------------------------
 
 integers = st.integers(-(10**6), 10**6)
 decimals = st.decimals(-1000, 1000, places=3, allow_nan=False).map(str)
@@ -160,7 +157,7 @@ unit_names = st.sampled_from(
 )
 unit_quantities = st.builds("{} {}".format, integers.map(str), unit_names)
 letters = st.sampled_from("ABCDEFGH")
-letter_dresses = st.sampled_from(
+letter_wordings = st.sampled_from(
     [
         "{}",
         "({})",
@@ -173,7 +170,7 @@ letter_dresses = st.sampled_from(
         "\\boxed{{{}}}",
     ]
 )
-choices = st.builds(str.format, letter_dresses, letters)
+choices = st.builds(str.format, letter_wordings, letters)
 points = st.lists(numbers.filter(lambda n: "," not in n), min_size=2, max_size=4).map(
     lambda n: f"({', '.join(n)})"
 )
@@ -211,7 +208,7 @@ CLASSES = {
     "times": times,
     "ratios": ratios,
 }
-DRESSES = [
+WORDINGS = [
     "{}",
     " {} ",
     "${}$",
@@ -228,34 +225,33 @@ each_class = pytest.mark.parametrize("name", CLASSES)
 @each_class
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_every_answer_is_itself_in_any_dress(name, data):
+def test_an_answer_equals_itself_in_any_wording(name, data):
     answer = data.draw(CLASSES[name])
-    dress = data.draw(
-        st.sampled_from([d for d in DRESSES if not (name == "choices" and "nswer" in d)])
-    )
+    wordings = [w for w in WORDINGS if not (name == "choices" and "nswer" in w)]
+    wording = data.draw(st.sampled_from(wordings))
     if answer.startswith("$") or "boxed" in answer:
-        dress = "{}"
+        wording = "{}"
     assert grade(answer, answer)
-    assert grade(dress.format(answer), answer)
+    assert grade(wording.format(answer), answer)
 
 
 @each_class
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_the_verdict_does_not_depend_on_which_side_is_the_gold(name, data):
+def test_the_verdict_is_symmetric(name, data):
     a, b = data.draw(CLASSES[name]), data.draw(CLASSES[name])
     assert grade(a, b) == grade(b, a)
 
 
 @settings(max_examples=100, deadline=None)
 @given(numbers, st.sampled_from(["{} or {}", "either {} or {}", "{} and {}", "{}, {}"]))
-def test_two_answers_are_none(number, hedge):
+def test_two_answers_are_wrong(number, hedge):
     assert not grade(hedge.format(number, "977"), number)
 
 
 @settings(deadline=None)
 @given(integers, integers)
-def test_integers_with_separators(a, b):
+def test_integers_may_have_separators(a, b):
     assert grade(f"{a:,}", str(b)) == (abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
 
 
@@ -268,7 +264,7 @@ def test_fractions_are_compared_exactly(a, b):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(integers, min_size=2, max_size=6, unique=True), st.randoms())
-def test_lists_and_sets_have_no_order_and_points_have(items, random):
+def test_only_points_have_an_order(items, random):
     mixed = random.sample(items, len(items))
     a, b = ", ".join(map(str, items)), ", ".join(map(str, mixed))
     assert grade(a, b)
@@ -290,12 +286,9 @@ def test_sums_may_be_reordered(addends, random):
     assert not grade(spelled[0] + "+1", spelled[1])
 
 
-# --- safety ---------------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.text(), st.text())
-def test_any_text_gives_a_verdict(answer, gold):
+def test_any_text_has_a_verdict(answer, gold):
     assert grade(answer, gold) in (True, False)
 
 
@@ -311,12 +304,12 @@ formula_text = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(formula_text, formula_text)
-def test_any_formula_gives_a_verdict(answer, gold):
+def test_any_formula_has_a_verdict(answer, gold):
     assert grade(answer, gold) in (True, False)
     assert grade(answer, answer) == bool(answer.strip())
 
 
-def test_threads_agree():
+def test_threads_give_the_same_verdicts():
     sample = ANSWERS[::3]
     with ThreadPoolExecutor(8) as pool:
         verdicts = list(pool.map(lambda a: grade(a.answer, a.gold, a.equivalents), sample))
@@ -329,8 +322,11 @@ import sys
 from verl_prism.rewards.grader import math_verify_pool
 from verl_prism.rewards.grader.grading import grade
 math_verify_pool.verified = None
-for answer, gold in [("9", "8"), ("A or B", "A"), ("x^2+2x+1", "(x+1)^2"), ("5 km", "5000 m"), ("{2, 1}", "{1, 2}")]:
-    grade(answer, gold)
+grade("9", "8")
+grade("A or B", "A")
+grade("x^2+2x+1", "(x+1)^2")
+grade("5 km", "5000 m")
+grade("{2, 1}", "{1, 2}")
 assert "sympy" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

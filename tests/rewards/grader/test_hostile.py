@@ -1,4 +1,4 @@
-r"""Strings that make graders slow, or raise: towers, nests, megabytes, what regular expressions and sympy choke on."""
+r"""Strings that make graders slow or raise: towers, nests, megabytes, hard cases for sympy."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

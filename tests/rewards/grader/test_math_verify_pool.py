@@ -10,7 +10,7 @@ from verl_prism.rewards.grader.deadline import deadline, remaining
 
 @pytest.fixture(autouse=True)
 def pool(monkeypatch):
-    """Of this test alone, with one process that is up."""
+    """Return a new pool with one running process."""
     pool = math_verify_pool._Pool()
     monkeypatch.setattr(math_verify_pool, "_pool", pool)
     math_verify_pool.start()
@@ -18,7 +18,7 @@ def pool(monkeypatch):
     pool.close()
 
 
-def test_math_verify_judges_what_arithmetic_cannot():
+def test_math_verify_judges_formulas_that_arithmetic_cannot():
     with deadline():
         assert math_verify_pool.verified("xy = 1", "y = 1/x")
         assert not math_verify_pool.verified("x y = 1", "y = 2/x")
@@ -36,7 +36,7 @@ def test_a_process_that_misses_the_deadline_is_replaced(pool):
         assert math_verify_pool.verified("x^2", "x \\cdot x")
 
 
-def test_a_process_that_has_died_costs_one_verdict(pool):
+def test_a_dead_process_costs_one_verdict(pool):
     worker = pool.idle.get()
     pool.idle.put(worker)
     worker.process.kill()
@@ -63,7 +63,7 @@ def test_more_threads_than_processes_get_verdicts(pool):
     assert pool.idle.qsize() <= math_verify_pool.PROCESSES
 
 
-def test_a_forked_child_has_processes_of_its_own():
+def test_a_forked_child_starts_its_own_processes():
     child = os.fork()
     if child == 0:
         with deadline(30):
@@ -88,7 +88,7 @@ def test_prose_and_towers_are_not_formulas():
         assert not math_verify_pool.is_formula(text)
 
 
-def test_the_deadline_is_of_the_thread_that_set_it():
+def test_a_deadline_applies_only_to_its_thread():
     with deadline(1):
         assert 0 < remaining() <= 1
         other = []

@@ -67,10 +67,10 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
 
 def read_questions(prism: Prism) -> list[Row]:
     rows = pq.read_table(prism.data.heldout).to_pylist()
-    wanted = prism.eval.questions
+    wanted = prism.eval.max_questions
     if wanted is not None and wanted > len(rows):
         raise UserError(
-            f"prism.eval.questions={wanted}, but {prism.data.heldout} has {len(rows)} rows"
+            f"prism.eval.max_questions={wanted}, but {prism.data.heldout} has {len(rows)} rows"
         )
     return rows[:wanted]
 

@@ -42,7 +42,7 @@ def compose_run(overrides: Sequence[str]) -> tuple[DictConfig, Prism]:
 
 
 def trainer_configs_dir() -> Path:
-    """Return the folder `trainer_configs`: in the installed package, or next to it in a checkout."""
+    """Return `trainer_configs`: in the installed package, or next to it in a checkout."""
     package = Path(__file__).parent
     installed = package / "trainer_configs"
     return installed if installed.is_dir() else package.parent / "trainer_configs"
@@ -92,7 +92,7 @@ def _known_keys(config: DictConfig) -> list[str]:
 
 
 def _suggestion(key: str, known: list[str]) -> str:
-    """Return the most similar key under the same root or, if none is similar, the key's siblings."""
+    """Suggest the most similar key with the same root or, if none is similar, list the siblings."""
     root = key.partition(".")[0]
     candidates = [other for other in known if other.partition(".")[0] == root]
     nearest = max(candidates or [*known, *GROUPS], key=lambda other: _similarity(key, other))
@@ -110,7 +110,10 @@ def _suggestion(key: str, known: list[str]) -> str:
 
 
 def _similarity(key: str, other: str) -> float:
-    """Return a number in [0, 2]. The last name counts twice: users forget the path, not the name."""
+    """Return a number in [0, 2].
+
+    The last part of the key counts twice, because users tend to forget the path before it.
+    """
     whole = difflib.SequenceMatcher(None, key, other).ratio()
     last = difflib.SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
     return whole + last

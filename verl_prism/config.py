@@ -202,8 +202,8 @@ class Align(Section):
     def _a_view_has_weight(self) -> "Align":
         if self.perception_weight + self.reasoning_weight == 0:
             raise ValueError(
-                "perception_weight and reasoning_weight are both 0: the policy would learn nothing; "
-                "set at least one above 0"
+                "perception_weight and reasoning_weight are both 0, so the policy would learn "
+                "nothing; set at least one above 0"
             )
         return self
 
@@ -325,7 +325,7 @@ class Prism(Section):
     def devices(self) -> int:
         """Number of devices of the whole run.
 
-        Includes the discriminator's own pool and a white-box teacher's devices if the stage uses them.
+        Includes the devices of a discriminator pool and of a white-box teacher.
         """
         devices = self.hardware.devices_per_node * self.hardware.nodes
         if self.stage == "align" and self.discriminator.placement == "pool":

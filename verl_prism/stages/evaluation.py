@@ -58,11 +58,18 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
             json.dumps(results, indent=2) + "\n", encoding="utf-8"
         )
         (prism.output / "results.md").write_text(results_markdown(results), encoding="utf-8")
-        draw_examples(prism.output / "examples.png", rows, answers)
+        examples = {name: first_responses(given) for name, given in answers.items()}
+        draw_examples(prism.output / "examples.png", rows, examples)
     return {
         f"{name} accuracy": _percent(policy["accuracy"])
         for name, policy in results["policies"].items()
     }
+
+
+def first_responses(answers: Answers) -> list[tuple[str, Marks]]:
+    """Return text and marks of the first sampled response to each question."""
+    questions = zip(answers.samples, answers.sample_marks, strict=True)
+    return [(samples[0].text, marks[0]) for samples, marks in questions]
 
 
 def read_questions(prism: Prism) -> list[Row]:

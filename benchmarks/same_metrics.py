@@ -29,7 +29,7 @@ WARMUP = (
     "prism.warmup.prompts=60",
     "prism.warmup.samples_per_prompt=2",
     "prism.warmup.pairs_per_step=16",
-    "prism.warmup.swapped_teachers=1",
+    "prism.warmup.mismatched_teachers=1",
 )
 
 Metrics = dict[str, Any]
@@ -82,7 +82,7 @@ def record_runs(repository: Path, root: Path) -> dict[str, list[Metrics]]:
     runs["rlvr grpo"] = run("grpo", "rlvr", sft_policy, "prism.steps=2", *ROLLOUT)
     runs["rlvr dapo"] = run("dapo", "rlvr", sft_policy, "algorithm=dapo", "prism.steps=2", *ROLLOUT)
     metrics = f"prism.eval.metrics={digits}/metrics.py:measure"
-    run("eval", "eval", sft_policy, metrics, "prism.eval.questions=40")
+    run("eval", "eval", sft_policy, metrics, "prism.eval.max_questions=40")
     runs["eval"] = [json.loads((root / "eval" / "results.json").read_text())]
     return runs
 

@@ -106,7 +106,7 @@ def test_the_workers_of_align_get_our_node():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], "say which stage to run: stage=align|eval|rlvr|sft|warmup"),
+        ([], "choose the stage to run: stage=align|eval|rlvr|sft|warmup"),
         (["stage=foo"], "unknown stage foo; stage= is one of align, eval, rlvr, sft, warmup"),
         (
             ["stage=rlvr", "algorithm=ppo"],

@@ -1,11 +1,11 @@
-"""The typed node: what it refuses, and in which words."""
+"""The typed node `prism`: what it refuses, and with which message."""
 
 import copy
 
 import pytest
 
 from verl_prism.compose import compose_run
-from verl_prism.config import Prism, parse_prism
+from verl_prism.config import RENAMED_KEYS, Prism, flatten, parse_prism
 from verl_prism.errors import UserError
 
 
@@ -24,13 +24,13 @@ def changed(node: dict, key: str, value: object) -> dict:
     return node
 
 
-def test_a_dump_parses_to_the_same(node):
+def test_dump_parses_to_the_same_node(node):
     assert parse_prism(node) == Prism.model_validate(node)
     assert parse_prism(node).model_dump(mode="json") == node
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("steps", 0, "prism.steps=0: input should be greater than 0"),
         ("steps", "many", "prism.steps=many: input should be a valid integer"),
@@ -47,7 +47,11 @@ def test_a_dump_parses_to_the_same(node):
             1.0,
             "prism.warmup.heldout_fraction=1.0: input should be less than 1",
         ),
-        ("discriminator.upcycle.experts_per_token", 9, "experts_per_token is 9, of 4 experts"),
+        (
+            "discriminator.upcycle.experts_per_token",
+            9,
+            "experts_per_token is 9, but there are only 4 experts",
+        ),
         (
             "reward.format_weight",
             1.2,
@@ -67,34 +71,61 @@ def test_a_dump_parses_to_the_same(node):
         (
             "algorithm.dynamic_sampling",
             True,
-            "dynamic_sampling=true and a filter_metric go together",
+            "dynamic_sampling=true needs a filter_metric",
         ),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_allowed(node, key, value, said):
+def test_message_names_the_key_and_the_allowed_values(node, key, value, message):
     with pytest.raises(UserError) as caught:
         parse_prism(changed(node, key, value))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_every_wrong_key_is_named_at_once(node):
+def test_message_names_every_wrong_key(node):
     with pytest.raises(UserError) as caught:
         parse_prism(changed(changed(node, "steps", 0), "align.std_floor", 0))
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_a_missing_key_is_named(node):
+def test_message_names_a_missing_key(node):
     node = copy.deepcopy(node)
     del node["data"]["train"]
     with pytest.raises(UserError, match=r"^prism\.data\.train is not set$"):
         parse_prism(node)
 
 
-def test_it_is_frozen(node):
+def test_node_is_frozen(node):
     with pytest.raises(ValueError, match="frozen"):
         parse_prism(node).data.max_prompt_tokens = 3
 
 
-def test_without_policies_eval_looks_at_the_policy(node):
+def test_eval_without_policies_evaluates_the_policy(node):
     prism = parse_prism(changed(node, "eval.policies", None))
     assert prism.eval.policies == {"policy": prism.policy}
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_renamed_key_is_refused_with_its_new_name(old, new, prefix):
+    with pytest.raises(UserError) as caught:
+        compose_run(["stage=align", f"{prefix}{old}=1"])
+    assert str(caught.value) == f"{old} is now {new}"
+
+
+def test_renamed_key_in_a_dictionary_is_refused_with_its_new_name(node):
+    with pytest.raises(UserError) as caught:
+        parse_prism(changed(node, "hardware.engine_memory", 0.5))
+    assert str(caught.value) == (
+        "prism.hardware.engine_memory is now prism.hardware.gpu_memory_utilization"
+    )
+
+
+def test_new_names_of_renamed_keys_exist(node):
+    keys = {key for key, _ in flatten(node, "prism")}
+    assert set(RENAMED_KEYS.values()) <= keys
+    assert not RENAMED_KEYS.keys() & keys
+
+
+def test_flatten_yields_each_leaf_with_its_dotted_key():
+    nested = {"a": {"b": 1, "c": [2, {"d": 3}]}, "e": {}, "f": []}
+    assert list(flatten(nested)) == [("a.b", 1), ("a.c", 2), ("a.c.d", 3), ("e", {}), ("f", [])]

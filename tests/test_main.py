@@ -1,5 +1,7 @@
-"""The command as a person types it: exit codes, one clear message, and nothing started for a mistake."""
+"""The command line: exit codes, one clear message per mistake, and no stage started for one."""
 
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -7,7 +9,9 @@ import time
 import pytest
 import yaml
 
-from verl_prism.main import main
+from verl_prism.compose import compose_run, trainer_configs_dir
+from verl_prism.config import flatten
+from verl_prism.main import HELP, main
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
@@ -19,19 +23,30 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_help_names_stages_and_gives_examples():
+def test_help_names_every_choice_of_each_group():
     done = command("--help")
     assert done.returncode == 0
-    for word in (
-        "stage=sft",
-        "stage=warmup",
-        "stage=align",
-        "stage=rlvr",
-        "stage=eval",
-        "algorithm=grpo|dapo|gspo",
-    ):
-        assert word in done.stdout
-    assert done.stdout.count("python -m verl_prism.main stage=") == 6
+    for group in ("stage", "algorithm", "model", "hardware"):
+        choices = {file.stem for file in (trainer_configs_dir() / group).glob("*.yaml")}
+        named = re.findall(rf"^  {group}=([\w|]+)", done.stdout, re.MULTILINE)
+        assert set("|".join(named).split("|")) == choices
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_examples_in_the_help_compose():
+    examples = [line for line in HELP.splitlines() if line.startswith("  python -m")]
+    assert len(examples) == 6
+    for example in examples:
+        overrides = shlex.split(example)[3:]
+        compose_run([item for item in overrides if item not in ("--cfg", "job")])
+
+
+def test_keys_in_the_help_exist():
+    _, prism = compose_run(["stage=sft"])
+    known = {key for key, _ in flatten(prism.model_dump(mode="json"), "prism")}
+    named = set(re.findall(r"^  (prism\.[\w.]+)=", HELP, re.MULTILINE))
+    assert len(named) > 10
+    assert named <= known
 
 
 def test_cfg_prints_the_whole_config():
@@ -42,7 +57,7 @@ def test_cfg_prints_the_whole_config():
     assert config["actor_rollout_ref"]["actor"]["policy_loss"]["loss_mode"] == "gspo"
 
 
-def test_cfg_of_one_part():
+def test_package_prints_one_part_of_the_config():
     done = command("stage=sft", "--cfg", "job", "--package", "prism.sft")
     assert yaml.safe_load(done.stdout) == {
         "examples_per_step": 16,
@@ -52,7 +67,7 @@ def test_cfg_of_one_part():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["stage=trainn"], "unknown stage trainn"),
         (["stage=sft", "prism.stpes=3"], "did you mean prism.steps?"),
@@ -64,27 +79,25 @@ def test_cfg_of_one_part():
         (["stage=sft", "--cfg", "job", "--package", "nothing"], "--package nothing: no such part"),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_code_2(arguments, said, tmp_path):
+def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, tmp_path):
     started = time.monotonic()
     done = command(*arguments, f"prism.root={tmp_path}")
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-    assert not list(tmp_path.iterdir()), "nothing was started"
+    assert not list(tmp_path.iterdir()), "no stage was started"
     assert time.monotonic() - started < 60
 
 
 def test_data_and_folders_are_checked_before_anything_starts(dense_folder, tmp_path):
     done = command("stage=rlvr", f"prism.root={tmp_path}", f"prism.policy={dense_folder}")
     assert done.returncode == 2
-    assert (
-        done.stderr
-        == f"verl_prism: prism.data.train={tmp_path / 'data' / 'train.parquet'}: no such file\n"
-    )
+    missing = tmp_path / "data" / "train.parquet"
+    assert done.stderr == f"verl_prism: prism.data.train={missing}: no such file\n"
 
 
-def test_check_alone_starts_nothing(digits_folder, tmp_path):
+def test_check_starts_nothing(digits_folder, tmp_path):
     done = command(
         "stage=sft", f"prism.root={digits_folder}", f"prism.output={tmp_path / 'sft'}", "--check"
     )
@@ -92,7 +105,7 @@ def test_check_alone_starts_nothing(digits_folder, tmp_path):
     assert not (tmp_path / "sft").exists()
 
 
-def test_secrets_are_printed_neither_with_the_config_nor_in_a_message(monkeypatch, capsys):
+def test_secrets_are_in_neither_the_printed_config_nor_a_message(monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "planted-1")
     planted = [
         "++ray_kwargs.ray_init.runtime_env.env_vars.MY_TOKEN=planted-2",
@@ -100,9 +113,7 @@ def test_secrets_are_printed_neither_with_the_config_nor_in_a_message(monkeypatc
     ]
     assert main(["stage=rlvr", *planted, "--cfg", "job"]) == 0
     shown = capsys.readouterr().out
-    assert (
-        "planted" not in shown
-        and yaml.safe_load(shown)["trainer"]["experiment_name"] == "[redacted]"
-    )
+    assert "planted" not in shown
+    assert yaml.safe_load(shown)["trainer"]["experiment_name"] == "[redacted]"
     assert main(["stage=rlvr", "+prism.api_key=planted-3"]) == 2
     assert capsys.readouterr().err.startswith("verl_prism: prism.api_key=[redacted]: ")

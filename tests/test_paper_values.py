@@ -105,7 +105,7 @@ WARMUP = {
     "prism.discriminator.upcycle.experts": 4,
     "prism.discriminator.upcycle.experts_per_token": 2,
     "prism.warmup.pairs_per_step": 128,
-    "prism.warmup.swapped_teachers": 0,
+    "prism.warmup.mismatched_teachers": 0,
     "prism.hardware.max_tokens_per_device": 8192,
     "prism.hardware.devices_per_node": 8,
     "prism.hardware.dtype": "bfloat16",

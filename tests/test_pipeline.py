@@ -67,7 +67,7 @@ def test_rlvr_starts_from_the_aligned_policy(pipeline, aligned):
         "eval",
         policies,
         "prism.eval.metrics=examples/digits/metrics.py:measure",
-        "prism.eval.questions=40",
+        "prism.eval.max_questions=40",
     )
     assert {"results.json", "results.md", "examples.png"} <= set(os.listdir(pipeline.root / "eval"))
 

@@ -13,7 +13,7 @@ from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
 from verl_prism.redaction import (
     MASK,
-    SHORTEST,
+    MIN_LENGTH,
     Redactor,
     check_uploads,
     command_redactor,
@@ -23,7 +23,7 @@ from verl_prism.redaction import (
 )
 
 SECRETS = st.text(
-    st.characters(codec="utf-8", exclude_characters="[]"), min_size=SHORTEST, max_size=40
+    st.characters(codec="utf-8", exclude_characters="[]"), min_size=MIN_LENGTH, max_size=40
 )
 # Nothing in the shape of a key can be spelt with these.
 HARMLESS = st.text("abc ., \n\té→", max_size=200)
@@ -83,7 +83,7 @@ def test_names_of_other_things(name):
 @given(secret=SECRETS, before=st.text(max_size=30), after=st.text(max_size=30))
 def test_a_secret_that_it_was_told_of_never_passes(secret, before, after):
     (line, *others) = secret.strip().splitlines() or [""]
-    assume(not others and len(line.strip()) >= SHORTEST and line.strip() not in MASK)
+    assume(not others and len(line.strip()) >= MIN_LENGTH and line.strip() not in MASK)
     secret, redact = line.strip(), Redactor([secret])
     assert secret not in redact(before + secret + after)
     assert json.dumps(secret)[1:-1] not in redact(json.dumps({"text": f"{before}{secret}{after}"}))
@@ -197,6 +197,6 @@ def test_a_logger_that_sends_the_config_away_gets_no_secrets(composed):
     composed.trainer.logger = ["file", "wandb"]
     with pytest.raises(
         UserError,
-        match=r"wandb would send the whole configuration away, and prism\.reward\.judge\.endpoint in",
+        match=r"wandb would upload the whole config, and prism\.reward\.judge\.endpoint in",
     ):
         check_uploads(composed)

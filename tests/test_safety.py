@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import verl_prism
-from verl_prism.compose import compose_run, dotted_keys
+from verl_prism.compose import compose_run
+from verl_prism.config import flatten
 
 SOURCES = sorted(Path(verl_prism.__file__).parent.rglob("*.py"))
 UNSAFE = {
@@ -72,7 +73,7 @@ def test_verl_trusts_no_code_that_comes_with_a_model(stage, algorithm):
     config, _ = compose_run([f"stage={stage}", f"algorithm={algorithm}"])
     keys = [
         key
-        for key in dotted_keys(OmegaConf.to_container(config))
+        for key, _ in flatten(OmegaConf.to_container(config))
         if key.endswith("trust_remote_code")
     ]
     assert bool(keys) == (stage in ("sft", "align", "rlvr"))

@@ -1,7 +1,7 @@
-"""The typed part of the configuration: the node `prism` of the Hydra config.
+"""The typed node `prism` of the Hydra config.
 
-What each key means stands beside its default in `trainer_configs/prism.yaml`. This module imports neither torch nor
-verl, so that a configuration is composed and checked in a second.
+`trainer_configs/prism.yaml` explains each key next to its default. This module imports neither
+torch nor verl, so that a config can be composed and checked in a second.
 """
 
 from collections.abc import Iterator
@@ -20,23 +20,44 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from verl_prism.errors import UserError
 
 Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
-ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # the others run on one node
+ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # the other stages run on one node
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
+RENAMED_KEYS = {
+    "prism.align.normalisation": "prism.align.normalization",
+    "prism.discriminator.score_regularisation": "prism.discriminator.score_regularization",
+    "prism.eval.questions": "prism.eval.max_questions",
+    "prism.hardware.data_workers": "prism.hardware.dataloader_workers",
+    "prism.hardware.engine_eager": "prism.hardware.enforce_eager",
+    "prism.hardware.engine_executor": "prism.hardware.executor_backend",
+    "prism.hardware.engine_extension": "prism.hardware.worker_extension",
+    "prism.hardware.engine_memory": "prism.hardware.gpu_memory_utilization",
+    "prism.hardware.engine_sequences": "prism.hardware.max_num_seqs",
+    "prism.hardware.engine_sleep": "prism.hardware.sleep_mode",
+    "prism.hardware.engine_tensor_parallel": "prism.hardware.tensor_parallel_size",
+    "prism.hardware.tokens_per_device": "prism.hardware.max_tokens_per_device",
+    "prism.sft.data_workers": "prism.sft.dataloader_workers",
+    "prism.warmup.swapped_teachers": "prism.warmup.mismatched_teachers",
+}
+"""Old dotted key to new dotted key. Old keys are refused, with the new name in the message."""
+
 
 class Section(BaseModel):
-    """A frozen node that refuses keys that it does not know."""
+    """A frozen node that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
+    """Parquet files and the longest prompt and response, in tokens."""
+
     train: AbsolutePath
     heldout: AbsolutePath
     max_prompt_tokens: PositiveInt
@@ -44,11 +65,15 @@ class Data(Section):
 
 
 class Model(Section):
+    """Name of the model preset, and the side of a vision patch in pixels."""
+
     name: str
     image_patch_size: PositiveInt
 
 
 class Hardware(Section):
+    """Devices, numeric format, memory limits and numbers of processes."""
+
     device: Literal["cpu", "cuda"]
     devices_per_node: PositiveInt
     nodes: PositiveInt
@@ -77,6 +102,8 @@ class Hardware(Section):
 
 
 class Rollout(Section):
+    """How the policy is sampled during training."""
+
     prompts_per_step: PositiveInt
     samples_per_prompt: PositiveInt
     temperature: PositiveFloat
@@ -84,6 +111,8 @@ class Rollout(Section):
 
 
 class Optim(Section):
+    """The policy's optimizer and learning-rate schedule."""
+
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
     warmup_steps: NonNegativeInt
@@ -93,17 +122,23 @@ class Optim(Section):
 
 
 class Lora(Section):
+    """Adapters on the policy; rank 0 trains all weights instead."""
+
     rank: NonNegativeInt
     alpha: PositiveInt
 
 
 class Sft(Section):
+    """Stage sft."""
+
     examples_per_step: PositiveInt
     freeze_vision: bool
     dataloader_workers: NonNegativeInt
 
 
 class Upcycle(Section):
+    """How a dense model becomes the mixture-of-experts discriminator."""
+
     base: AbsolutePath
     experts: PositiveInt
     experts_per_token: PositiveInt
@@ -111,15 +146,18 @@ class Upcycle(Section):
     noise: NonNegativeFloat
 
     @model_validator(mode="after")
-    def _experts_suffice(self) -> "Upcycle":
+    def _enough_experts(self) -> "Upcycle":
         if self.experts_per_token > self.experts:
             raise ValueError(
-                f"experts_per_token is {self.experts_per_token}, of {self.experts} experts"
+                f"experts_per_token is {self.experts_per_token}, but there are only "
+                f"{self.experts} experts"
             )
         return self
 
 
 class Discriminator(Section):
+    """The discriminator: folder, limits, placement, optimizer and loss."""
+
     path: AbsolutePath
     upcycle: Upcycle
     max_perception_tokens: PositiveInt
@@ -141,14 +179,18 @@ class Discriminator(Section):
 
 
 class Warmup(Section):
+    """Stage warmup: the data that the discriminator is first trained on."""
+
     prompts: PositiveInt
     samples_per_prompt: PositiveInt
     pairs_per_step: PositiveInt
-    swapped_teachers: NonNegativeInt
+    mismatched_teachers: NonNegativeInt
     heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class Align(Section):
+    """Stage align: how the discriminator's scores become the policy's advantages."""
+
     perception_weight: NonNegativeFloat
     reasoning_weight: NonNegativeFloat
     credit: Literal["response", "span"]
@@ -157,27 +199,34 @@ class Align(Section):
     std_floor: PositiveFloat
 
     @model_validator(mode="after")
-    def _some_weight(self) -> "Align":
+    def _a_view_has_weight(self) -> "Align":
         if self.perception_weight + self.reasoning_weight == 0:
             raise ValueError(
-                "perception_weight and reasoning_weight are both 0: the policy would learn nothing"
+                "perception_weight and reasoning_weight are both 0, so the policy would learn "
+                "nothing; set at least one above 0"
             )
         return self
 
 
 class Overlong(Section):
+    """DAPO's penalty for long responses."""
+
     enable: bool
     buffer_tokens: NonNegativeInt
     penalty: NonNegativeFloat
 
 
 class Distillation(Section):
+    """White-box distillation from a teacher with open weights."""
+
     enable: bool
     teacher: AbsolutePath
     devices: PositiveInt
 
 
 class Algorithm(Section):
+    """Stage rlvr: the values that an `algorithm` preset sets."""
+
     name: Literal["grpo", "dapo", "gspo", "opd_whitebox"]
     policy_loss: Literal["vanilla", "gspo"]
     loss_aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
@@ -198,13 +247,15 @@ class Algorithm(Section):
     distillation: Distillation
 
     @model_validator(mode="after")
-    def _filter_has_a_metric(self) -> "Algorithm":
+    def _filter_has_metric(self) -> "Algorithm":
         if self.dynamic_sampling != (self.filter_metric is not None):
-            raise ValueError("dynamic_sampling=true and a filter_metric go together")
+            raise ValueError("dynamic_sampling=true needs a filter_metric, and false needs null")
         return self
 
 
 class Judge(Section):
+    """The language model that reviews answers which the rules call wrong."""
+
     endpoint: str | None
     model: str | None
     api_key_env: str | None
@@ -216,29 +267,33 @@ class Judge(Section):
     when_down: Literal["stop", "unjudged"]
 
     @model_validator(mode="after")
-    def _model_of_the_endpoint(self) -> "Judge":
+    def _endpoint_has_model(self) -> "Judge":
         if (self.endpoint is None) != (self.model is None):
             raise ValueError("endpoint and model go together")
         return self
 
 
 class Reward(Section):
+    """Stage rlvr: the weights of the reward, and the judge."""
+
     accuracy_weight: Fraction
     format_weight: Fraction
     judge: Judge
 
 
 class Eval(Section):
+    """Stage eval."""
+
     policies: dict[str, AbsolutePath]
     samples: PositiveInt
     temperature: NonNegativeFloat
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
     metrics: str | None
-    questions: PositiveInt | None
+    max_questions: PositiveInt | None
 
 
 class Prism(Section):
-    """The whole node. All paths are absolute."""
+    """The whole node `prism`. All paths are absolute."""
 
     stage: Stage
     seed: NonNegativeInt
@@ -268,7 +323,10 @@ class Prism(Section):
 
     @property
     def devices(self) -> int:
-        """Of the whole run: the policy's and, where they have their own, the discriminator's and a teacher's."""
+        """Number of devices of the whole run.
+
+        Includes the devices of a discriminator pool and of a white-box teacher.
+        """
         devices = self.hardware.devices_per_node * self.hardware.nodes
         if self.stage == "align" and self.discriminator.placement == "pool":
             devices += self.discriminator.pool_devices
@@ -277,51 +335,65 @@ class Prism(Section):
         return devices
 
     @model_validator(mode="after")
-    def _devices_for_the_pool(self) -> "Prism":
-        """With too few logical devices Ray would wait for ever and say nothing."""
-        pool = self.discriminator.pool_devices if self.discriminator.placement == "pool" else 0
-        wanted, given = self.hardware.devices_per_node + pool, self.hardware.ray_gpus
-        if self.stage == "align" and given is not None and given < wanted:
+    def _ray_has_enough_devices(self) -> "Prism":
+        """Refuse too few logical devices: Ray would wait forever without a message."""
+        if self.stage != "align" or self.hardware.ray_gpus is None:
+            return self
+        needed = self.hardware.devices_per_node
+        if self.discriminator.placement == "pool":
+            needed += self.discriminator.pool_devices
+        if self.hardware.ray_gpus < needed:
             raise ValueError(
-                f"prism.hardware.ray_gpus={given} is less than devices_per_node + pool_devices = {wanted}"
+                f"prism.hardware.ray_gpus={self.hardware.ray_gpus} is less than "
+                f"devices_per_node + pool_devices = {needed}"
             )
         return self
 
     @model_validator(mode="after")
-    def _some_of_the_judge_for_each_worker(self) -> "Prism":
-        judge, workers = self.reward.judge, self.hardware.reward_workers
+    def _judge_is_shared_by_all_workers(self) -> "Prism":
+        judge = self.reward.judge
+        if judge.endpoint is None:
+            return self
+        workers = self.hardware.reward_workers
         for key, total in {"concurrency": judge.concurrency, "budget": judge.budget}.items():
-            if judge.endpoint is not None and total < workers:
+            if total < workers:
                 raise ValueError(
-                    f"prism.reward.judge.{key}={total} is less than the {workers} reward workers sharing it"
+                    f"prism.reward.judge.{key}={total} is less than the {workers} reward workers "
+                    "sharing it"
                 )
         return self
 
     @model_validator(mode="after")
-    def _nothing_random_from_outside(self) -> "Prism":
-        outside = {
+    def _reproducible_runs_use_no_server(self) -> "Prism":
+        if not self.reproducible or self.stage != "rlvr":
+            return self
+        servers = {
             "reward.judge.endpoint": self.reward.judge.endpoint is not None,
             "algorithm.distillation.enable": self.algorithm.distillation.enable,
         }
-        for key, used in outside.items():
-            if self.reproducible and used and self.stage == "rlvr":
+        for key, used in servers.items():
+            if used:
                 raise ValueError(
-                    f"prism.reproducible=true, but what prism.{key} brings in would not repeat itself"
+                    f"prism.reproducible=true does not work with prism.{key}: "
+                    "its results differ from run to run"
                 )
         return self
 
     @model_validator(mode="before")
     @classmethod
     def _evaluate_the_policy(cls, node: Any) -> Any:
-        """Where no policies are named, stage eval looks at `prism.policy`."""
+        """Let stage eval evaluate `prism.policy` if no policies are named."""
         match node:
             case {"policy": str(policy), "eval": {"policies": None, **others}}:
                 return {**node, "eval": {**others, "policies": {"policy": policy}}}
         return node
 
 
-def parse_prism(node: DictConfig | dict) -> Prism:
-    """The typed node. Raises UserError that names each wrong key, its value and what is allowed."""
+def parse_prism(node: DictConfig | dict[str, Any]) -> Prism:
+    """Return the typed node.
+
+    Raises UserError that names every wrong key, its value and what is allowed.
+    """
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     try:
         return Prism.model_validate(plain)
@@ -329,24 +401,32 @@ def parse_prism(node: DictConfig | dict) -> Prism:
         raise UserError("\n".join(_problem(item) for item in error.errors())) from None
 
 
+def check_not_renamed(key: str) -> None:
+    """Raise UserError with the new name if `key` is the old name of a key."""
+    if key in RENAMED_KEYS:
+        raise UserError(f"{key} is now {RENAMED_KEYS[key]}")
+
+
 def flatten(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield each leaf of nested dictionaries and lists with its dotted key, such as `prism.seed`.
 
-    The items of a list share the key of the list.
+    The items of a list share the key of the list. An empty dictionary or list is a leaf.
     """
     match node:
-        case dict():
+        case dict() if node:
             for name, child in node.items():
                 yield from flatten(child, f"{key}.{name}" if key else str(name))
-        case list():
+        case list() if node:
             for item in node:
                 yield from flatten(item, key)
         case _:
             yield key, node
 
 
-def _problem(item) -> str:
+def _problem(item: ErrorDetails) -> str:
     key = ".".join(["prism", *map(str, item["loc"])])
+    if key in RENAMED_KEYS:
+        return f"{key} is now {RENAMED_KEYS[key]}"
     if item["type"] == "missing":
         return f"{key} is not set"
     if item["type"] == "value_error":

@@ -1,4 +1,4 @@
-"""python -m verl_prism.main: compose the configuration, check it and what it names, run one stage."""
+"""Command line: compose the config, check it and the files that it names, run one stage."""
 
 import argparse
 import os
@@ -12,48 +12,64 @@ from verl_prism.errors import UserError
 from verl_prism.redaction import check_uploads, command_redactor, run_redactor
 
 HELP = """\
-python -m verl_prism.main stage=… [algorithm=…] [model=…] [hardware=…] [key=value …]
+python -m verl_prism.main stage=... [algorithm=...] [model=...] [hardware=...] [key=value ...]
 
-Runs one stage of training a vision-language model, on verl. Each stage starts from the folder that the one before it
-wrote under prism.root, unless told otherwise.
+Run one stage of the post-training of a vision-language model on verl. By default, a stage starts
+from the output of the previous stage under prism.root.
 
 stages
-  stage=sft        supervised fine-tuning on demonstrations              -> <output>/policy
-  stage=warmup     the discriminator: teacher's answers from policy's    -> <output>/discriminator
-  stage=align      the adversarial game of policy and discriminator      -> <output>/policy
-  stage=rlvr       RL with verifiable rewards                            -> <output>/policy
-  stage=eval       answers to the held-out questions, graded             -> <output>/results.json
+  stage=sft        supervised fine-tuning on demonstrations          -> <output>/policy
+  stage=warmup     warm-up of the discriminator                      -> <output>/discriminator
+  stage=align      adversarial alignment against the discriminator   -> <output>/policy
+  stage=rlvr       RL with verifiable rewards                        -> <output>/policy
+  stage=eval       grade policies on the held-out questions          -> <output>/results.json
 
-flags
-  algorithm=grpo|dapo|gspo                       of stage=rlvr; default grpo
-  model=digits|qwen3_vl_4b|qwen3_vl_8b           sizes and limits that suit a model; default digits
-  hardware=cpu|cuda|8xh100|1gpu_lora             default cpu
-  prism.root=FOLDER      a whole pipeline's folder; data are in data/, the base model is in base/
-  prism.output=FOLDER    this run's folder; default <root>/<stage>
-  prism.policy=FOLDER    the Hugging Face folder to start from; default: what the stage before wrote
-  prism.data.train=FILE  prism.data.heldout=FILE                         parquet
-  prism.steps=N  prism.seed=N  prism.optim.lr=X
-  prism.checkpoint_every=N  prism.resume=true    go on from the newest complete checkpoint of this output folder
-  prism.rollout.prompts_per_step=N  prism.rollout.samples_per_prompt=N
-  prism.hardware.devices_per_node=N      on several hosts: python -m verl_prism.cluster --help
-Any key of trainer_configs/prism.yaml, where all are explained, and any key of verl's own configuration may be given.
+config groups
+  algorithm=grpo|dapo|gspo|opd_whitebox    of stage rlvr; default grpo
+  model=digits|qwen3_vl_4b|qwen3_vl_8b     token limits and batch sizes of a model; default digits
+  hardware=cpu|cuda|8xh100|1gpu_lora       default cpu
 
-  --cfg job        print the composed configuration and stop; --package prism prints one part of it
-  --check          also look at the data and the model folders, then stop
-  --help           this text
+common keys
+  prism.root=FOLDER                   folder of the whole pipeline; data/ and base/ are inputs
+  prism.output=FOLDER                 folder of this run; default <root>/<stage>
+  prism.policy=FOLDER                 policy to start from, in Hugging Face format
+  prism.data.train=FILE               training questions (parquet)
+  prism.data.heldout=FILE             held-out questions (parquet)
+  prism.steps=N                       number of training steps
+  prism.seed=N                        random seed
+  prism.optim.lr=X                    learning rate of the policy
+  prism.rollout.prompts_per_step=N    prompts in each training step
+  prism.rollout.samples_per_prompt=N  responses sampled for each prompt
+  prism.checkpoint_every=N            save a checkpoint every N steps
+  prism.resume=true                   resume from the latest complete checkpoint in prism.output
+  prism.hardware.devices_per_node=N   devices of this host; for more hosts see
+                                      python -m verl_prism.cluster --help
+trainer_configs/prism.yaml explains all keys under prism. verl's own keys can be set too.
+
+options
+  --cfg job        print the composed config and stop; --package prism prints one part of it
+  --check          also check the data and the model folders, then stop
+  --help           show this text
+
+exit codes
+  0 done    1 failed    2 user error    75 saved and ended early, run again    130 interrupted
 
 examples
   python -m verl_prism.main stage=sft prism.root=outputs/digits prism.steps=300 prism.optim.lr=1e-3
   python -m verl_prism.main stage=align prism.root=outputs/digits prism.align.perception_weight=0.7
-  python -m verl_prism.main stage=rlvr algorithm=dapo model=qwen3_vl_4b hardware=8xh100 prism.policy=models/aligned
-  python -m verl_prism.main stage=eval 'prism.eval.policies={sft: runs/sft/policy, rlvr: runs/rlvr/policy}'
-  python -m verl_prism.main stage=rlvr algorithm=gspo actor_rollout_ref.actor.ppo_mini_batch_size=8 --cfg job
+  python -m verl_prism.main stage=rlvr algorithm=dapo model=qwen3_vl_4b hardware=8xh100
+  python -m verl_prism.main stage=rlvr algorithm=opd_whitebox prism.policy=outputs/digits/sft/policy
+  python -m verl_prism.main stage=eval 'prism.eval.policies={SFT: sft/policy, RL: rlvr/policy}'
+  python -m verl_prism.main stage=align actor_rollout_ref.actor.ppo_mini_batch_size=8 --cfg job
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 where the stage failed, 2 for a mistake in the input, 75 where it saved and ended
-    early, 130 where it was stopped."""
+    """Run the command and return its exit code.
+
+    0: done. 1: the stage failed. 2: a mistake in the input. 75: the stage saved and ended early.
+    130: interrupted.
+    """
     parser = argparse.ArgumentParser(prog="verl_prism", add_help=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")
@@ -67,9 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except UserError as error:
-        sys.stderr.write(
-            f"verl_prism: {command_redactor(options.overrides, os.environ)(str(error))}\n"
-        )
+        redact = command_redactor(options.overrides, os.environ)
+        sys.stderr.write(f"verl_prism: {redact(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -81,7 +96,7 @@ def _run(options: argparse.Namespace) -> int:
         shown = run_redactor(config, os.environ).config(config)
         part = OmegaConf.select(shown, options.package) if options.package else shown
         if not OmegaConf.is_config(part):
-            raise UserError(f"--package {options.package}: no such part of the configuration")
+            raise UserError(f"--package {options.package}: no such part of the config")
         sys.stdout.write(OmegaConf.to_yaml(part))
         return 0
     from verl_prism.data.checks import check_inputs

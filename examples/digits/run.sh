@@ -20,7 +20,7 @@ prism stage=sft prism.steps=350 prism.sft.examples_per_step=16 prism.optim.lr=2e
 # 2a. Teach the discriminator to tell the teacher's answers from the policy's, and, so that it looks at the picture, from
 #     the teacher's answers to other questions.
 prism stage=warmup prism.steps=200 prism.discriminator.lr=1e-3 prism.warmup.prompts=4000 \
-    prism.warmup.samples_per_prompt=2 prism.warmup.swapped_teachers=2 prism.warmup.pairs_per_step=64
+    prism.warmup.samples_per_prompt=2 prism.warmup.mismatched_teachers=2 prism.warmup.pairs_per_step=64
 
 # 2b. The game: the policy against the discriminator. No gold answer is read here.
 prism stage=align prism.steps=45 prism.optim.lr=1e-4 prism.discriminator.lr=2e-4

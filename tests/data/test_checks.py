@@ -1,4 +1,4 @@
-"""The checks before a run: each mistake is found, named by file or row, and what is right passes."""
+"""Checks before a run: correct inputs pass, and a message names the file or row of each mistake."""
 
 import io
 import json
@@ -45,19 +45,22 @@ def write(path, rows: list[dict], without: str | None = None):
 
 @pytest.fixture
 def prism(dense_folder, tmp_path):
-    """An alignment whose inputs are right; policy and discriminator are copies of one base model."""
+    """Stage align with correct inputs; policy and discriminator are copies of one base model."""
     for name in ("policy", "discriminator"):
         shutil.copytree(dense_folder, tmp_path / name)
     rows = [question(), question()]
-    return compose_run(
+    write(tmp_path / "train.parquet", rows)
+    write(tmp_path / "heldout.parquet", rows, without="teacher_response")
+    _, prism = compose_run(
         [
             "stage=align",
             f"prism.policy={tmp_path / 'policy'}",
             f"prism.discriminator.path={tmp_path / 'discriminator'}",
-            f"prism.data.train={write(tmp_path / 'train.parquet', rows)}",
-            f"prism.data.heldout={write(tmp_path / 'heldout.parquet', rows, without='teacher_response')}",
+            f"prism.data.train={tmp_path / 'train.parquet'}",
+            f"prism.data.heldout={tmp_path / 'heldout.parquet'}",
         ]
-    )[1]
+    )
+    return prism
 
 
 def refusal(prism: Prism) -> str:
@@ -66,7 +69,7 @@ def refusal(prism: Prism) -> str:
     return str(caught.value)
 
 
-def test_what_is_right_passes(prism):
+def test_correct_inputs_pass(prism):
     check_inputs(prism)
 
 
@@ -87,7 +90,7 @@ def test_a_missing_folder(prism):
         ("processor_config.json", "no image processor there"),
     ],
 )
-def test_a_folder_that_is_not_whole(prism, file, part):
+def test_an_incomplete_folder(prism, file, part):
     (prism.discriminator.path / file).unlink()
     assert f"prism.discriminator.path={prism.discriminator.path}: {part}" in refusal(prism)
 
@@ -98,7 +101,8 @@ def test_a_missing_shard(dense_folder, tmp_path):
     index = {"weight_map": {"a": "model-1.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(
-        UserError, match=r"model\.safetensors\.index\.json names model-1\.safetensors, which is not"
+        UserError,
+        match=r"model\.safetensors\.index\.json names model-1\.safetensors, which is missing",
     ):
         check_model_folder("prism.policy", folder)
 
@@ -127,22 +131,21 @@ def test_a_missing_teacher_column(prism):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "said"),
+    ("teacher", "message"),
     [
         (None, "row 1: teacher_response is empty"),
         ("The sum is 9.", "row 1: teacher_response is not in the format"),
         (TEACHER.replace("</think>", ""), "tag inside a block"),
     ],
 )
-def test_a_teacher_response_out_of_format(prism, teacher, said):
+def test_a_teacher_response_in_the_wrong_format(prism, teacher, message):
     write(prism.data.train, [question(), question(teacher)])
-    assert said in refusal(prism)
+    assert message in refusal(prism)
 
 
 def test_a_teacher_view_over_the_limit(prism):
-    write(
-        prism.data.train, [question(), question(TEACHER.replace("3 + 6 = 9.", "3 + 6 = 9. " * 40))]
-    )
+    too_long = TEACHER.replace("3 + 6 = 9.", "3 + 6 = 9. " * 40)
+    write(prism.data.train, [question(), question(too_long)])
     message = refusal(prism)
     assert "row 1: teacher_response: its reasoning is" in message
     assert "over prism.discriminator.max_reasoning_tokens=64" in message
@@ -160,7 +163,8 @@ def test_different_tokenizers(prism):
     file.write_text(json.dumps(content))
     message = refusal(prism)
     assert "have different tokenizers" in message
-    assert f"token {last['id']}" in message and "no token" in message
+    assert f"token {last['id']}" in message
+    assert "no token" in message
 
 
 def test_a_tokenizer_that_is_not_byte_level(prism):
@@ -179,45 +183,39 @@ def test_an_unreadable_image(prism, content):
 
 def test_a_truncated_image(tmp_path):
     whole = png()["bytes"]
+    half = {"bytes": whole[: len(whole) // 2]}
+    path = write(tmp_path / "data.parquet", [question(images=[half])])
     with pytest.raises(UserError, match="row 0: unreadable image"):
-        check_images(
-            write(
-                tmp_path / "data.parquet", [question(images=[{"bytes": whole[: len(whole) // 2]}])]
-            )
-        )
+        check_images(path)
 
 
-def test_as_many_images_as_placeholders(prism):
+def test_an_image_without_a_placeholder(prism):
     write(prism.data.train, [question(text="What is the sum?")])
     assert "row 0: 0 <image> in prompt, but 1 in images" in refusal(prism)
 
 
 @pytest.mark.skipif(any(file.exists() for file in GPU_FILES), reason="this host has a GPU")
-def test_a_host_without_gpu(prism):
-    on_gpu = prism.model_copy(
-        update={"hardware": prism.hardware.model_copy(update={"device": "cuda"})}
-    )
-    assert (
-        refusal(on_gpu) == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
-    )
+def test_a_host_without_a_gpu(prism):
+    hardware = prism.hardware.model_copy(update={"device": "cuda"})
+    message = refusal(prism.model_copy(update={"hardware": hardware}))
+    assert message == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
 
 
 @pytest.mark.parametrize(
-    ("stage", "said"),
+    ("stage", "message"),
     [
-        ("align", " wants a Ray that was started on all of them: "),
+        ("align", " needs a Ray that runs on all of them: "),
         ("sft", ": stage sft runs on one node"),
     ],
 )
-def test_several_nodes_want_a_stage_and_a_ray_that_have_them(prism, stage, said):
-    several = prism.model_copy(
-        update={"stage": stage, "hardware": prism.hardware.model_copy(update={"nodes": 2})}
-    )
-    assert refusal(several).startswith(f"prism.hardware.nodes=2{said}")
+def test_several_nodes_need_a_stage_on_ray_and_a_running_ray(prism, stage, message):
+    hardware = prism.hardware.model_copy(update={"nodes": 2})
+    several = prism.model_copy(update={"stage": stage, "hardware": hardware})
+    assert refusal(several).startswith(f"prism.hardware.nodes=2{message}")
 
 
-def test_other_stages_need_less(prism):
-    """RL needs neither teacher nor discriminator; SFT needs messages."""
+def test_other_stages_read_other_columns(prism):
+    """Stage rlvr needs no teacher responses and no discriminator; stage sft needs messages."""
     write(prism.data.train, [question()], without="teacher_response")
     check_inputs(prism.model_copy(update={"stage": "rlvr"}))
     assert "no column messages" in refusal(prism.model_copy(update={"stage": "sft"}))
@@ -227,21 +225,17 @@ def test_other_stages_need_less(prism):
 def distilled(prism, tmp_path):
     """White-box distillation from a teacher that is a copy of the policy."""
     teacher = shutil.copytree(prism.policy, tmp_path / "teacher")
-    return compose_run(
+    _, prism = compose_run(
         [
             "stage=rlvr",
             "algorithm=opd_whitebox",
             f"prism.algorithm.distillation.teacher={teacher}",
-            *(
-                f"prism.{key}={value}"
-                for key, value in {
-                    "policy": prism.policy,
-                    "data.train": prism.data.train,
-                    "data.heldout": prism.data.heldout,
-                }.items()
-            ),
+            f"prism.policy={prism.policy}",
+            f"prism.data.train={prism.data.train}",
+            f"prism.data.heldout={prism.data.heldout}",
         ]
-    )[1]
+    )
+    return prism
 
 
 def test_a_whitebox_teacher_with_the_policys_tokens_passes(distilled):
@@ -270,26 +264,21 @@ def with_answers(holder: str, answers: object) -> dict:
     return row | {holder: row.get(holder, {}) | {"equivalent_answers": answers}}
 
 
-def test_equivalent_answers_where_verl_loses_them(prism):
-    write(
-        prism.data.train,
-        [with_answers("reward_model", None), with_answers("reward_model", ["nine"])],
-    )
-    assert "row 1: equivalent_answers stands in reward_model" in refusal(prism)
+def test_equivalent_answers_that_verl_does_not_pass_on(prism):
+    rows = [with_answers("reward_model", None), with_answers("reward_model", ["nine"])]
+    write(prism.data.train, rows)
+    assert "row 1: equivalent_answers is in reward_model" in refusal(prism)
     assert refusal(prism).endswith("move it to extra_info")
 
 
 @pytest.mark.parametrize("answers", ["nine", 9, [9]])
 def test_equivalent_answers_are_a_list_of_texts(prism, answers):
     write(prism.data.train, [with_answers("extra_info", None), with_answers("extra_info", answers)])
-    assert f"row 1: equivalent_answers={answers!r} in extra_info is no list of texts" in refusal(
-        prism
-    )
+    message = f"row 1: equivalent_answers={answers!r} in extra_info is not a list of texts"
+    assert message in refusal(prism)
 
 
 def test_equivalent_answers_in_extra_info_pass(prism):
-    write(
-        prism.data.train,
-        [with_answers("extra_info", None), with_answers("extra_info", ["nine", "IX"])],
-    )
+    rows = [with_answers("extra_info", None), with_answers("extra_info", ["nine", "IX"])]
+    write(prism.data.train, rows)
     check_inputs(prism)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -8,12 +9,12 @@ from verl_prism.report.intervals import mean_interval, rate_interval
 
 
 def draw(rng, questions: int, samples: int, rate: float, concentration: float) -> list[list[float]]:
-    """Right or wrong answers; a small `concentration` makes the samples of a question agree."""
-    of_question = rng.beta(rate * concentration, (1 - rate) * concentration, size=questions)
-    return [rng.binomial(1, p, size=samples).astype(float).tolist() for p in of_question]
+    """Draw 0 or 1 per response; a small `concentration` correlates the responses to a question."""
+    rates = rng.beta(rate * concentration, (1 - rate) * concentration, size=questions)
+    return [rng.binomial(1, p, size=samples).astype(float).tolist() for p in rates]
 
 
-def test_with_equally_many_values_it_is_the_t_interval_of_the_question_means():
+def test_equal_cluster_sizes_give_the_t_interval_of_the_question_means():
     values = draw(np.random.default_rng(0), 80, 4, 0.4, 1.0)
     means = [np.mean(group) for group in values]
     low, high = stats.t.interval(0.95, 79, np.mean(means), stats.sem(means))
@@ -25,7 +26,7 @@ def test_with_equally_many_values_it_is_the_t_interval_of_the_question_means():
 
 
 @pytest.mark.parametrize("function", [mean_interval, rate_interval])
-def test_against_a_bootstrap_over_questions_of_unequal_size(function):
+def test_interval_agrees_with_a_bootstrap_over_questions_of_unequal_size(function):
     rng = np.random.default_rng(1)
     values = [group[: rng.integers(0, 5)] for group in draw(rng, 300, 4, 0.3, 1.0)]
     means = []
@@ -40,7 +41,7 @@ def test_against_a_bootstrap_over_questions_of_unequal_size(function):
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.97])
-def test_the_interval_covers_the_true_rate_19_times_of_20(rate):
+def test_interval_covers_the_true_rate_in_95_percent_of_samples(rate):
     rng = np.random.default_rng(2)
     covered = []
     for _ in range(600):
@@ -49,19 +50,18 @@ def test_the_interval_covers_the_true_rate_19_times_of_20(rate):
     assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
 
 
-def test_responses_taken_for_independent_would_cover_too_seldom():
+def test_treating_responses_as_independent_would_undercover():
     rng = np.random.default_rng(2)
     covered = []
     for _ in range(600):
-        interval = mean_interval(
-            [[value] for group in draw(rng, 100, 4, 0.3, 0.5) for value in group]
-        )
+        responses = itertools.chain.from_iterable(draw(rng, 100, 4, 0.3, 0.5))
+        interval = mean_interval([[value] for value in responses])
         covered.append(interval.low <= 0.3 <= interval.high)
     assert np.mean(covered) < 0.85
 
 
-@pytest.mark.parametrize("value, low, high", [(1.0, 0.99, 1.0), (0.0, 0.0, 0.01)])
-def test_a_rate_of_all_or_none_still_has_an_interval(value, low, high):
+@pytest.mark.parametrize(("value", "low", "high"), [(1.0, 0.99, 1.0), (0.0, 0.0, 0.01)])
+def test_a_rate_of_0_or_1_has_an_interval_of_positive_width(value, low, high):
     interval = rate_interval([[value] * 4] * 500)
     assert interval.mean == value
     assert low <= interval.low <= interval.high <= high
@@ -70,7 +70,8 @@ def test_a_rate_of_all_or_none_still_has_an_interval(value, low, high):
 
 def test_every_question_half_right():
     interval = rate_interval([[0.0, 1.0]] * 50)
-    assert interval.mean == 0.5 and math.isfinite(interval.low)
+    assert interval.mean == 0.5
+    assert math.isfinite(interval.low)
 
 
 @pytest.mark.parametrize("values", [[], [[], []], [[1.0, 0.0]], [[1.0], []]])

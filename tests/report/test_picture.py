@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from verl_prism.report.picture import blocks, choose, draw_examples, explain
-from verl_prism.rollout.sampler import Sample
-from verl_prism.stages.evaluation import Answers
 
 RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answer>"
 KINDS = {
@@ -19,7 +17,7 @@ KINDS = {
 }
 
 
-def test_half_of_the_examples_are_repaired_and_no_kind_is_hidden():
+def test_half_of_the_examples_are_repaired_and_every_kind_is_shown():
     verdicts = [KINDS[kind] for kind in ["right", "repaired", "wrong", "broken"] * 5]
     chosen = choose(verdicts, 6)
     assert chosen == [1, 5, 9, 3, 2, 0]
@@ -27,7 +25,7 @@ def test_half_of_the_examples_are_repaired_and_no_kind_is_hidden():
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=3), max_size=30), st.integers(1, 8))
-def test_each_question_once_and_as_many_as_wanted(verdicts, count):
+def test_choose_returns_count_distinct_questions(verdicts, count):
     chosen = choose(verdicts, count)
     assert len(chosen) == len(set(chosen)) == min(count, len(verdicts))
 
@@ -38,8 +36,7 @@ def test_blocks_of_a_response():
         ("think", ["3 + 5 = 8."]),
         ("answer", ["8"]),
     ]
-    ((heading, lines),) = blocks("just 8\x00")
-    assert heading == "not in the format: block is missing" and lines == ["just 8"]
+    assert blocks("just 8\x00") == [("not in the format: block is missing", ["just 8"])]
 
 
 @pytest.mark.parametrize("text", [RIGHT, "", "$x_$ ^ \\frac{", "<caption>" + "long " * 900])
@@ -57,8 +54,8 @@ def test_any_response_can_be_drawn(tmp_path, text):
         "format": text == RIGHT,
         "length": 3,
     }
-    given = Answers([[Sample(text, 3, False)]] * 3, [], [[marks]] * 3, [])
+    responses = [(text, marks)] * 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_examples(tmp_path / "x.png", [row] * 3, {"SFT": given, "RL": given})
+        draw_examples(tmp_path / "x.png", [row] * 3, {"SFT": responses, "RL": responses})
     assert Image.open(tmp_path / "x.png").height > 300

@@ -242,7 +242,7 @@ STAGES = {
         "prism.warmup.pairs_per_step=16",
     ),
     "rlvr": ("prism.steps=3", *SMALL),
-    "eval": ("prism.eval.questions=20",),
+    "eval": ("prism.eval.max_questions=20",),
 }
 
 

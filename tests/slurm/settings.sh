@@ -8,4 +8,4 @@ warmup=(
 )
 align=(prism.steps=6 prism.optim.lr=1e-4 prism.checkpoint_every=1)
 rlvr=(prism.steps=2 prism.optim.lr=1e-4)
-eval=("prism.eval.policies={aligned: $root/align/policy, RL: $root/rlvr/policy}" prism.eval.questions=20)
+eval=("prism.eval.policies={aligned: $root/align/policy, RL: $root/rlvr/policy}" prism.eval.max_questions=20)

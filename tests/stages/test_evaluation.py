@@ -82,7 +82,7 @@ def prism_of(folder, output, *overrides):
             f"prism.output={output}",
             "prism.data.max_response_tokens=10",
             f"prism.data.heldout={folder}/data/heldout.parquet",
-            "prism.eval.questions=9",
+            "prism.eval.max_questions=9",
             "prism.eval.samples=2",
             *overrides,
         ]
@@ -91,9 +91,9 @@ def prism_of(folder, output, *overrides):
 
 def test_more_questions_than_there_are(digits_folder, tmp_path):
     with pytest.raises(
-        UserError, match=r"prism.eval.questions=100000, but .*heldout.parquet has \d+ rows"
+        UserError, match=r"prism.eval.max_questions=100000, but .*heldout.parquet has \d+ rows"
     ):
-        read_questions(prism_of(digits_folder, tmp_path, "prism.eval.questions=100000"))
+        read_questions(prism_of(digits_folder, tmp_path, "prism.eval.max_questions=100000"))
 
 
 def test_two_policies_end_to_end(digits_folder, tmp_path):

@@ -37,7 +37,7 @@ def compose(digits_folder, tmp_path, monkeypatch):
         own = (
             f"prism.output={tmp_path / name}",
             "prism.warmup.pairs_per_step=6",
-            "prism.warmup.swapped_teachers=1",
+            "prism.warmup.mismatched_teachers=1",
         )
         rates = (
             "prism.discriminator.lr=1e-3",

@@ -1,1 +1,1 @@
-"""The data files that stages read: their columns, and the checks before a run starts."""
+"""The data files that stages read: their columns, and checks before a run starts."""

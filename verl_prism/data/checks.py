@@ -1,11 +1,11 @@
-"""What is wrong with a run's inputs, found in seconds: before Ray starts and before torch is imported.
+"""Checks of a run's inputs that take seconds: before Ray starts and before torch is imported.
 
-Every check raises UserError that names the file or the row and says how to mend it.
+Every check raises UserError that names the file or the row, and the fix.
 """
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,100 +14,90 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer, decoders, models
 
-from verl_prism.config import ON_RAY, Prism
+from verl_prism.config import ON_RAY, Discriminator, Hardware, Prism, Stage
 from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
 
-TEACHER = "prism.algorithm.distillation.teacher"
 GPU_FILES = (
-    Path("/dev/nvidiactl"),
-    Path("/dev/kfd"),
-    Path("/dev/dxg"),
-)  # NVIDIA, AMD, Windows' Linux
+    Path("/dev/nvidiactl"),  # NVIDIA
+    Path("/dev/kfd"),  # AMD
+    Path("/dev/dxg"),  # Windows Subsystem for Linux
+)
 
 
 def check_inputs(prism: Prism) -> None:
-    """All that `prism.stage` will read, and the device that it will run on."""
-    check_device(prism)
-    check_nodes(prism)
+    """Check everything that `prism.stage` reads, and the devices that it runs on."""
+    check_device(prism.hardware)
+    check_nodes(prism.stage, prism.hardware)
     check_files(prism)
 
 
 def check_files(prism: Prism) -> None:
-    """Models and data."""
-    for key, folder in model_folders(prism).items():
+    """Check the model folders and the data files."""
+    folders = model_folders(prism)
+    for key, folder in folders.items():
         check_model_folder(key, folder)
-    check_same_tokens(prism)
+    if prism.stage != "eval":  # its policies run one after the other
+        check_same_tokens(folders)
     check_byte_level(prism)
     for key, path, columns in data_files(prism):
         check_columns(key, path, columns)
         check_images(path)
         check_answers(path)
     if "teacher_response" in TRAIN_COLUMNS[prism.stage]:
-        check_teacher(prism)
+        check_teacher(prism.data.train, prism.policy, prism.discriminator)
 
 
 def model_folders(prism: Prism) -> dict[str, Path]:
-    """Config key to folder, for each Hugging Face folder that the stage loads."""
-    match prism.stage:
-        case "eval":
-            return {
-                f"prism.eval.policies.{name}": folder
-                for name, folder in prism.eval.policies.items()
-            }
-        case "warmup":
-            return {
-                "prism.policy": prism.policy,
-                "prism.discriminator.upcycle.base": prism.discriminator.upcycle.base,
-            }
-        case "align":
-            return {
-                "prism.policy": prism.policy,
-                "prism.discriminator.path": prism.discriminator.path,
-            }
-        case "rlvr" if prism.algorithm.distillation.enable:
-            return {"prism.policy": prism.policy, TEACHER: prism.algorithm.distillation.teacher}
-    return {"prism.policy": prism.policy}
+    """Return each Hugging Face folder that the stage loads, by its config key."""
+    if prism.stage == "eval":
+        return {f"prism.eval.policies.{name}": path for name, path in prism.eval.policies.items()}
+    folders = {"prism.policy": prism.policy}
+    if prism.stage == "warmup":
+        folders["prism.discriminator.upcycle.base"] = prism.discriminator.upcycle.base
+    elif prism.stage == "align":
+        folders["prism.discriminator.path"] = prism.discriminator.path
+    elif prism.stage == "rlvr" and prism.algorithm.distillation.enable:
+        folders["prism.algorithm.distillation.teacher"] = prism.algorithm.distillation.teacher
+    return folders
 
 
 def data_files(prism: Prism) -> Iterator[tuple[str, Path, tuple[str, ...]]]:
-    """Config key, file and the columns it must have."""
-    for key, path, columns in (
-        ("prism.data.train", prism.data.train, TRAIN_COLUMNS[prism.stage]),
-        ("prism.data.heldout", prism.data.heldout, HELDOUT_COLUMNS[prism.stage]),
-    ):
-        if columns:
-            yield key, path, columns
+    """Yield config key, path and required columns of each data file that the stage reads."""
+    if columns := TRAIN_COLUMNS[prism.stage]:
+        yield "prism.data.train", prism.data.train, columns
+    if columns := HELDOUT_COLUMNS[prism.stage]:
+        yield "prism.data.heldout", prism.data.heldout, columns
 
 
-def check_device(prism: Prism) -> None:
-    """A GPU's device file, where the run is to be on this host."""
-    if (
-        prism.hardware.device == "cuda"
-        and prism.hardware.ray_address is None
-        and not any(map(Path.exists, GPU_FILES))
-    ):
+def check_device(hardware: Hardware) -> None:
+    """Check that this host has a GPU if the run is to use one here."""
+    runs_here = hardware.ray_address is None
+    if hardware.device == "cuda" and runs_here and not any(map(Path.exists, GPU_FILES)):
         raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
 
 
-def check_nodes(prism: Prism) -> None:
-    """Several are for the stages on Ray, and for a Ray that was started on them: its own is of this host alone."""
-    given = f"prism.hardware.nodes={prism.hardware.nodes}"
-    if prism.hardware.nodes > 1 and prism.stage not in ON_RAY:
-        raise UserError(f"{given}: stage {prism.stage} runs on one node")
-    if prism.hardware.nodes > 1 and prism.hardware.ray_address is None:
+def check_nodes(stage: Stage, hardware: Hardware) -> None:
+    """Check that a run on several nodes is of a stage on Ray, and has a Ray that spans them."""
+    if hardware.nodes == 1:
+        return
+    setting = f"prism.hardware.nodes={hardware.nodes}"
+    if stage not in ON_RAY:
+        raise UserError(f"{setting}: stage {stage} runs on one node")
+    if hardware.ray_address is None:
         raise UserError(
-            f"{given} wants a Ray that was started on all of them: python -m verl_prism.cluster --hosts=… starts it, "
-            "or prism.hardware.ray_address names one that is there"
+            f"{setting} needs a Ray that runs on all of them: python -m verl_prism.cluster "
+            "--hosts=... starts it, or set prism.hardware.ray_address to one that is running"
         )
 
 
 def check_model_folder(key: str, folder: Path) -> None:
-    """A Hugging Face folder: config, weights, tokenizer and image processor."""
+    """Check that a Hugging Face folder has config, weights, tokenizer and image processor."""
     if not folder.is_dir():
         raise UserError(
-            f"{key}={folder}: no such folder; it should hold a Hugging Face model (config, weights, …)"
+            f"{key}={folder}: no such folder; "
+            "it should hold a Hugging Face model (config, weights, …)"
         )
     parts = {
         "config": ("config.json",),
@@ -122,10 +112,11 @@ def check_model_folder(key: str, folder: Path) -> None:
     if index.is_file():
         for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
             if not (folder / shard).is_file():
-                raise UserError(f"{key}={folder}: {index.name} names {shard}, which is not there")
+                raise UserError(f"{key}={folder}: {index.name} names {shard}, which is missing")
 
 
 def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
+    """Check that a parquet file has rows and these columns."""
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file")
     try:
@@ -142,14 +133,15 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
 
 
 def check_images(path: Path) -> None:
-    """Each image opens, and each row has as many as its messages have `<image>`."""
+    """Check that every image can be read, and that each row has one per `<image>` in its text."""
     text = next(name for name in ("messages", "prompt") if name in pq.read_schema(path).names)
     for number, row in _rows(path, [text, "images"]):
         placeholders = sum(message["content"].count("<image>") for message in row[text])
         images = row["images"] or []
         if placeholders != len(images):
             raise UserError(
-                f"{path}, row {number}: {placeholders} <image> in {text}, but {len(images)} in images"
+                f"{path}, row {number}: {placeholders} <image> in {text}, "
+                f"but {len(images)} in images"
             )
         for image in images:
             _check_image(f"{path}, row {number}", image)
@@ -164,77 +156,86 @@ def _check_image(place: str, image: dict[str, Any]) -> None:
 
 
 def check_answers(path: Path) -> None:
-    """Further gold answers stand where verl hands them to the reward function, and are a list of texts."""
+    """Check that `equivalent_answers` is a list of texts, and in the column that verl passes on."""
     schema = pq.read_schema(path)
-    kinds = {
-        name: schema.field(name).type
-        for name in ("reward_model", "extra_info")
-        if name in schema.names
-    }
-    holders = [
+    columns = [
         name
-        for name, kind in kinds.items()
-        if pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0
+        for name in ("reward_model", "extra_info")
+        if name in schema.names and _has_equivalent_answers(schema.field(name).type)
     ]
-    for number, row in _rows(path, holders) if holders else ():
-        place = f"{path}, row {number}: equivalent_answers"
-        for holder in holders:
-            answers = row[holder]["equivalent_answers"] if row[holder] is not None else None
-            if answers is not None and holder == "reward_model":
-                raise UserError(
-                    f"{place} stands in reward_model, of which verl hands on ground_truth alone; "
-                    "move it to extra_info"
-                )
-            if answers is not None and not (
-                isinstance(answers, list) and all(isinstance(a, str) for a in answers)
-            ):
-                raise UserError(f"{place}={answers!r} in extra_info is no list of texts")
+    if not columns:
+        return
+    for number, row in _rows(path, columns):
+        for column in columns:
+            if row[column] is not None:
+                place = f"{path}, row {number}: equivalent_answers"
+                _check_equivalent_answers(place, column, row[column]["equivalent_answers"])
 
 
-def check_teacher(prism: Prism) -> None:
-    """Each teacher response is in the response format, and each of its views within the discriminator's limit."""
-    tokenizer = _tokenizer(prism.policy)
-    tokenizer.encode_special_tokens = (
-        True  # as the discriminator reads a text: what spells a special token is text
-    )
-    limits = {
-        View.PERCEPTION: ("max_perception_tokens", prism.discriminator.max_perception_tokens),
-        View.REASONING: ("max_reasoning_tokens", prism.discriminator.max_reasoning_tokens),
+def _has_equivalent_answers(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0
+
+
+def _check_equivalent_answers(place: str, column: str, answers: Any) -> None:
+    if answers is None:
+        return
+    if column == "reward_model":
+        raise UserError(
+            f"{place} is in reward_model, from which verl passes on only ground_truth; "
+            "move it to extra_info"
+        )
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise UserError(f"{place}={answers!r} in extra_info is not a list of texts")
+
+
+def check_teacher(path: Path, policy: Path, limits: Discriminator) -> None:
+    """Check that each teacher response is in the response format, and its views within `limits`.
+
+    The tokenizer of `policy` counts the tokens.
+    """
+    tokenizer = _tokenizer(policy)
+    # The discriminator reads the text of a special token as ordinary text.
+    tokenizer.encode_special_tokens = True
+    max_tokens = {
+        View.PERCEPTION: ("max_perception_tokens", limits.max_perception_tokens),
+        View.REASONING: ("max_reasoning_tokens", limits.max_reasoning_tokens),
     }
-    for number, row in _rows(prism.data.train, ["teacher_response"]):
-        place = f"{prism.data.train}, row {number}: teacher_response"
+    for number, row in _rows(path, ["teacher_response"]):
+        place = f"{path}, row {number}: teacher_response"
         if row["teacher_response"] is None:
-            raise UserError(f"{place} is empty; every question needs the teacher's answer")
+            raise UserError(f"{place} is empty; every question needs the teacher's response")
         response = parse_response(row["teacher_response"])
         if not response.valid:
             raise UserError(
-                f"{place} is not in the format <caption>…</caption><think>…</think><answer>…</answer>: "
-                f"{response.fault}"
+                f"{place} is not in the format "
+                f"<caption>…</caption><think>…</think><answer>…</answer>: {response.fault}"
             )
-        for view, (key, limit) in limits.items():
+        for view, (key, limit) in max_tokens.items():
             length = len(tokenizer.encode(response.view_text(view), add_special_tokens=False).ids)
             if length > limit:
                 raise UserError(
-                    f"{place}: its {view} is {length} tokens, over prism.discriminator.{key}={limit}; "
-                    "raise the limit or leave the row out"
+                    f"{place}: its {view} is {length} tokens long, over "
+                    f"prism.discriminator.{key}={limit}; raise the limit or remove the row"
                 )
 
 
-def check_same_tokens(prism: Prism) -> None:
-    """The model beside the policy, a discriminator or a white-box teacher, reads the same tokens: it is given them."""
-    folders = model_folders(prism)
-    if prism.stage == "eval" or len(set(folders.values())) == 1:
+def check_same_tokens(folders: Mapping[str, Path]) -> None:
+    """Check that the models at `folders`, one or two, have the same vocabulary.
+
+    A discriminator or a white-box teacher is given the policy's tokens.
+    """
+    if len(set(folders.values())) == 1:
         return
     (key, folder), (other_key, other_folder) = folders.items()
-    vocabulary, other = (
-        _tokenizer(path).get_vocab(with_added_tokens=True) for path in (folder, other_folder)
-    )
-    if differing := sorted(vocabulary.items() ^ other.items(), key=lambda item: item[1]):
+    vocabulary = _tokenizer(folder).get_vocab(with_added_tokens=True)
+    other = _tokenizer(other_folder).get_vocab(with_added_tokens=True)
+    differing = sorted(vocabulary.items() ^ other.items(), key=lambda item: item[1])
+    if differing:
         token = differing[0][0]
         raise UserError(
-            f"{key}={folder} and {other_key}={other_folder} have different tokenizers: {token!r} is "
-            f"{_number(vocabulary, token)} in the first and {_number(other, token)} in the second; "
-            "start both from one base model"
+            f"{key}={folder} and {other_key}={other_folder} have different tokenizers: {token!r} "
+            f"is {_token_id(vocabulary, token)} in the first and {_token_id(other, token)} in the "
+            "second; start both from the same base model"
         )
 
 
@@ -251,7 +252,7 @@ def check_byte_level(prism: Prism) -> None:
         )
 
 
-def _number(vocabulary: dict[str, int], token: str) -> str:
+def _token_id(vocabulary: Mapping[str, int], token: str) -> str:
     return f"token {vocabulary[token]}" if token in vocabulary else "no token"
 
 
@@ -260,7 +261,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def _rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Row number and row, a batch at a time: image files are larger than memory should hold."""
+    """Yield number and content of each row. One batch at a time is in memory."""
     number = 0
     for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=columns):
         for row in batch.to_pylist():

@@ -1,4 +1,4 @@
-"""A row's chat messages and images, in the form that the chat template and the image processor take."""
+"""A row's chat messages and images, as the chat template and the image processor take them."""
 
 import io
 import re

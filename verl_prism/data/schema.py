@@ -11,8 +11,8 @@
 | extra_info       | struct: index, facts of a task,   | optional                  |
 |                  | equivalent_answers: list of texts |                           |
 
-Each `<image>` in a message stands for the next item of `images`. The alignment itself never looks at `reward_model`:
-verl's reward loop wants the column.
+Each `<image>` in a message is a placeholder for the next item of `images`. Stage align does not use
+`reward_model`, but verl's reward loop requires the column.
 """
 
 from verl_prism.config import Stage

@@ -1,1 +1,1 @@
-"""What a person sees of a run: the console of a stage, tables of results, pictures of examples."""
+"""Reports of a run: metrics and summary of a stage, tables of results, pictures of examples."""

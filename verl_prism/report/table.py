@@ -1,4 +1,4 @@
-"""The results of an evaluation as a table: one row per policy, one column per mark, `mean ± half of its interval`."""
+"""The results of an evaluation as a table: one row per policy, one column per metric."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-FACTS = ("folder",)  # entries of a policy that are not intervals
+NOT_METRICS = ("folder",)  # entries of a policy that are not intervals
 TITLES = {"length": "mean length", "greedy_accuracy": "greedy accuracy"}
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """For a terminal. results: the content of results.json."""
+    """Return the table for a terminal. `results` is the content of results.json."""
     table = Table(
         title=caption(results),
         title_justify="left",
@@ -21,44 +21,47 @@ def results_table(results: Mapping[str, Any]) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
+    names = columns(results)
     table.add_column("policy", no_wrap=True)
-    for column in columns(results):
-        table.add_column(
-            TITLES.get(column, column).replace(" ", "\n"), justify="right", no_wrap=True
-        )
-    for name, policy in results["policies"].items():
-        table.add_row(name, *(cell(column, policy[column]) for column in columns(results)))
+    for name in names:
+        title = TITLES.get(name, name).replace(" ", "\n")
+        table.add_column(title, justify="right", no_wrap=True)
+    for policy, metrics in results["policies"].items():
+        table.add_row(policy, *(cell(name, metrics[name]) for name in names))
     return table
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """The file results.md."""
+    """Return the content of results.md. `results` is the content of results.json."""
     names = columns(results)
     lines = [
         ["policy", *(TITLES.get(name, name) for name in names)],
         ["---", *("---:" for _ in names)],
     ]
-    for name, policy in results["policies"].items():
-        lines.append([name, *(cell(column, policy[column]) for column in names)])
+    for policy, metrics in results["policies"].items():
+        lines.append([policy, *(cell(name, metrics[name]) for name in names)])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{caption(results)}\n\n{table}\n"
 
 
 def caption(results: Mapping[str, Any]) -> str:
+    """Return one line that tells how the results were measured."""
     return (
-        f"{results['questions']} held-out questions, {results['samples']} sampled responses each "
-        f"(temperature {results['temperature']:g}, top-p {results['top_p']:g}, seed {results['seed']}); rates in %, "
+        f"{results['questions']} held-out questions, "
+        f"{results['samples']} sampled responses each (temperature {results['temperature']:g}, "
+        f"top-p {results['top_p']:g}, seed {results['seed']}); rates in %, "
         "length in tokens, ± the 95 % interval over questions"
     )
 
 
 def columns(results: Mapping[str, Any]) -> list[str]:
+    """Return the names of the metrics, in the order of the first policy."""
     policy = next(iter(results["policies"].values()))
-    return [name for name in policy if name not in FACTS]
+    return [name for name in policy if name not in NOT_METRICS]
 
 
 def cell(column: str, interval: Mapping[str, Any]) -> str:
-    """Of an interval that is not symmetric the longer half is shown."""
+    """Return `mean ± half the interval`; the longer half if the interval is asymmetric."""
     mean = interval["mean"]
     if mean is None:
         return "none"

@@ -58,19 +58,26 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
             json.dumps(results, indent=2) + "\n", encoding="utf-8"
         )
         (prism.output / "results.md").write_text(results_markdown(results), encoding="utf-8")
-        draw_examples(prism.output / "examples.png", rows, answers)
+        examples = {name: first_responses(given) for name, given in answers.items()}
+        draw_examples(prism.output / "examples.png", rows, examples)
     return {
         f"{name} accuracy": _percent(policy["accuracy"])
         for name, policy in results["policies"].items()
     }
 
 
+def first_responses(answers: Answers) -> list[tuple[str, Marks]]:
+    """Return text and marks of the first sampled response to each question."""
+    questions = zip(answers.samples, answers.sample_marks, strict=True)
+    return [(samples[0].text, marks[0]) for samples, marks in questions]
+
+
 def read_questions(prism: Prism) -> list[Row]:
     rows = pq.read_table(prism.data.heldout).to_pylist()
-    wanted = prism.eval.questions
+    wanted = prism.eval.max_questions
     if wanted is not None and wanted > len(rows):
         raise UserError(
-            f"prism.eval.questions={wanted}, but {prism.data.heldout} has {len(rows)} rows"
+            f"prism.eval.max_questions={wanted}, but {prism.data.heldout} has {len(rows)} rows"
         )
     return rows[:wanted]
 

@@ -200,7 +200,7 @@ class Warmup:
     def _batches(self, groups: WarmupGroups) -> Iterator[list[Group]]:
         """Those of the steps to come."""
         warmup, seed = self._prism.warmup, self._prism.seed
-        training = add_swapped_teachers(groups.train, warmup.swapped_teachers, seed)
+        training = add_swapped_teachers(groups.train, warmup.mismatched_teachers, seed)
         return islice(
             shuffled_batches(training, warmup.pairs_per_step, seed), self.step, self._prism.steps
         )

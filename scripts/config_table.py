@@ -1,6 +1,6 @@
 """Write the table of our config keys and verl's into docs/configuration.md.
 
-    python scripts/config_table.py
+python scripts/config_table.py
 """
 
 import re
@@ -27,12 +27,12 @@ Row = tuple[str, str]
 
 
 def table() -> str:
-    """Return one row per key of ours and key of verl that is set from it, with the stages that do so."""
+    """Return one row per pair of our key and a key of verl that is set from it, with its stages."""
     stages: dict[Row, list[str]] = defaultdict(list)
-    for name, names_of_stages in STAGES_OF_FILE.items():
-        config = yaml.safe_load((ROOT / "trainer_configs" / name).read_text(encoding="utf-8"))
-        for row in rows(config):
-            stages[row].extend(names_of_stages)
+    for name, names in STAGES_OF_FILE.items():
+        text = (ROOT / "trainer_configs" / name).read_text(encoding="utf-8")
+        for row in rows(yaml.safe_load(text)):
+            stages[row].extend(names)
     lines = ["| our key | verl's key | stages |", "|---|---|---|"]
     for (ours, verls), names in sorted(stages.items()):
         lines.append(f"| `{ours}` | `{verls}` | {', '.join(names)} |")

@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
-# Torch's threads wait asleep: spinning ones take the core from the process that they wait for.
+# Idle threads sleep. Spinning threads would take the core from the process that they wait for.
 export OMP_WAIT_POLICY ?= PASSIVE
-# The first run compiles what it imports, and the dozen processes of every later one find it compiled.
+# Let the first run write bytecode; every later process of a run then imports faster.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-slow test-slurm bench lint clean
@@ -10,28 +10,32 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: ## make .venv with the locked packages (the others do this by themselves)
+setup: ## create .venv with the locked packages (the other targets do this when needed)
 	@PYTHON=$(PYTHON) scripts/bootstrap.sh
 
-demo: setup ## run the whole method on real pictures of digits
+demo: setup ## run the whole method on pictures of handwritten digits
 	@. .venv/bin/activate && examples/digits/run.sh
 
-test: setup ## run the tests
+test: setup ## run the tests, except the slow ones
 	@.venv/bin/python -m pytest -m "not slow"
 
-test-slow: setup ## run the tests that take long
+test-slow: setup ## run the slow tests (over an hour)
 	@.venv/bin/python -m pytest -m slow
 
-test-slurm: setup ## run the Slurm scripts on a Slurm of two nodes on this host (Debian; installs it, as root)
+test-slurm: setup ## run the Slurm scripts on a two-node Slurm on this host (Debian, as root; installs Slurm)
 	@tests/slurm/slurm.sh install
 	@.venv/bin/python -m pytest -m slow tests/slurm
 
-bench: setup ## time a discriminator step against the reference algorithm
+bench: setup ## time a discriminator step against the published algorithm
 	@.venv/bin/python benchmarks/discriminator.py
 
-lint: setup ## check style and types
-	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/lint-imports
+lint: setup ## check format, style, types, import layers and spelling
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@.venv/bin/codespell
 
 clean: ## delete .venv, outputs and caches
-	rm -rf .venv outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv outputs build dist *.egg-info .import_linter_cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What we rely on in verl 0.9.1 and in transformers: a new version that breaks it fails here, in one place."""
+"""What we rely on in verl 0.9.1, vLLM and transformers. A new version that breaks it fails here."""
 
 import importlib.metadata
 import inspect
@@ -114,48 +114,44 @@ CALLED = [
 
 
 def parameters(owner: type, name: str) -> list[str]:
-    """Names of a method's parameters; Ray adds one of its own to the methods of a class that was made an actor."""
+    """Return the names of a method's parameters, without the one that Ray adds to an actor."""
     names = list(inspect.signature(inspect.unwrap(getattr(owner, name))).parameters)
     return [name for name in names if name != "_ray_trace_ctx"]
 
 
-def test_the_version_is_the_one_that_was_read():
-    assert importlib.metadata.version("verl") == "0.9.1" and verl.__version__ == "0.9.1"
+def test_verl_is_the_version_that_these_contracts_describe():
+    assert importlib.metadata.version("verl") == "0.9.1"
+    assert verl.__version__ == "0.9.1"
 
 
 @pytest.mark.parametrize(("base", "ours", "name", "expected"), OVERRIDDEN)
-def test_an_overridden_method_is_there_with_the_arguments_that_we_take(base, ours, name, expected):
+def test_overridden_methods_have_the_parameters_that_we_expect(base, ours, name, expected):
     assert parameters(base, name) == expected
     assert getattr(base, name) is not getattr(ours, name)
 
 
 @pytest.mark.parametrize(("owner", "name", "expected"), CALLED)
-def test_a_method_that_we_call_is_there(owner, name, expected):
+def test_called_methods_have_the_parameters_that_we_expect(owner, name, expected):
     assert parameters(owner, name) == expected
 
 
-def test_every_method_that_shadows_verls_is_pinned_above():
-    pinned = {(ours, name) for _, ours, name, _ in OVERRIDDEN}
+def test_every_overridden_method_is_listed():
+    listed = {(ours, name) for _, ours, name, _ in OVERRIDDEN}
     bases = {ours: base for base, ours, _, _ in OVERRIDDEN}
     for ours, base in bases.items():
-        shadowing = {
-            name
-            for name in vars(ours)
-            if hasattr(base, name) and inspect.isfunction(vars(ours)[name])
-        }
-        generic = {"__init__", "_abc_impl"} - (
-            {"__init__"} if (ours, "__init__") in pinned else set()
-        )
-        assert {(ours, name) for name in shadowing - generic} <= pinned
+        for name, value in vars(ours).items():
+            overrides = inspect.isfunction(value) and hasattr(base, name)
+            if overrides and name not in ("__init__", "_abc_impl"):
+                assert (ours, name) in listed
 
 
-def test_the_trainer_mode_is_compared_with_sync_alone():
-    """Our trainer answers "sync" wherever verl asks; a comparison with another mode would need another answer."""
+def test_verl_compares_the_trainer_mode_only_with_sync():
+    """Our trainer answers "sync" whenever verl asks, which would be wrong for any other mode."""
     source = inspect.getsource(trainer_base)
     assert set(re.findall(r"trainer_mode\s*[!=]=\s*(\S+?)[:)\s]", source)) == {'"sync"'}
 
 
-def test_registrations_are_found_where_verl_looks():
+def test_verl_finds_our_registrations():
     assert trainer_base.get_trainer_cls("adversarial_opd") is AdversarialOPDTrainer
     assert core_algos.get_adv_estimator_fn(ESTIMATOR).__module__ == "verl_prism.alignment.estimator"
     assert MODEL_TYPE in EngineRegistry._engines
@@ -168,8 +164,8 @@ def test_an_engine_is_chosen_by_its_vendor(monkeypatch):
     assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FrozenVisionEngine
 
 
-def test_the_setup_order_in_which_the_discriminator_is_built():
-    """`_load_checkpoint` ends verl's set-up, after the worker groups. The discriminator is built there."""
+def test_setup_loads_the_checkpoint_after_building_the_workers():
+    """`_load_checkpoint` is the last step of verl's setup. The discriminator is built there."""
     source = inspect.getsource(trainer_base.PPOTrainer._setup)
     steps = [
         "_init_resource_pool_mgr",
@@ -181,15 +177,19 @@ def test_the_setup_order_in_which_the_discriminator_is_built():
     assert places == sorted(places)
 
 
-def test_the_ppo_trainer_ends_after_a_step_that_is_said_to_be_its_last():
-    """What an end that was asked for relies on: both are read again after the step."""
-    source = inspect.getsource(trainer_base.PPOTrainer.fit)
-    save = "self.config.trainer.save_freq > 0 and (\n                    is_last_step or self.global_steps % self"
-    loop = "while current_epoch < self.config.trainer.total_epochs and self.global_steps <= self.total_training_steps:"
-    assert source.index(loop) < source.index("self.step(metrics") < source.index(save)
+def test_the_ppo_trainer_reads_the_last_step_and_the_save_interval_after_each_step():
+    """Ending early relies on it: both are changed during a step."""
+    source = " ".join(inspect.getsource(trainer_base.PPOTrainer.fit).split())
+    loop = (
+        "while current_epoch < self.config.trainer.total_epochs "
+        "and self.global_steps <= self.total_training_steps:"
+    )
+    save = "self.config.trainer.save_freq > 0 and ( is_last_step or self.global_steps % self"
+    places = [source.index(code) for code in (loop, "self.step(metrics", save)]
+    assert places == sorted(places)
 
 
-def test_the_sft_trainer_asks_after_a_step_whether_it_was_the_last():
+def test_the_sft_trainer_checks_for_the_last_step_after_each_step():
     source = inspect.getsource(SFTTrainer.fit)
     steps = [
         "self._get_batch_seqlens(",
@@ -201,73 +201,74 @@ def test_the_sft_trainer_asks_after_a_step_whether_it_was_the_last():
     assert places == sorted(places)
 
 
-def test_a_checkpoint_is_announced_when_all_of_it_is_written():
+def test_on_save_is_called_after_everything_is_written():
     source = inspect.getsource(trainer_base.PPOTrainer._save_checkpoint)
-    assert source.index("torch.save(self.train_dataloader") < source.rindex(
-        "self.checkpoint_callback.on_save("
-    )
+    last_write = source.index("torch.save(self.train_dataloader")
+    assert last_write < source.rindex("self.checkpoint_callback.on_save(")
 
 
-def test_a_role_may_be_a_string():
+def test_a_role_can_be_a_string():
     assert {Role.ActorRollout, Role.ActorRolloutRef} < set(Role)
     assert "mapping[role]" in inspect.getsource(trainer_base.ResourcePoolManager.get_resource_pool)
 
 
-def test_the_replay_buffer_takes_a_poll_interval():
+def test_the_replay_buffer_has_a_poll_interval():
     assert "poll_interval" in parameters(ReplayBuffer, "__init__")
 
 
-def test_a_request_reaches_the_server_that_we_count_it_for():
-    assert 'f"det-{priority}"' in inspect.getsource(inspect.unwrap(SingleTurnAgentLoop.run))
-    assert "hash(request_id) % len(self._servers)" in inspect.getsource(
-        GlobalRequestLoadBalancer.acquire_server
-    )
+def test_the_load_balancer_picks_a_server_by_the_request_id():
+    """Seeded rollouts count each server's requests in advance, by the same rule."""
+    run = inspect.getsource(inspect.unwrap(SingleTurnAgentLoop.run))
+    acquire = inspect.getsource(GlobalRequestLoadBalancer.acquire_server)
+    assert 'f"det-{priority}"' in run
+    assert "hash(request_id) % len(self._servers)" in acquire
 
 
-def test_an_agent_loop_is_told_where_its_rollout_stands():
+def test_an_agent_loop_gets_the_number_of_its_sample():
     source = inspect.getsource(AgentLoopWorkerTQ.__ray_actor_class__)
-    assert (
-        "session_id=i, **prompt" in source
-        and "agent_loop.run(sampling_params, **kwargs)" in inspect.getsource(AgentLoopWorker)
-    )
+    assert "session_id=i, **prompt" in source
+    assert "agent_loop.run(sampling_params, **kwargs)" in inspect.getsource(AgentLoopWorker)
 
 
-def test_vllm_schedules_no_new_request_while_it_is_paused():
+def test_vllm_schedules_no_new_request_while_paused():
     source = inspect.getsource(Scheduler.schedule)
     assert "if not preempted_reqs and self._pause_state == PauseState.UNPAUSED:" in source
 
 
-def test_the_advantage_reads_the_reward_that_we_write():
+def test_verls_advantage_reads_the_field_that_we_write():
     assert '"rm_scores"' in inspect.getsource(trainer_base.PPOTrainer._compute_advantage)
 
 
-def test_run_ppo_takes_a_task_runner_that_we_can_subclass():
+def test_run_ppo_accepts_a_task_runner_class():
     assert list(inspect.signature(run_ppo).parameters) == ["config", "task_runner_class"]
     assert parameters(TaskRunnerV1.__ray_actor_class__, "run") == ["self", "config"]
 
 
-def test_a_metrics_dictionary_travels_beside_a_batch_of_scores():
+def test_a_tensordict_carries_metrics_beside_scores():
     result = tensordict_utils.get_tensordict(
         {"score": torch.zeros(3)}, non_tensor_dict={"metrics": {"loss": 1.0}}
     )
-    assert result.batch_size == torch.Size([3]) and result["metrics"] == {"loss": 1.0}
+    assert result.batch_size == torch.Size([3])
+    assert result["metrics"] == {"loss": 1.0}
 
 
-def test_the_moe_layer_calls_its_router_as_ours_answers():
-    assert "_, routing_weights, selected_experts = self.gate(" in inspect.getsource(
-        moe.Qwen3VLMoeTextSparseMoeBlock
-    )
+def test_the_moe_layer_calls_its_router_with_our_signature():
+    block = inspect.getsource(moe.Qwen3VLMoeTextSparseMoeBlock)
+    assert "_, routing_weights, selected_experts = self.gate(" in block
     assert parameters(moe.Qwen3VLMoeTextTopKRouter, "forward") == ["self", "hidden_states"]
-    assert {"inputs_embeds", "position_ids", "visual_pos_masks", "deepstack_visual_embeds"} <= set(
-        parameters(moe.Qwen3VLMoeTextModel, "forward")
-    )
 
 
-def test_verl_lets_the_environment_say_where_its_workers_meet():
+def test_the_text_model_accepts_embeddings_positions_and_visual_features():
+    inputs = {"inputs_embeds", "position_ids", "visual_pos_masks", "deepstack_visual_embeds"}
+    assert inputs <= set(parameters(moe.Qwen3VLMoeTextModel, "forward"))
+
+
+def test_verl_reads_the_rendezvous_of_its_workers_from_the_environment():
     for function in (
         distributed.initialize_global_process_group,
         distributed.initialize_global_process_group_ray,
     ):
         assert 'init_method=os.environ.get("DIST_INIT_METHOD", None)' in inspect.getsource(function)
-    told = inspect.getsource(RayWorkerGroup._create_worker)
-    assert '"WG_BACKEND": "ray"' in told and '"WG_PREFIX": self.name_prefix' in told
+    create_worker = inspect.getsource(RayWorkerGroup._create_worker)
+    assert '"WG_BACKEND": "ray"' in create_worker
+    assert '"WG_PREFIX": self.name_prefix' in create_worker

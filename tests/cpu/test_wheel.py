@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def wheel_names(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
-    files = ["setup.py", "pyproject.toml", "LICENSE", "verl_prism", "trainer_configs"]
+    files = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "verl_prism", "trainer_configs"]
     subprocess.run(["cp", "-r", *(ROOT / name for name in files), source], check=True)
     command = [
         sys.executable,

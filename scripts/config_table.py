@@ -1,0 +1,59 @@
+"""Write the table of our config keys and verl's into docs/configuration.md.
+
+python scripts/config_table.py
+"""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from verl_prism.config import flatten
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "configuration.md"
+BEGIN, END = "<!-- begin table -->\n", "<!-- end table -->\n"
+STAGES_OF_FILE = {
+    "verl/sft.yaml": ("sft",),
+    "verl/ppo.yaml": ("align", "rlvr"),
+    "stage/align.yaml": ("align",),
+    "stage/rlvr.yaml": ("rlvr",),
+}
+INTERPOLATION = re.compile(r"\$\{(prism\.[\w.]+)\}")
+
+Row = tuple[str, str]
+
+
+def table() -> str:
+    """Return one row per pair of our key and a key of verl that is set from it, with its stages."""
+    stages: dict[Row, list[str]] = defaultdict(list)
+    for name, names in STAGES_OF_FILE.items():
+        text = (ROOT / "trainer_configs" / name).read_text(encoding="utf-8")
+        for row in rows(yaml.safe_load(text)):
+            stages[row].extend(names)
+    lines = ["| our key | verl's key | stages |", "|---|---|---|"]
+    for (ours, verls), names in sorted(stages.items()):
+        lines.append(f"| `{ours}` | `{verls}` | {', '.join(names)} |")
+    return "\n".join(lines) + "\n"
+
+
+def rows(config: dict[str, Any]) -> list[Row]:
+    """Return (our key, verl's key) of every value that is interpolated from `prism`."""
+    found = []
+    for key, value in flatten(config):
+        if isinstance(value, str) and not key.startswith(("prism.", "defaults")):
+            found += [(ours, key) for ours in INTERPOLATION.findall(value)]
+    return found
+
+
+def page() -> str:
+    """Return the text of docs/configuration.md with a table that is up to date."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -122,7 +122,7 @@ class RayNodes:
             node.stdin.flush()
 
     def _head_address(self) -> str:
-        """Return the address that the head writes. Other output, such as a login message, is skipped."""
+        """Return the address that the head writes, and skip other output (a login message)."""
         host = self._hosts[0]
         head = self._nodes[host]
         assert head.stdout

@@ -17,34 +17,40 @@ def run_python(script: str, **env: str) -> str:
 
 
 def test_importing_verl_registers_the_cpu_platform():
-    script = "import verl; from verl.plugin.platform import get_platform; print(type(get_platform()).__name__)"
+    script = """
+import verl
+from verl.plugin.platform import get_platform
+print(type(get_platform()).__name__)
+"""
     assert run_python(script, VERL_PLATFORM="cpu").splitlines()[-1] == "PlatformCPU"
 
 
-def test_importing_verl_leaves_other_platforms_alone():
-    script = "import sys, verl; print('verl_prism.plugin' in sys.modules, 'verl_prism.cpu.platform' in sys.modules)"
+def test_importing_verl_leaves_other_platforms_unchanged():
+    script = """
+import sys, verl
+print('verl_prism.plugin' in sys.modules, 'verl_prism.cpu.platform' in sys.modules)
+"""
     assert run_python(script, VERL_PLATFORM="nvidia").splitlines()[-1] == "True False"
 
 
-def test_workers_of_a_group_meet_in_a_file_where_the_launcher_says_so():
+def test_a_worker_group_uses_the_launchers_folder_for_its_file_store():
     script = "import os, verl_prism.plugin; print(os.environ.get('DIST_INIT_METHOD'))"
     worker = {"WG_BACKEND": "ray", "WG_PREFIX": "abcdef"}
-    assert run_python(script, **worker, VERL_PRISM_STORES="/scratch") == "file:///scratch/abcdef\n"
-    assert (
-        run_python(script, **worker) == run_python(script, VERL_PRISM_STORES="/scratch") == "None\n"
-    )
+    folder = {"VERL_PRISM_STORES": "/scratch"}
+    assert run_python(script, **worker, **folder) == "file:///scratch/abcdef\n"
+    assert run_python(script, **worker) == "None\n"
+    assert run_python(script, **folder) == "None\n"
 
 
 def test_assert_loaded_accepts_this_installation():
     plugin.assert_loaded()
 
 
-@pytest.mark.parametrize("policy", ["none", "another_plugin"])
-def test_assert_loaded_names_the_variable_that_keeps_the_plugin_out(monkeypatch, policy):
-    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", policy)
-    with pytest.raises(
-        UserError, match=f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading verl_prism"
-    ):
+@pytest.mark.parametrize("plugins", ["none", "another_plugin"])
+def test_assert_loaded_names_the_variable_that_excludes_the_plugin(monkeypatch, plugins):
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", plugins)
+    message = f"VERL_USE_EXTERNAL_PLUGINS={plugins} keeps verl from loading verl_prism"
+    with pytest.raises(UserError, match=message):
         plugin.assert_loaded()
 
 

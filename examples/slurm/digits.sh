@@ -1,13 +1,14 @@
 # shellcheck shell=bash disable=SC2034
-# Settings of examples/slurm/pipeline.sh: the digits of examples/digits/run.sh, where each key is explained. Before:
+# Settings for examples/slurm/pipeline.sh: the digits example. examples/digits/run.sh explains the
+# keys. First make the data and the base model:
 #   python examples/digits/data.py --out outputs/digits/data
 #   python examples/digits/model.py --data outputs/digits/data --out outputs/digits/base
 root=outputs/digits
 all=(model=digits hardware=cpu prism.root="$root")
 sft=(prism.steps=350 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 prism.optim.warmup_steps=35)
 warmup=(
-    prism.steps=200 prism.discriminator.lr=1e-3 prism.warmup.prompts=4000 prism.warmup.samples_per_prompt=2
-    prism.warmup.mismatched_teachers=2 prism.warmup.pairs_per_step=64
+    prism.steps=200 prism.discriminator.lr=1e-3 prism.warmup.prompts=4000
+    prism.warmup.samples_per_prompt=2 prism.warmup.mismatched_teachers=2 prism.warmup.pairs_per_step=64
 )
 align=(prism.steps=45 prism.optim.lr=1e-4 prism.discriminator.lr=2e-4 prism.checkpoint_every=10)
 rlvr=(algorithm=grpo prism.steps=50 prism.optim.lr=1e-4 prism.checkpoint_every=10)

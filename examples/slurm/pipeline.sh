@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Submits all stages; each starts when the one before it has ended well, and is cancelled where that has failed.
+# Submit all stages. Each stage starts when the previous one has succeeded, and is cancelled if that
+# one has failed.
 #
 #   examples/slurm/pipeline.sh SETTINGS [NODES]
 #
-# SETTINGS: a file such as examples/slurm/digits.sh: what every stage is given, and what each is given besides.
-# NODES: of alignment and RL, which train and sample on all of them; the other stages have one node. Default 1.
-# Partition, account, time limit, GPUs: by Slurm's own variables, such as SBATCH_PARTITION, SBATCH_GPUS_PER_NODE.
+# SETTINGS  File with the arguments of the stages, such as examples/slurm/digits.sh
+# NODES     Number of nodes for alignment and RL; the other stages use one node. Default: 1
+#
+# Set the partition, account, time limit and GPUs with Slurm's own variables, such as
+# SBATCH_PARTITION and SBATCH_GPUS_PER_NODE.
 set -euo pipefail
 if (($# < 1 || $# > 2)); then
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
@@ -25,6 +28,6 @@ for stage in sft warmup align rlvr eval; do
     [[ $stage != align && $stage != rlvr ]] || options+=(--nodes="$nodes")
     [[ -z $before ]] || options+=(--dependency="afterok:$before")
     before=$(sbatch "${options[@]}" "examples/slurm/$stage.sbatch" "${all[@]}" "${own[@]}")
-    before=${before%%;*} # a federation says its cluster, too
+    before=${before%%;*} # a federation appends the name of its cluster
     echo "$stage: job $before, outputs/slurm/$stage-$before.out"
 done

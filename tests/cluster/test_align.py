@@ -1,4 +1,4 @@
-"""Alignment on two "hosts" of one rank each, through the launcher, does what two ranks of one host do."""
+"""Alignment on two "hosts" with one rank each gives the result of one host with two ranks."""
 
 import json
 import subprocess
@@ -6,11 +6,19 @@ import sys
 
 import pytest
 
+from verl_prism.run_folder import RunFolder
+
+METRICS = (
+    "discriminator/loss",
+    "discriminator/pairs",
+    "discriminator/grad_norm",
+    "actor/grad_norm",
+)
 SMALL = ["prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4"]
 
 
 def run(module: list[str], root, output, *overrides: str) -> list[dict]:
-    """The metrics of each step."""
+    """Run a command and return the metrics of each step."""
     command = [
         sys.executable,
         "-m",
@@ -22,11 +30,8 @@ def run(module: list[str], root, output, *overrides: str) -> list[dict]:
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [
-        json.loads(line)["data"]
-        for line in (output / "metrics.jsonl").read_text().splitlines()
-        if '"data"' in line
-    ]
+    records = map(json.loads, RunFolder(output).metrics.read_text().splitlines())
+    return [record["data"] for record in records if "data" in record]
 
 
 @pytest.mark.slow
@@ -62,13 +67,7 @@ def test_two_nodes_give_the_result_of_two_ranks_on_one(
     )
     assert len(ranks) == 2
     assert ranks[0]["discriminator/pairs"] > 0
-    for one, other in zip(
-        nodes, ranks, strict=True
-    ):  # in the second step, after an update of both networks
-        for name in (
-            "discriminator/loss",
-            "discriminator/pairs",
-            "discriminator/grad_norm",
-            "actor/grad_norm",
-        ):
-            assert one[name] == pytest.approx(other[name], abs=1e-5), name
+    # The second step comes after an update of both networks.
+    for of_nodes, of_ranks in zip(nodes, ranks, strict=True):
+        for name in METRICS:
+            assert of_nodes[name] == pytest.approx(of_ranks[name], abs=1e-5), name

@@ -1,4 +1,4 @@
-"""The launcher's command line, and the stage on one host: nothing but the stage is started."""
+"""The command line of verl_prism.cluster, and a stage on one host, which needs no separate Ray."""
 
 import signal
 import subprocess
@@ -8,30 +8,30 @@ import time
 import psutil
 import pytest
 
-from verl_prism.cluster.__main__ import main
+from verl_prism.cluster.__main__ import HELP, main
 
 
 @pytest.mark.parametrize("hosts", [[], ["--hosts", "a,"], ["--hosts", "a,a"]])
-def test_hosts_are_named_each_once(hosts, capsys):
+def test_each_host_must_be_named_once(hosts, capsys):
     assert main([*hosts, "--", "stage=align"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "verl_prism: --hosts wants the names of the hosts, each once: --hosts a,b\n"
-    )
+    expected = "--hosts needs the names of the hosts, each once, such as --hosts a,b"
+    assert capsys.readouterr().err == f"verl_prism: {expected}\n"
 
 
-def test_a_stage_of_one_host_is_not_started_on_two(capsys):
+def test_a_stage_for_one_host_is_refused_on_two(capsys):
     assert main(["--hosts", "a,b", "--", "stage=sft"]) == 2
-    assert (
-        capsys.readouterr().err == "verl_prism: stage sft runs on one host; name one: --hosts a\n"
-    )
+    expected = "verl_prism: stage sft runs on one host; use --hosts a\n"
+    assert capsys.readouterr().err == expected
 
 
-def test_a_mistake_is_found_before_any_host_is_asked(capsys):
-    assert (
-        main(["--hosts", "a,b", "--shell", "false {host}", "--", "stage=align", "prism.stepps=3"])
-        == 2
-    )
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == HELP
+
+
+def test_a_mistyped_key_is_found_before_any_host_is_contacted(capsys):
+    shell = ["--shell", "false {host}"]
+    assert main(["--hosts", "a,b", *shell, "--", "stage=align", "prism.stepps=3"]) == 2
     assert "unknown key prism.stepps; did you mean prism.steps?" in capsys.readouterr().err
 
 
@@ -42,13 +42,13 @@ def launch_on_one_host(root, *overrides: str) -> subprocess.Popen:
     )
 
 
-def test_the_exit_code_is_the_stages(tmp_path):
+def test_the_exit_code_is_that_of_the_stage(tmp_path):
     run = launch_on_one_host(tmp_path)
     assert run.wait(timeout=60) == 2
     assert f"prism.policy={tmp_path}/base: no such folder" in run.stderr.read()
 
 
-def test_asked_to_end_before_the_stage_listens_it_is_to_be_started_again(tmp_path):
+def test_a_request_to_end_before_the_stage_handles_it_exits_with_75(tmp_path):
     run = launch_on_one_host(tmp_path)
     while not (stage := psutil.Process(run.pid).children()):
         assert run.poll() is None

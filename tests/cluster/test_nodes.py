@@ -1,4 +1,4 @@
-"""Ray on several "hosts", each a process of this one with a raylet, ports and a folder of its own."""
+"""Ray on two "hosts", which are processes of this host with their own raylet, ports and folder."""
 
 import json
 import os
@@ -12,23 +12,38 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# Starts Ray on two hosts as the launcher does, says so and, for each line of stdin, who is lost.
+# Starts Ray on two hosts as the launcher does, and prints the environment of a worker on each. Then
+# prints the lost hosts for each line of stdin.
 SCRIPT = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from verl_prism.cluster.nodes import RayNodes
-from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
 
+NAMES = ("VERL_PLATFORM", "RAY_TMPDIR", "VLLM_RPC_BASE_PATH", "PRISM_HOST", "FROM_LAUNCHER")
+
+
+def variables():
+    time.sleep(2)  # so that the other worker runs on the other host
+    return {name: os.environ.get(name) for name in NAMES}
+
+
 shell, seconds, logs, *overrides = sys.argv[1:]
-_, prism = compose_run(overrides)
 try:
-    with RayNodes(["a", "b"], shell, overrides, prism, Path(logs), float(seconds)) as nodes:
+    with RayNodes(
+        ["a", "b"],
+        shell=shell,
+        overrides=overrides,
+        devices_per_node=1,
+        devices=2,
+        logs=Path(logs),
+        timeout=float(seconds),
+    ) as nodes:
         import ray
+
         ray.init(nodes.address, log_to_driver=False)
-        names = ("VERL_PLATFORM", "RAY_TMPDIR", "VLLM_RPC_BASE_PATH", "PRISM_HOST", "FROM_LAUNCHER")
-        where = ray.remote(num_gpus=1)(lambda: __import__("time").sleep(2) or {n: os.environ.get(n) for n in names})
-        print(json.dumps(ray.get([where.remote(), where.remote()])), flush=True)
+        worker = ray.remote(num_gpus=1)(variables)
+        print(json.dumps(ray.get([worker.remote(), worker.remote()])), flush=True)
         ray.shutdown()
         for _ in sys.stdin:
             print(json.dumps(nodes.lost()), flush=True)
@@ -38,7 +53,7 @@ except UserError as error:
 
 
 class Script:
-    """The script above; each answer is a line of JSON."""
+    """The script above. Each answer is a line of JSON."""
 
     def __init__(self, shell, logs, seconds=120):
         overrides = ["stage=align", "prism.hardware.nodes=2"]
@@ -78,26 +93,30 @@ def descendants(process):
 
 def wait_until_gone(processes):
     deadline = time.monotonic() + 40
-    while running := [
-        p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE
-    ]:
-        assert time.monotonic() < deadline, running
+    while any(map(is_alive, processes)):
+        assert time.monotonic() < deadline, [process for process in processes if is_alive(process)]
         time.sleep(0.2)
 
 
-def test_workers_on_each_host_have_the_runs_environment_and_a_folder_of_their_own(script, tmp_path):
+def is_alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_each_host_has_the_launchers_environment_and_its_own_folder_and_ports(script, tmp_path):
     nodes = script("bash -c 'echo Welcome to {host}; PRISM_HOST={host} exec \"$@\"' --", tmp_path)
     found = nodes.answer()
     assert {worker["PRISM_HOST"] for worker in found} == {"a", "b"}
-    assert all(
-        worker["VERL_PLATFORM"] == "cpu" and worker["FROM_LAUNCHER"] == "yes" for worker in found
-    )
+    for worker in found:
+        assert worker["VERL_PLATFORM"] == "cpu"
+        assert worker["FROM_LAUNCHER"] == "yes"
     scratch = {worker["RAY_TMPDIR"] for worker in found}
-    assert len(scratch) == 2 and scratch == {worker["VLLM_RPC_BASE_PATH"] for worker in found}
+    assert len(scratch) == 2
+    assert scratch == {worker["VLLM_RPC_BASE_PATH"] for worker in found}
     ours = {process.pid for process in descendants(nodes.process)}
     sockets = [socket for socket in psutil.net_connections("tcp") if socket.pid in ours]
     listening = {socket.laddr.port for socket in sockets if socket.status == psutil.CONN_LISTEN}
-    assert listening and not listening & {6379, 8265, 10001}, "the ports that Ray takes by default"
+    assert listening
+    assert not listening & {6379, 8265, 10001}, "Ray's default ports"
 
     processes = descendants(nodes.process)
     nodes.process.stdin.close()
@@ -106,7 +125,7 @@ def test_workers_on_each_host_have_the_runs_environment_and_a_folder_of_their_ow
     assert not [folder for folder in scratch if os.path.exists(folder)]
 
 
-def test_a_launcher_that_is_killed_leaves_nothing_on_any_host(script, tmp_path):
+def test_a_killed_launcher_leaves_nothing_on_any_host(script, tmp_path):
     nodes = script("env PRISM_HOST={host}", tmp_path)
     scratch = {worker["RAY_TMPDIR"] for worker in nodes.answer()}
     processes = descendants(nodes.process)
@@ -115,15 +134,12 @@ def test_a_launcher_that_is_killed_leaves_nothing_on_any_host(script, tmp_path):
     assert not [folder for folder in scratch if os.path.exists(folder)]
 
 
-def test_a_host_that_was_stopped_is_told_from_one_that_failed(script, tmp_path):
+def test_a_stopped_host_differs_from_a_failed_one(script, tmp_path):
     nodes = script("env PRISM_HOST={host}", tmp_path)
     nodes.answer()
     assert nodes.ask() == {}
-    agents = [
-        p
-        for p in psutil.Process(nodes.process.pid).children()
-        if "verl_prism.cluster.node" in p.cmdline()
-    ]
+    children = psutil.Process(nodes.process.pid).children()
+    agents = [child for child in children if "verl_prism.cluster.node" in child.cmdline()]
     assert len(agents) == 2
     agents[1].send_signal(signal.SIGTERM)
     while not (lost := nodes.ask()):
@@ -136,13 +152,13 @@ def test_a_host_that_was_stopped_is_told_from_one_that_failed(script, tmp_path):
     assert lost["a"] == 1
 
 
-def test_a_head_that_cannot_be_reached_is_named_with_its_log(script, tmp_path):
-    said = script("ls /no/such/{host}", tmp_path).answer()
-    assert said == f"Ray's head on a did not start within 120 s; see {tmp_path}/a.log"
+def test_an_unreachable_head_is_named_with_its_log(script, tmp_path):
+    message = script("ls /no/such/{host}", tmp_path).answer()
+    assert message == f"Ray's head on a did not start within 120 s; see {tmp_path}/a.log"
     assert "/no/such/a" in (tmp_path / "a.log").read_text()
 
 
-def test_a_host_that_does_not_come_is_waited_for_until_the_deadline(script, tmp_path):
+def test_a_missing_host_is_awaited_until_the_timeout(script, tmp_path):
     shell = "bash -c 'if [[ {host} == b ]]; then cat; else exec \"$@\"; fi' --"
-    said = script(shell, tmp_path, 40).answer()
-    assert said == f"Ray has 1 of 2 nodes after 40 s; the hosts' logs are in {tmp_path}"
+    message = script(shell, tmp_path, 40).answer()
+    assert message == f"Ray has 1 of 2 nodes after 40 s; see {tmp_path}"

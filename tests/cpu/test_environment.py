@@ -1,5 +1,3 @@
-import os
-
 from verl_prism.cpu.environment import cpu_environment
 
 
@@ -15,12 +13,11 @@ def test_every_variable_is_explained():
     assert set(unexplained) == quiet | {"PYTHONWARNINGS"}
 
 
-def test_values_fit_into_an_environment():
-    assert os.environ | cpu_environment()
+def test_all_values_are_strings():
     assert all(isinstance(value, str) for value in cpu_environment().values())
 
 
-def test_verl_has_an_fsdp_engine_under_the_name_that_we_select():
+def test_verl_has_an_fsdp_engine_for_the_selected_device():
     from verl.workers.engine import EngineRegistry
 
     device = cpu_environment()["VERL_ENGINE_DEVICE"]

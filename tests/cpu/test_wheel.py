@@ -13,18 +13,8 @@ def wheel_names(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     files = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "verl_prism", "trainer_configs"]
     subprocess.run(["cp", "-r", *(ROOT / name for name in files), source], check=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        source / "dist",
-    ]
-    subprocess.run([*command, source], check=True)
+    build = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", source / "dist"]
+    subprocess.run([sys.executable, "-m", *build, source], check=True)
     (wheel,) = (source / "dist").glob("*.whl")
     return set(zipfile.ZipFile(wheel).namelist())
 
@@ -34,7 +24,8 @@ def test_configs_are_inside(wheel_names):
         f"verl_prism/{path.relative_to(ROOT)}"
         for path in (ROOT / "trainer_configs").rglob("*.yaml")
     }
-    assert configs and configs <= wheel_names
+    assert configs
+    assert configs <= wheel_names
 
 
 def test_every_module_is_inside(wheel_names):

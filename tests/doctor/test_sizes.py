@@ -1,27 +1,33 @@
-"""Parameters and memory from config.json alone, against models that are built."""
+"""Sizes from config.json only, and memory estimated from them, against models that are built."""
+
+from dataclasses import asdict
 
 import pytest
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
+from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 
 from verl_prism.compose import compose_run
+from verl_prism.config import Prism
 from verl_prism.discriminator import load_discriminator
-from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification
-from verl_prism.doctor.memory import (
-    GIB,
-    activations,
-    cached_sequences,
+from verl_prism.doctor.finding import GIB
+from verl_prism.doctor.memory_estimate import (
+    DISCRIMINATOR_UPDATE,
+    GENERATION,
+    POLICY_UPDATE,
+    DeviceMemory,
     host_memory,
-    moments,
-    state,
-    trained,
+    phases,
+    trainable_parameters,
+    training_state,
 )
-from verl_prism.doctor.sizes import read_config, sizes_of, stored_parameters, upcycled
+from verl_prism.doctor.sizes import (
+    Sizes,
+    discriminator_sizes,
+    policy_sizes,
+    sizes_of,
+    upcycled_config,
+)
+from verl_prism.errors import UserError
 
 VISION = {
     "patch_size": 16,
@@ -72,65 +78,135 @@ QWEN = {
 }
 
 
-def sizes(name: str):
-    return sizes_of(QWEN[name].to_dict())
+# Parameters of each part as they were counted by hand from config.json.
+COUNTED = {
+    "2b": {
+        "total": 2_127_532_032,
+        "embeddings": 311_164_928,
+        "layer": 50_336_000,
+        "layers": 28,
+        "head": 0,
+        "vision": 406_957_056,
+        "largest": 311_164_928,
+        "linear_widths": 38_912,
+        "hidden": 2048,
+        "mlp": 6144,
+        "attention": 4096,
+        "cache": 2048,
+        "vocabulary": 151_936,
+        "vision_hidden": 1024,
+        "vision_depth": 24,
+        "merged_patches": 4,
+    },
+    "4b": {
+        "total": 4_437_815_808,
+        "embeddings": 388_956_160,
+        "layer": 100_930_816,
+        "layers": 36,
+        "head": 0,
+        "vision": 415_347_712,
+        "largest": 388_956_160,
+        "linear_widths": 57_344,
+        "hidden": 2560,
+        "mlp": 9728,
+        "attention": 6144,
+        "cache": 2048,
+        "vocabulary": 151_936,
+        "vision_hidden": 1024,
+        "vision_depth": 24,
+        "merged_patches": 4,
+    },
+    "8b": {
+        "total": 8_767_123_696,
+        "embeddings": 622_329_856,
+        "layer": 192_946_432,
+        "layers": 36,
+        "head": 622_329_856,
+        "vision": 576_388_336,
+        "largest": 622_329_856,
+        "linear_widths": 75_776,
+        "hidden": 4096,
+        "mlp": 12_288,
+        "attention": 6144,
+        "cache": 2048,
+        "vocabulary": 151_936,
+        "vision_hidden": 1152,
+        "vision_depth": 27,
+        "merged_patches": 4,
+    },
+}
+
+
+def compose(*overrides: str) -> Prism:
+    _, prism = compose_run(overrides)
+    return prism
+
+
+@pytest.fixture(scope="module")
+def sizes() -> dict[str, Sizes]:
+    return {name: sizes_of(config) for name, config in QWEN.items()}
+
+
+def upcycled_2b(*overrides: str) -> Sizes:
+    upcycle = compose("stage=warmup", *overrides).discriminator.upcycle
+    return sizes_of(upcycled_config(QWEN["2b"], upcycle))
 
 
 @pytest.mark.parametrize(("name", "billions"), [("2b", 2.13), ("4b", 4.44), ("8b", 8.77)])
-def test_a_dense_models_parameters_are_counted_exactly(name, billions):
-    with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(QWEN[name])
-    tensors = [parameter.numel() for parameter in model.parameters()]
-    assert (sizes(name).total, sizes(name).largest) == (sum(tensors), max(tensors))
-    assert sizes(name).total / 1e9 == pytest.approx(billions, rel=0.01)
-    assert sizes(name).vision == sum(
-        parameter.numel() for parameter in model.model.visual.parameters()
+def test_parts_of_a_dense_model(sizes, name, billions):
+    assert asdict(sizes[name]) == COUNTED[name]
+    assert sizes[name].total / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("routing", "total", "layer", "head", "mlp"),
+    [
+        ("dedicated", 5_298_659_328, 163_590_400, 4096, 2 * 6144),
+        ("token", 5_298_657_280, 163_590_400, 2048, 2 * 6144),
+        ("dense", 2_127_536_128, 50_336_000, 4096, 6144),
+    ],
+)
+def test_parts_of_an_upcycled_discriminator(routing, total, layer, head, mlp):
+    sizes = upcycled_2b(f"prism.discriminator.upcycle.routing={routing}")
+    assert (sizes.total, sizes.layer, sizes.head, sizes.mlp) == (total, layer, head, mlp)
+    unchanged = ("embeddings", "layers", "vision", "largest", "hidden", "attention")
+    for name in unchanged:
+        assert asdict(sizes)[name] == COUNTED["2b"][name], name
+
+
+def test_sizes_equal_the_loaded_models(dense_folder, discriminator_folder):
+    policy = AutoModelForImageTextToText.from_pretrained(dense_folder)
+    assert policy_sizes(dense_folder).total == count(policy)
+    assert discriminator_sizes(discriminator_folder).total == count(
+        load_discriminator(discriminator_folder)
     )
 
 
-@pytest.mark.parametrize("routing", ["dedicated", "token", "dense"])
-def test_a_discriminators_parameters_are_those_after_upcycling(routing, discriminator_folder):
-    upcycle = compose_run(["stage=warmup", f"prism.discriminator.upcycle.routing={routing}"])[
-        1
-    ].discriminator.upcycle
-    expected = sizes_of(upcycled(QWEN["2b"].to_dict(), upcycle))
-    config = AutoConfig.from_pretrained(discriminator_folder)
-    for key, value in QWEN["2b"].vision_config.to_dict().items():
-        setattr(config.vision_config, key, value)
-    for key, value in QWEN["2b"].text_config.to_dict().items():
-        setattr(config.text_config, key, value)
-    config.text_config.moe_intermediate_size = config.text_config.intermediate_size
-    config.text_config.mlp_only_layers = list(range(28)) if routing == "dense" else []
-    config.text_config.num_experts, config.text_config.num_experts_per_tok = 4, 2
-    config.routing = routing
-    with torch.device("meta"):
-        model = PrismDiscriminatorForTokenClassification(config)
-    assert expected.total == sum(parameter.numel() for parameter in model.parameters())
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_folders_are_read_without_their_weights(dense_folder, discriminator_folder):
-    for folder, load in (
-        (dense_folder, AutoModelForImageTextToText.from_pretrained),
-        (discriminator_folder, load_discriminator),
-    ):
-        real = sum(parameter.numel() for parameter in load(folder).parameters())
-        assert real == sizes_of(read_config(folder)).total == stored_parameters(folder)
+def test_a_folder_with_another_model_is_refused(dense_folder, discriminator_folder, tmp_path):
+    with pytest.raises(UserError, match="prism_discriminator"):
+        policy_sizes(discriminator_folder)
+    with pytest.raises(UserError, match="qwen3_vl"):
+        discriminator_sizes(dense_folder)
+    with pytest.raises(UserError, match=r"config\.json"):
+        policy_sizes(tmp_path)
 
 
-def test_the_state_of_training_takes_what_we_say(dense_folder):
-    """Weights, gradients and AdamW's moments of the tiny model, in bytes."""
+def test_training_state_equals_the_tensors_of_a_real_step(dense_folder):
     model = AutoModelForImageTextToText.from_pretrained(dense_folder, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    moments_ = [t for each in optimizer.state.values() for t in each.values() if t.ndim]
-    total = sizes_of(read_config(dense_folder)).total
-    real = [
-        sum(t.nbytes for t in tensors)
-        for tensors in (list(model.parameters()), [p.grad for p in model.parameters()], moments_)
-    ]
-    assert list(state(total, total, ranks=1)) == real
+    adam = 0
+    for state in optimizer.state.values():
+        adam += sum(tensor.nbytes for tensor in state.values() if tensor.ndim)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    total = policy_sizes(dense_folder).total
+    assert training_state(total, total, shards=1) == (weights, weights, adam)
 
 
 def test_adapters_are_counted_exactly(dense_folder):
@@ -140,90 +216,116 @@ def test_adapters_are_counted_exactly(dense_folder):
     model = get_peft_model(
         model, LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*")
     )
-    real = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert sizes_of(read_config(dense_folder)).adapters(4) == real
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert policy_sizes(dense_folder).adapters(4) == trained
 
 
-def test_checkpointed_activations_are_not_underestimated(dense_folder):
-    """What autograd keeps of one real pass over 512 tokens, without logits, against the estimate."""
-    prism = compose_run(["stage=sft", "prism.hardware.gradient_checkpointing=false"])[1]
+def test_activations_are_not_underestimated(dense_folder):
+    """Compare with what autograd saves in a real pass over 512 tokens, without logits."""
+    prism = compose("stage=sft", "prism.hardware.gradient_checkpointing=false")
     model = AutoModelForImageTextToText.from_pretrained(dense_folder, dtype=torch.float32)
-    kept: dict[int, int] = {}
+    held = []  # keeps storages alive, so that no address is used twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        held.append(tensor)
         return tensor
 
-    held = []  # so that no storage is freed and its address used again
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or pack(t), lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.model.language_model(inputs_embeds=torch.zeros(1, 512, 128, requires_grad=True))
+    saved = {}
+    for tensor in held:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    real = sum(size for address, size in kept.items() if address not in weights)
-    assert 0.5 * real < activations(prism, sizes_of(read_config(dense_folder)), 512) < 4 * real
+    real = sum(nbytes for address, nbytes in saved.items() if address not in weights)
+    device = DeviceMemory(prism.hardware, prism.data)
+    estimate = device.activations(policy_sizes(dense_folder), 512)
+    assert 0.5 * real < estimate < 4 * real
 
 
-def fits(stage: str, hardware: str, policy: str, *overrides: str) -> dict[str, float]:
-    """GiB on a device at each moment."""
-    prism = compose_run(
-        [f"stage={stage}", f"model=qwen3_vl_{policy}", f"hardware={hardware}", *overrides]
-    )[1]
-    judge = sizes_of(upcycled(QWEN["2b"].to_dict(), prism.discriminator.upcycle))
-    judged = judge if stage in ("warmup", "align") else None
-    return {
-        moment.name: moment.total / GIB
-        for moment in moments(prism, sizes(policy), judged, 80 * GIB)
-    }
-
-
-@pytest.mark.parametrize("policy", ["4b", "8b"])
-@pytest.mark.parametrize("stage", ["sft", "warmup", "align", "rlvr"])
-def test_the_papers_settings_fit_eight_h100(stage, policy):
-    assert max(fits(stage, "8xh100", policy).values()) < 0.9 * 80
-
-
-@pytest.mark.parametrize("stage", ["sft", "warmup", "align", "rlvr"])
-def test_adapters_fit_one_gpu(stage):
-    assert max(fits(stage, "1gpu_lora", "4b").values()) < 0.9 * 80
-
-
-def test_all_weights_of_4b_do_not_fit_one_gpu():
-    held = fits("align", "8xh100", "4b", "prism.hardware.devices_per_node=1")
-    assert held["the policy learns"] > 80
-    assert held["the discriminator learns"] > 80
-
-
-def test_models_that_stay_take_room_from_one_another():
-    away, here = (
-        fits("align", "8xh100", "8b", f"prism.hardware.offload={word}")
-        for word in ("true", "false")
+def estimate(sizes: dict[str, Sizes], policy: str, stage: str, hardware: str, *overrides: str):
+    """Return the GiB on a device of 80 GiB in each phase."""
+    prism = compose(
+        f"stage={stage}", f"model=qwen3_vl_{policy}", f"hardware={hardware}", *overrides
     )
-    assert here["the policy learns"] - away["the policy learns"] == pytest.approx(
-        12 * 5.2987e9 / 8 / GIB, rel=0.01
+    discriminator = None
+    if stage in ("warmup", "align"):
+        upcycle = prism.discriminator.upcycle
+        discriminator = sizes_of(upcycled_config(QWEN["2b"], upcycle))
+    step = phases(prism, sizes[policy], discriminator, 80 * GIB)
+    return {phase.name: phase.total / GIB for phase in step}
+
+
+@pytest.mark.parametrize(
+    ("policy", "stage", "expected"),
+    [
+        ("4b", "sft", [30.795847415924072]),
+        ("4b", "warmup", [53.0, 37.98938465118408]),
+        ("4b", "align", [37.0, 16.71505069732666, 31.376081466674805, 37.98938465118408]),
+        ("4b", "rlvr", [53.0, 16.71505069732666, 35.172468185424805]),
+        ("8b", "sft", [43.071741692721844]),
+        ("8b", "align", [37.0, 26.14839980006218, 43.87694689631462, 37.98938465118408]),
+        ("8b", "rlvr", [53.0, 26.14839980006218, 48.05614611506462]),
+    ],
+)
+def test_the_papers_settings_fit_eight_h100(sizes, policy, stage, expected):
+    estimated = estimate(sizes, policy, stage, "8xh100")
+    assert list(estimated.values()) == expected
+    assert max(expected) < 0.9 * 80
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("sft", [40.380438804626465]),
+        ("warmup", [37.0, 64.31808471679688]),
+        ("align", [37.0, 33.24720287322998, 40.380438804626465, 64.31808471679688]),
+        ("rlvr", [37.0, 33.24720287322998, 44.176825523376465]),
+    ],
+)
+def test_adapters_fit_one_gpu(sizes, stage, expected):
+    assert list(estimate(sizes, "4b", stage, "1gpu_lora").values()) == expected
+    assert max(expected) < 0.9 * 80
+
+
+def test_full_training_of_4b_does_not_fit_one_gpu(sizes):
+    estimated = estimate(sizes, "4b", "align", "8xh100", "prism.hardware.devices_per_node=1")
+    assert estimated[POLICY_UPDATE] > 80
+    assert estimated[DISCRIMINATOR_UPDATE] > 80
+
+
+def test_models_that_are_not_offloaded_take_memory_from_each_other(sizes):
+    align = (sizes, "8b", "align", "8xh100")
+    offloaded = estimate(*align, "prism.hardware.offload=true")
+    kept = estimate(*align, "prism.hardware.offload=false")
+    idle_discriminator = 12 * 5.2987e9 / 8 / GIB
+    assert kept[POLICY_UPDATE] - offloaded[POLICY_UPDATE] == pytest.approx(
+        idle_discriminator, rel=0.01
     )
-    assert here["vLLM generates"] > away["vLLM generates"] > 0.4 * 80
+    assert kept[GENERATION] > offloaded[GENERATION] > 0.4 * 80
 
 
-def test_what_learns_is_what_is_not_frozen():
-    frozen, all_weights = (
-        trained(compose_run(["stage=sft", f"prism.sft.freeze_vision={word}"])[1], sizes("4b"))
-        for word in ("true", "false")
-    )
-    assert all_weights - frozen == sizes("4b").vision
+def test_a_frozen_vision_tower_is_not_trained(sizes):
+    frozen = compose("stage=sft", "prism.sft.freeze_vision=true")
+    full = compose("stage=sft", "prism.sft.freeze_vision=false")
+    policy = sizes["4b"]
+    difference = trainable_parameters(full, policy) - trainable_parameters(frozen, policy)
+    assert difference == policy.vision
 
 
-def test_a_larger_share_caches_more_sequences():
+@pytest.mark.parametrize(("share", "least", "most"), [(0.2, 0, 0), (0.25, 1, 2), (0.4, 8, 16)])
+def test_a_larger_share_caches_more_sequences(sizes, share, least, most):
     """Of 8,192 tokens: 0.25 of 80 GiB is 20, and an 8B's weights leave under 2 of them."""
-    align = ["stage=align", "model=qwen3_vl_8b", "hardware=8xh100"]
-    shares = [
-        compose_run([*align, f"prism.hardware.gpu_memory_utilization={share}"])[1]
-        for share in (0.2, 0.25, 0.4)
-    ]
-    none, one, many = (cached_sequences(prism, sizes("8b"), 80 * GIB) for prism in shares)
-    assert none == 0
-    assert 1 < one < 2
-    assert 8 < many < 16
+    prism = compose(
+        "stage=align",
+        "model=qwen3_vl_8b",
+        "hardware=8xh100",
+        f"prism.hardware.gpu_memory_utilization={share}",
+    )
+    device = DeviceMemory(prism.hardware, prism.data)
+    assert least <= device.cached_sequences(sizes["8b"], 80 * GIB) <= most
 
 
-def test_loading_takes_a_copy_for_each_rank():
-    prism = compose_run(["stage=rlvr", "model=qwen3_vl_4b", "hardware=8xh100"])[1]
-    assert host_memory(prism, sizes("4b"), None) == 4 * sizes("4b").total * (4 + 8)
+def test_loading_takes_a_copy_for_each_rank(sizes):
+    prism = compose("stage=rlvr", "model=qwen3_vl_4b", "hardware=8xh100")
+    assert host_memory(prism, sizes["4b"], None) == 4 * sizes["4b"].total * (4 + 8)

@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# A real Slurm of two nodes, n1 and n2, on this host, for the tests: no systemd, its files in one folder, its ports its own.
+# A real Slurm with two nodes, n1 and n2, on this host, for the tests. It needs no systemd, keeps
+# its files in one folder and uses free ports.
 #
-#   tests/slurm/slurm.sh install        Debian's packages, with apt-get (root)
-#   tests/slurm/slurm.sh up FOLDER      then: export SLURM_CONF=FOLDER/slurm.conf
-#   tests/slurm/slurm.sh down FOLDER    ends the daemons that `up` started, and nothing else
+#   tests/slurm/slurm.sh install        install Debian's packages with apt-get (as root)
+#   tests/slurm/slurm.sh up FOLDER      start Slurm; then: export SLURM_CONF=FOLDER/slurm.conf
+#   tests/slurm/slurm.sh down FOLDER    stop the daemons that `up` started
 #
-# FOLDER must be short (a socket's path has 107 characters at most) and its parents open to others, as munged demands.
-# Jobs in partition `low` (the default) give way to those in `high`: they get the signal of their --signal, then 5 minutes.
+# The path of FOLDER must be short (the path of a socket has at most 107 characters). munged requires
+# that others have access to its parents.
+# Jobs in partition `high` preempt jobs in `low`, the default. A preempted job gets the signal of its
+# --signal option and has 5 minutes to end.
 set -euo pipefail
 
 install() {
     [[ $(type -P slurmctld) && $(type -P munged) ]] && return
     apt-get update -qq
-    # Without their services: `up` starts its own.
-    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends slurm-wlm munge
+    # RUNLEVEL=1 keeps the packages from starting their services; `up` starts its own.
+    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+        apt-get install -y -qq --no-install-recommends slurm-wlm munge
 }
 
 free_ports() {
@@ -32,7 +36,7 @@ SlurmctldPort=${ports[0]}
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
-# a requeued job waits as long as a credential lives
+# a requeued job waits until its credential expires
 AuthInfo=socket=$PWD/munge.socket,cred_expire=15
 StateSaveLocation=$PWD/state
 SlurmctldPidFile=$PWD/slurmctld.pid
@@ -58,7 +62,9 @@ PartitionName=high Nodes=n1,n2 MaxTime=INFINITE DefaultTime=60 PriorityTier=2 Pr
 CONF
 }
 
-daemon() { # NAME COMMAND...: in a session of its own, its pid noted
+# daemon NAME COMMAND...
+# Start a daemon in its own session and record its process id.
+daemon() {
     setsid "${@:2}" </dev/null >>"$1.out" 2>&1 &
     echo $! >>pids
 }
@@ -66,13 +72,14 @@ daemon() { # NAME COMMAND...: in a session of its own, its pid noted
 up() {
     mkdir -p "$1"
     cd "$1"
-    [[ ! -e pids ]] || { echo "$PWD: a Slurm is up there, or was not taken down" >&2; exit 1; }
+    [[ ! -e pids ]] || { echo "$PWD: Slurm is running there, or was not stopped" >&2; exit 1; }
     mkdir -p state spool-n1 spool-n2
     [[ -e munge.key ]] || mungekey --create --keyfile "$PWD/munge.key"
     configure
     export SLURM_CONF=$PWD/slurm.conf
-    daemon munged munged --foreground --force --socket="$PWD/munge.socket" --key-file="$PWD/munge.key" \
-        --pid-file="$PWD/munged.pid" --log-file="$PWD/munged.log" --seed-file="$PWD/munged.seed"
+    daemon munged munged --foreground --force \
+        --socket="$PWD/munge.socket" --key-file="$PWD/munge.key" --pid-file="$PWD/munged.pid" \
+        --log-file="$PWD/munged.log" --seed-file="$PWD/munged.seed"
     wait_for "munged" test -S munge.socket
     daemon slurmctld slurmctld -D
     daemon slurmd-n1 slurmd -D -N n1
@@ -80,9 +87,15 @@ up() {
     wait_for "two idle nodes" both_idle
 }
 
-both_idle() { [[ $(sinfo --noheader --Node --partition=low --states=idle --format=%N 2>/dev/null | wc -l) == 2 ]]; }
+both_idle() {
+    local idle
+    idle=$(sinfo --noheader --Node --partition=low --states=idle --format=%N 2>/dev/null | wc -l)
+    ((idle == 2))
+}
 
-wait_for() { # WHAT COMMAND...: until it succeeds, at most a minute
+# wait_for WHAT COMMAND...
+# Wait until the command succeeds, at most a minute.
+wait_for() {
     local deadline=$((SECONDS + 60))
     until "${@:2}"; do
         if ((SECONDS > deadline)); then
@@ -113,5 +126,5 @@ gone() { [[ ! -e /proc/$1 || $(</proc/"$1"/stat) == *") Z "* ]]; }
 case ${1:-} in
 install) install ;;
 up | down) "$1" "$2" ;;
-*) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

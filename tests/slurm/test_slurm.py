@@ -1,4 +1,4 @@
-"""The scripts of examples/slurm on a real Slurm of two nodes, and what they do when they are asked to end early."""
+"""The scripts in examples/slurm on a real Slurm with two nodes, also if a job is interrupted."""
 
 import itertools
 import json
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from verl_prism.run_folder import RunFolder
+
 REPOSITORY = Path(__file__).parents[2]
 SLURM = Path(__file__).parent / "slurm.sh"
 SCRIPTS = sorted(
@@ -20,6 +22,7 @@ SCRIPTS = sorted(
     for path in (REPOSITORY / "examples" / "slurm").iterdir()
     if path.suffix in (".sh", ".sbatch")
 )
+UNFINISHED = ("PENDING", "RUNNING", "COMPLETING")
 STAGES = ("sft", "warmup", "align", "rlvr", "eval")
 WITHOUT_SLURM = pytest.mark.skipif(
     shutil.which("slurmctld") is None,
@@ -43,7 +46,7 @@ def test_the_scripts_pass_shellcheck():
 
 
 class Cluster:
-    """Slurm's commands, and a copy of the scripts to submit from: what they write stays out of the repository."""
+    """Slurm's commands, and a copy of the scripts, so that the repository stays clean."""
 
     def __init__(self, folder: Path, checkout: Path):
         self.checkout = checkout
@@ -73,23 +76,21 @@ class Cluster:
         )
 
     def wait_for(self, condition, seconds: float, watched: str = "") -> None:
-        """watched: a job that must not end in the meantime."""
+        """Wait until the condition holds. The job `watched` must not end before."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, self.run("squeue")
-            assert not watched or self.job(watched)["JobState"] in (
-                "PENDING",
-                "RUNNING",
-                "COMPLETING",
-            ), self.said(watched)
+            if watched:
+                assert self.job(watched)["JobState"] in UNFINISHED, self.output(watched)
             time.sleep(1)
 
     def wait_until_ended(self, number: str, seconds: float) -> str:
-        """Its last state, when it is in the queue no more."""
+        """Wait until the job has left the queue, and return its last state."""
         self.wait_for(lambda: not self.run("squeue", "--noheader", "--jobs", number), seconds)
         return self.job(number)["JobState"]
 
-    def said(self, number: str) -> str:
+    def output(self, number: str) -> str:
+        """Return what the job has printed."""
         job = self.job(number)
         return Path(job["StdOut"]).read_text() if Path(job["StdOut"]).exists() else str(job)
 
@@ -100,34 +101,34 @@ def cluster(tmp_path_factory):
     subprocess.run([SLURM, "up", folder], check=True)
     yield Cluster(folder, tmp_path_factory.mktemp("checkout"))
     subprocess.run([SLURM, "down", folder], check=True)
-    assert not [log.read_text() for log in folder.glob("*.pid")], "all daemons have ended"
+    assert list(folder.glob("*.pid")) == [], "all daemons have ended"
     shutil.rmtree(folder)
 
 
 def submit_pipeline(cluster, digits_folder, root: Path, nodes: int) -> dict[str, str]:
-    """Job by stage."""
+    """Submit all stages and return the number of each job by stage."""
     root.mkdir()
     for part in ("data", "base"):
         (root / part).symlink_to(digits_folder / part)
     script = cluster.checkout / "examples" / "slurm" / "pipeline.sh"
-    said = cluster.run(script, SLURM.parent / "settings.sh", str(nodes), root=str(root))
-    return dict(re.findall(r"^(\w+): job (\d+),", said, re.MULTILINE))
+    printed = cluster.run(script, SLURM.parent / "settings.sh", str(nodes), root=str(root))
+    return dict(re.findall(r"^(\w+): job (\d+),", printed, re.MULTILINE))
 
 
 def steps(output: Path) -> list[int]:
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    records = map(json.loads, RunFolder(output).metrics.read_text().splitlines())
     return [record["step"] for record in records if "data" in record]
 
 
 def checkpoints(output: Path) -> list[Path]:
-    return list((output / "checkpoints").glob("global_step_*"))
+    return list(RunFolder(output).checkpoints.glob("global_step_*"))
 
 
 def disturb(cluster, how: str, job: str) -> None:
-    """Slurm takes the nodes away from a running job, which goes on later."""
+    """Take the nodes away from a running job, and wait until it is started again."""
     if how == "requeue":
         cluster.run("scontrol", "requeue", job)
-    else:  # another job goes before it: it is warned and has its time to save
+    else:  # a job with higher priority: the running job gets a signal and has time to save
         cluster.submit("--partition=high", "--nodes=2", "--output=/dev/null", "--wrap", "sleep 1")
     cluster.wait_for(lambda: cluster.job(job)["Restarts"] == "1", 200)
 
@@ -136,7 +137,7 @@ def disturb(cluster, how: str, job: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("nodes", "how"), [(1, "requeue"), (2, "preempt")])
-def test_all_stages_one_after_the_other_and_alignment_goes_on_when_it_is_interrupted(
+def test_the_pipeline_runs_and_alignment_resumes_after_an_interruption(
     cluster, digits_folder, tmp_path, nodes, how
 ):
     root = tmp_path / "digits"
@@ -149,12 +150,13 @@ def test_all_stages_one_after_the_other_and_alignment_goes_on_when_it_is_interru
     assert cluster.job(jobs["align"])["NumNodes"] == str(nodes)
     disturb(cluster, how, jobs["align"])
     for job in jobs.values():
-        assert cluster.wait_until_ended(job, 1200) == "COMPLETED", cluster.said(job)
+        assert cluster.wait_until_ended(job, 1200) == "COMPLETED", cluster.output(job)
 
-    said = cluster.said(jobs["align"])
-    assert [f"job {jobs['align']}, start {n}" in said for n in (0, 1, 2)] == [True, True, False]
-    assert re.search(r"going on from step [1-5] of ", said)
-    assert ("saved at step" in said) == (how == "preempt")
+    output = cluster.output(jobs["align"])
+    starts = re.findall(rf"job {jobs['align']}, start (\d+)", output)
+    assert sorted(set(starts)) == ["0", "1"]
+    assert re.search(r"going on from step [1-5] of ", output)
+    assert ("saved at step" in output) == (how == "preempt")
     assert steps(root / "align") == [1, 2, 3, 4, 5, 6]
     assert steps(root / "rlvr") == [1, 2]
     assert (root / "rlvr" / "policy" / "model.safetensors").is_file()
@@ -171,11 +173,11 @@ def test_all_stages_one_after_the_other_and_alignment_goes_on_when_it_is_interru
 @WITHOUT_SLURM
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_stage_that_fails_is_not_queued_again_and_ends_the_chain(cluster, tmp_path):
-    """There is no base model in the folder."""
+def test_a_failed_stage_is_not_requeued_and_cancels_the_following_ones(cluster, tmp_path):
+    """The folder holds no base model."""
     (tmp_path / "empty").mkdir()
     jobs = submit_pipeline(cluster, tmp_path / "empty", tmp_path / "digits", nodes=1)
     assert cluster.wait_until_ended(jobs["sft"], 120) == "FAILED"
     assert cluster.job(jobs["sft"])["ExitCode"] == "2:0"
     assert cluster.wait_until_ended(jobs["eval"], 120) == "CANCELLED"
-    assert "base: no such folder" in cluster.said(jobs["sft"])
+    assert "base: no such folder" in cluster.output(jobs["sft"])

@@ -1,1 +1,1 @@
-"""A stage on several hosts: Ray started on each of them by its own commands, the stage run, all of it ended again."""
+"""Run one stage on several hosts: start Ray on each, run the stage, and stop everything again."""

@@ -1,4 +1,4 @@
-"""python -m verl_prism.cluster --hosts a,b -- stage=align …: one stage on several hosts."""
+"""Run one stage on several hosts: python -m verl_prism.cluster --hosts a,b -- stage=align …."""
 
 import argparse
 import os
@@ -15,114 +15,154 @@ from verl_prism.compose import compose_run
 from verl_prism.config import ON_RAY
 from verl_prism.errors import UserError
 from verl_prism.redaction import command_redactor
+from verl_prism.run_folder import RunFolder
 
 HELP = """\
-python -m verl_prism.cluster --hosts a,b,… [--shell COMMAND] [--wait SECONDS] [--logs FOLDER] -- stage=… [key=value …]
+usage: python -m verl_prism.cluster --hosts A,B,… [options] -- stage=… [key=value …]
 
-Starts Ray on each host, waits until Ray says that all are there with the devices that the run wants, runs
-`python -m verl_prism.main stage=… key=value …` on them, and ends everything that it started.
+Starts Ray on each host, waits until all devices have joined, runs
+  python -m verl_prism.main stage=… [key=value …]
+on them, and stops everything that it started.
 
-  --hosts   the first is the host that this is started on; they share its folders, and Python is in the same place.
-            With one host the stage starts a Ray of its own there, and nothing else is started
-  --shell   what runs a command on a host; default 'ssh {host}'; in Slurm
-            'srun --overlap --nodes=1 --ntasks=1 --nodelist={host}'
-  --wait    so long for Ray to be complete; default 300
-  --logs    folder for what each host's Ray says; default <prism.output>/nodes
+  --hosts A,B,…     Hosts to use. Start this command on the first one. All hosts must share the
+                    working directory, the output folder and the path of Python. With one host,
+                    the stage runs alone, without a separate Ray.
+  --shell COMMAND   Command that runs another command on a host. Default: 'ssh {host}'.
+                    For Slurm: 'srun --overlap --nodes=1 --ntasks=1 --nodelist={host}'
+  --wait SECONDS    How long to wait for Ray on all hosts. Default: 300
+  --logs FOLDER     Folder for the output of Ray on each host. Default: <prism.output>/nodes
 
-prism.hardware.nodes and .ray_address are set by this command. Exit codes are those of verl_prism.main. SIGUSR1 is
-handed to it: the stage saves and ends with 75, to be started again with prism.resume=true. 75 also where somebody
-stopped a host's part of the run with SIGTERM, as Slurm does when it takes a node back: there is nobody left who could
-save, and the stage goes on from its newest checkpoint.
+This command sets prism.hardware.nodes and prism.hardware.ray_address.
+
+example:
+  python -m verl_prism.cluster --hosts node1,node2 -- stage=align model=qwen3_vl_4b hardware=8xh100
+
+SIGUSR1 asks the stage to save a checkpoint and to end. prism.resume=true resumes it.
+
+exit codes are those of verl_prism.main:
+  0    done
+  1    failed
+  2    a mistake in the arguments, the configuration or the data
+  75   run it again with prism.resume=true: the stage saved a checkpoint after SIGUSR1, or a host
+       was stopped by SIGTERM, as Slurm does when it takes a node back (then the stage resumes
+       from its latest checkpoint)
+  130  stopped by Ctrl-C, SIGTERM or SIGHUP
 """
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+POLL_SECONDS = 0.2
+
+
+class EndRequested(BaseException):
+    """SIGUSR1 arrived before the stage was started, so there is nothing to save."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="verl_prism.cluster", add_help=False)
-    parser.add_argument("--hosts", type=lambda names: names.split(","))
-    parser.add_argument("--shell", default="ssh {host}")
-    parser.add_argument("--wait", type=float, default=300.0)
-    parser.add_argument("--logs", type=Path)
-    parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args(arguments)
+    """Parse the command line, run the stage and return the exit code."""
+    options = _parser().parse_args(arguments)
     if options.help:
         sys.stdout.write(HELP)
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
-    signal.signal(signal.SIGUSR1, _again)
+    signal.signal(signal.SIGUSR1, _raise_end_requested)
     try:
         return run(options)
     except UserError as error:
-        sys.stderr.write(
-            f"verl_prism: {command_redactor(options.overrides, os.environ)(str(error))}\n"
-        )
-        return 2
+        message = command_redactor(options.overrides, os.environ)(str(error))
+        sys.stderr.write(f"verl_prism: {message}\n")
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        return 130
-    except Again:
+        return EXIT_INTERRUPTED
+    except EndRequested:
         return EXIT_SAVED
 
 
-class Again(BaseException):
-    """SIGUSR1 before the stage was started: there is nothing to save."""
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="verl_prism.cluster", add_help=False)
+    parser.add_argument("--hosts", type=lambda names: names.split(","), default=[])
+    parser.add_argument("--shell", default="ssh {host}")
+    parser.add_argument("--wait", type=float, default=300.0)
+    parser.add_argument("--logs", type=Path)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    return parser
 
 
-def _again(*_: object) -> None:
-    raise Again
+def _raise_end_requested(*_: object) -> None:
+    raise EndRequested
 
 
 def run(options: argparse.Namespace) -> int:
-    hosts = options.hosts or []
-    if not all(hosts) or len(set(hosts)) != len(hosts) or not hosts:
-        raise UserError("--hosts wants the names of the hosts, each once: --hosts a,b")
+    """Start Ray on the hosts, run the stage and return its exit code.
+
+    Raises:
+        UserError: the hosts are named wrongly, or the stage runs on one host only.
+    """
+    hosts = options.hosts
+    if not hosts or not all(hosts) or len(set(hosts)) != len(hosts):
+        raise UserError("--hosts needs the names of the hosts, each once, such as --hosts a,b")
     overrides = [*options.overrides, f"prism.hardware.nodes={len(hosts)}"]
     _, prism = compose_run(overrides)
     if len(hosts) == 1:
-        return run_stage(overrides, watch=dict)
+        return run_stage(overrides, lost_hosts=dict)
     if prism.stage not in ON_RAY:
-        raise UserError(f"stage {prism.stage} runs on one host; name one: --hosts {hosts[0]}")
+        raise UserError(f"stage {prism.stage} runs on one host; use --hosts {hosts[0]}")
     from verl_prism.cluster.nodes import RayNodes
 
-    logs = options.logs or prism.output / "nodes"
-    with RayNodes(hosts, options.shell, overrides, prism, logs.absolute(), options.wait) as nodes:
-        return run_stage(
-            [*overrides, f"prism.hardware.ray_address={nodes.address}"], watch=nodes.lost
-        )
+    logs = options.logs or RunFolder(prism.output).node_logs
+    with RayNodes(
+        hosts,
+        shell=options.shell,
+        overrides=overrides,
+        devices_per_node=prism.hardware.devices_per_node,
+        devices=prism.devices,
+        logs=logs.absolute(),
+        timeout=options.wait,
+    ) as nodes:
+        address = f"prism.hardware.ray_address={nodes.address}"
+        return run_stage([*overrides, address], lost_hosts=nodes.lost)
 
 
-def run_stage(overrides: Sequence[str], watch: Callable[[], dict[str, int]]) -> int:
-    """The stage's exit code. Where a host is lost (`watch`) the stage is stopped: no other comes in its place."""
-    asked = threading.Event()
-    signal.signal(signal.SIGUSR1, lambda *_: asked.set())
+def run_stage(overrides: Sequence[str], lost_hosts: Callable[[], dict[str, int]]) -> int:
+    """Run the stage and return its exit code.
+
+    Args:
+        lost_hosts: Returns the exit status of each host whose Ray has ended. The stage is stopped
+            if there is one, because a lost host is never replaced.
+    """
+    end_requested = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: end_requested.set())
     stage = subprocess.Popen([sys.executable, "-m", "verl_prism.main", *overrides])
     try:
         while (status := stage.poll()) is None:
-            if asked.is_set():  # again and again: it may not listen yet
+            if end_requested.is_set():  # sent repeatedly: the stage may not handle it yet
                 stage.send_signal(signal.SIGUSR1)
-            if lost := watch():
-                return _give_up(stage, lost)
-            time.sleep(0.2)
+            if lost := lost_hosts():
+                _stop(stage)
+                return _report_lost(lost)
+            time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         return _stop(stage)
-    # The signal that asks for an early end has killed it where it came before the stage was listening.
+    # SIGUSR1 kills a stage that does not handle it yet.
     if status == -signal.SIGUSR1:
         return EXIT_SAVED
     return status if status >= 0 else 128 - status
 
 
-def _give_up(stage: subprocess.Popen, lost: dict[str, int]) -> int:
+def _report_lost(hosts: dict[str, int]) -> int:
+    """Write which hosts were lost, and return the exit code."""
     from verl_prism.cluster.node import EXIT_STOPPED
 
-    _stop(stage)
-    for host, status in lost.items():
+    for host, status in hosts.items():
         how = "was stopped" if status == EXIT_STOPPED else f"ended with status {status}"
         sys.stderr.write(f"verl_prism: Ray on {host} {how}, so the stage was stopped\n")
-    return EXIT_SAVED if EXIT_STOPPED in lost.values() else 1
+    return EXIT_SAVED if EXIT_STOPPED in hosts.values() else EXIT_FAILED
 
 
-def _stop(stage: subprocess.Popen) -> int:
-    """It ends what it has started; a second signal does not keep it from that."""
+def _stop(stage: subprocess.Popen[bytes]) -> int:
+    """Stop the stage and wait until it has ended its own processes. Ignore further signals."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     stage.send_signal(signal.SIGTERM)

@@ -1,7 +1,8 @@
-"""python -m verl_prism.cluster.node: one host's part of a Ray, from a line of JSON on stdin until stdin ends.
+"""Run Ray on one host until stdin ends: python -m verl_prism.cluster.node.
 
-Started on each host by `nodes.py`, through ssh or srun. When the launcher goes, however it goes, its end of the pipe is
-closed, and this process ends what it has started: nothing is left on a host that nobody reaches any more.
+`nodes.py` starts this process on each host through ssh or srun. When the launcher ends, for any
+reason, its end of the pipe is closed, and this process stops what it has started. So nothing is
+left on a host that the launcher can no longer reach.
 """
 
 import json
@@ -26,32 +27,36 @@ ADDRESS_FILE = "ray_current_cluster"  # written by `ray start` when the node is 
 
 
 def main() -> int:
-    """Returns 0 where stdin ended, EXIT_STOPPED where somebody else stopped this node, 1 where Ray ended by itself.
+    """Run Ray as a line of JSON on stdin says, and return the exit code.
 
-    The line: `overrides` of the run, `environment` of the launcher (what this host has itself goes before it), `folder`
-    to work in, and the head's `address`, null for the head itself, which then writes its own to stdout.
+    The exit code is 0 if stdin ended, EXIT_STOPPED if this process got a signal, 1 if Ray ended.
+
+    The line has these keys:
+        overrides: Of the run.
+        environment: The launcher's. Variables that this host sets itself take precedence.
+        folder: Working directory.
+        address: Of the head; null on the head itself, which then writes its address to stdout.
     """
     order = json.loads(sys.stdin.readline())
-    report = os.fdopen(os.dup(1), "w")
+    is_head = order["address"] is None
+    # Only the address goes to stdout. What Ray writes there goes to stderr, which is the log.
+    stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     os.chdir(order["folder"])
-    os.environ.update(
-        {name: value for name, value in order["environment"].items() if name not in os.environ}
-    )
+    for name, value in order["environment"].items():
+        os.environ.setdefault(name, value)
     _, prism = compose_run(order["overrides"])
     for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
-    released = _when_stdin_ends()
-    scratch = Path(
-        tempfile.mkdtemp(prefix="prism-", dir="/tmp")
-    )  # short: a socket's path has 107 characters at most
+    released = _interrupt_when_stdin_ends()
+    # In /tmp, because the path of a socket has at most 107 characters.
+    scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))
     try:
-        with ProcessTree(
-            ray_start(order["address"], prism.hardware, scratch), ray_environment(prism, scratch)
-        ) as ray:
+        command = ray_start(order["address"], prism.hardware, scratch)
+        with ProcessTree(command, ray_environment(prism, scratch)) as ray:
             while ray.wait(POLL_SECONDS) is None:
-                if order["address"] is None and not report.closed:
-                    _report_address(report, scratch)
+                if is_head and not stdout.closed:
+                    _write_address(stdout, scratch / ADDRESS_FILE)
             return 1
     except KeyboardInterrupt:
         return 0 if released.is_set() else EXIT_STOPPED
@@ -60,20 +65,22 @@ def main() -> int:
 
 
 def ray_environment(prism: Prism, scratch: Path) -> dict[str, str]:
-    return environment(prism, scratch) | {
-        "RAY_START_HOOK": f"{__package__}.node.without_client_server"
-    }
+    """Return the environment of Ray's processes on this host."""
+    hook = f"{__package__}.node.without_client_server"
+    return environment(prism, scratch) | {"RAY_START_HOOK": hook}
 
 
 def without_client_server(parameters: Any, head: bool) -> None:
-    """Called by `ray start`, which has no option for it: nobody asked for a server on port 10001."""
+    """Keep `ray start`, which calls this and has no option for it, from serving port 10001."""
     parameters.ray_client_server_port = None
 
 
 def ray_start(head: str | None, hardware: Hardware, scratch: Path) -> list[str]:
-    """The command. Every port is one that is free, so that several jobs may share a host; no dashboard."""
-    given = {"--num-cpus": hardware.ray_cpus, "--num-gpus": hardware.ray_gpus}
-    return [
+    """Return the command that starts Ray on this host.
+
+    It has no dashboard and uses only free ports, so that jobs can share a host.
+    """
+    command = [
         sys.executable,
         "-m",
         "ray.scripts.scripts",
@@ -83,23 +90,25 @@ def ray_start(head: str | None, hardware: Hardware, scratch: Path) -> list[str]:
         "--disable-usage-stats",
         "--min-worker-port=0",
         "--max-worker-port=0",
-        *(
-            ["--head", "--port=0", "--include-dashboard=false"]
-            if head is None
-            else [f"--address={head}"]
-        ),
-        *(f"{option}={number}" for option, number in given.items() if number is not None),
     ]
+    if head is None:
+        command += ["--head", "--port=0", "--include-dashboard=false"]
+    else:
+        command.append(f"--address={head}")
+    if hardware.ray_cpus is not None:
+        command.append(f"--num-cpus={hardware.ray_cpus}")
+    if hardware.ray_gpus is not None:
+        command.append(f"--num-gpus={hardware.ray_gpus}")
+    return command
 
 
-def _when_stdin_ends() -> threading.Event:
-    """Ends the main thread then, as a signal would; the event tells the two apart."""
+def _interrupt_when_stdin_ends() -> threading.Event:
+    """Interrupt the main thread when stdin ends, as a signal would. Then the event is set."""
     released = threading.Event()
 
     def wait() -> None:
-        while os.read(
-            0, 4096
-        ):  # not through sys.stdin, whose lock this thread would hold at the end
+        # Not through sys.stdin: this thread would hold its lock when the interpreter exits.
+        while os.read(0, 4096):
             pass
         released.set()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -108,12 +117,12 @@ def _when_stdin_ends() -> threading.Event:
     return released
 
 
-def _report_address(report: TextIO, scratch: Path) -> None:
-    """Once there is one."""
-    file = scratch / ADDRESS_FILE
-    if file.exists() and (address := file.read_text().strip()):
-        with report:
-            report.write(f"{ADDRESS}{address}\n")
+def _write_address(stdout: TextIO, address_file: Path) -> None:
+    """Write Ray's address and close the stream, once Ray has written its address to the file."""
+    address = address_file.read_text().strip() if address_file.exists() else ""
+    if address:
+        with stdout:
+            stdout.write(f"{ADDRESS}{address}\n")
 
 
 if __name__ == "__main__":

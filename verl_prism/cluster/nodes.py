@@ -1,4 +1,4 @@
-"""The launcher's side: a process for each host that is reached by ssh or srun, and what Ray says of them."""
+"""The launcher's side of Ray on several hosts: one process per host, reached by ssh or srun."""
 
 import contextlib
 import json
@@ -15,46 +15,57 @@ from types import TracebackType
 from typing import Any, Self
 
 from verl_prism.cluster.node import ADDRESS
-from verl_prism.config import Prism
 from verl_prism.errors import UserError
 
-END_SECONDS = 30.0  # a node first ends its own processes
+STOP_SECONDS = 30.0  # for a node to stop its own processes
 
 
 class RayNodes:
-    """A Ray over `hosts`, from entering the `with` block to leaving it; the first host is this one.
+    """Ray on several hosts, running inside a `with` block. The first host is this one.
 
-    shell: the command that runs another one on a host, such as "ssh {host}"; the other is appended to it.
-    logs: folder for what each host's Ray says, `<host>.log`.
-    seconds: how long Ray has to be complete.
+    Args:
+        hosts: Names for `shell`.
+        shell: Command that runs another command on a host, such as "ssh {host}". The other command
+            is appended.
+        overrides: Of the run.
+        devices_per_node: Devices that the run needs on each host.
+        devices: Devices that the run needs on all hosts together.
+        logs: Folder for the output of Ray on each host, `<host>.log`.
+        timeout: Seconds to wait for Ray on all hosts.
     """
 
     def __init__(
         self,
         hosts: Sequence[str],
+        *,
         shell: str,
         overrides: Sequence[str],
-        prism: Prism,
+        devices_per_node: int,
+        devices: int,
         logs: Path,
-        seconds: float,
+        timeout: float,
     ) -> None:
-        self._hosts, self._shell, self._overrides, self._prism, self._logs = (
-            hosts,
-            shell,
-            overrides,
-            prism,
-            logs,
-        )
-        self._seconds = seconds
+        self._hosts = hosts
+        self._shell = shell
+        self._overrides = overrides
+        self._devices_per_node = devices_per_node
+        self._devices = devices
+        self._logs = logs
+        self._timeout = timeout
         self._nodes: dict[str, subprocess.Popen[str]] = {}
 
     def __enter__(self) -> Self:
-        """Returns when Ray says that all hosts are there with what the run wants. Raises UserError if it never does."""
-        self._deadline = time.monotonic() + self._seconds
+        """Start Ray and wait until it has all hosts and devices.
+
+        Raises:
+            UserError: Ray did not start, or hosts or devices are missing after the timeout.
+        """
+        self._deadline = time.monotonic() + self._timeout
         self._logs.mkdir(parents=True, exist_ok=True)
-        # Whoever reaches its ports could run anything as this user: Ray asks for a token that only this run knows.
+        # Anyone who can connect to Ray could run code as this user, so Ray requires a secret token.
         if "RAY_AUTH_MODE" not in os.environ:
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         try:
             self._start(self._hosts[0], head=None)
             self.address = self._head_address()
@@ -62,7 +73,7 @@ class RayNodes:
                 self._start(host, head=self.address)
             self._wait_for_ray()
         except BaseException:
-            self._end()
+            self._stop()
             raise
         return self
 
@@ -72,23 +83,23 @@ class RayNodes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
+        self._stop()
 
     def lost(self) -> dict[str, int]:
-        """The hosts whose part of Ray has ended, and its exit status."""
-        ended = {host: node.poll() for host, node in self._nodes.items()}
-        return {host: status for host, status in ended.items() if status is not None}
+        """Return the exit status of each host whose Ray has ended."""
+        lost: dict[str, int] = {}
+        for host, node in self._nodes.items():
+            status = node.poll()
+            if status is not None:
+                lost[host] = status
+        return lost
 
     def log(self, host: str) -> Path:
+        """Return the file with the output of Ray on a host."""
         return self._logs / f"{host}.log"
 
     def _start(self, host: str, head: str | None) -> None:
-        command = [
-            *shlex.split(self._shell.replace("{host}", host)),
-            sys.executable,
-            "-m",
-            "verl_prism.cluster.node",
-        ]
+        shell = shlex.split(self._shell.replace("{host}", host))
         order = {
             "overrides": list(self._overrides),
             "environment": dict(os.environ),
@@ -97,7 +108,7 @@ class RayNodes:
         }
         with self.log(host).open("a") as log:
             node = subprocess.Popen(
-                command,
+                [*shell, sys.executable, "-m", "verl_prism.cluster.node"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -106,67 +117,64 @@ class RayNodes:
             )
         self._nodes[host] = node
         assert node.stdin
-        with contextlib.suppress(BrokenPipeError):  # it has ended already: `lost` tells
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `lost` reports it
             node.stdin.write(json.dumps(order) + "\n")
             node.stdin.flush()
 
     def _head_address(self) -> str:
-        """Among whatever else the host says at a login."""
+        """Return the address that the head writes, and skip other output (a login message)."""
         host = self._hosts[0]
         head = self._nodes[host]
         assert head.stdout
         timer = threading.Timer(max(0.0, self._deadline - time.monotonic()), head.terminate)
         timer.start()
-        said = (
-            line.removeprefix(ADDRESS).strip() for line in head.stdout if line.startswith(ADDRESS)
-        )
-        address = next(said, None)
+        address = None
+        for line in head.stdout:
+            if line.startswith(ADDRESS):
+                address = line.removeprefix(ADDRESS).strip()
+                break
         timer.cancel()
         if address is None:
             raise UserError(
-                f"Ray's head on {host} did not start within {self._seconds:.0f} s; see {self.log(host)}"
+                f"Ray's head on {host} did not start within {self._timeout:.0f} s; "
+                f"see {self.log(host)}"
             )
         return address
 
     def _wait_for_ray(self) -> None:
-        import ray  # which looks for its token at once
+        import ray  # reads the token when it is imported
 
         ray.init(self.address, log_to_driver=False, logging_level="ERROR")
         try:
             while missing := self._missing(ray.nodes()):
                 if lost := self.lost():
-                    raise UserError(
-                        "\n".join(f"Ray on {host} ended; see {self.log(host)}" for host in lost)
-                    )
+                    ended = [f"Ray on {host} ended; see {self.log(host)}" for host in lost]
+                    raise UserError("\n".join(ended))
                 if time.monotonic() > self._deadline:
-                    raise UserError(
-                        f"{missing} after {self._seconds:.0f} s; the hosts' logs are in {self._logs}"
-                    )
+                    raise UserError(f"{missing} after {self._timeout:.0f} s; see {self._logs}")
                 time.sleep(0.5)
         finally:
             ray.shutdown()
 
     def _missing(self, nodes: Sequence[Mapping[str, Any]]) -> str:
-        """What Ray lacks of what the run wants; empty if it is complete. verl would wait for it for ever."""
-        hardware = self._prism.hardware
+        """Return what Ray lacks for the run, or "". verl would wait for it forever."""
         devices = [int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
-        wanted = self._prism.devices
-        if len(devices) < hardware.nodes:
-            return f"Ray has {len(devices)} of {hardware.nodes} nodes"
-        if min(devices) < hardware.devices_per_node or sum(devices) < wanted:
+        if len(devices) < len(self._hosts):
+            return f"Ray has {len(devices)} of {len(self._hosts)} nodes"
+        if min(devices) < self._devices_per_node or sum(devices) < self._devices:
             return (
-                f"Ray has {devices} devices on its nodes; the run wants {hardware.devices_per_node} on each "
-                f"(prism.hardware.devices_per_node), {wanted} in all"
+                f"Ray has {devices} devices on its nodes; the run needs {self._devices_per_node} "
+                f"on each (prism.hardware.devices_per_node), {self._devices} in total"
             )
         return ""
 
-    def _end(self) -> None:
-        """Each node ends itself when its stdin does; one that does not is killed."""
+    def _stop(self) -> None:
+        """Close the stdin of each node, which then stops itself. Kill the nodes that do not."""
         for node in self._nodes.values():
             assert node.stdin
             with contextlib.suppress(BrokenPipeError):
                 node.stdin.close()
-        deadline = time.monotonic() + END_SECONDS
+        deadline = time.monotonic() + STOP_SECONDS
         for node in self._nodes.values():
             try:
                 node.wait(max(0.0, deadline - time.monotonic()))

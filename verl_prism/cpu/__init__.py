@@ -1,1 +1,1 @@
-"""Running verl, Ray and vLLM on a host with no accelerator. Nothing here is active where there is one."""
+"""Patches that let verl, Ray and vLLM run without an accelerator. Elsewhere they are inactive."""

@@ -1,35 +1,38 @@
-"""The environment variables of a run on a host with no accelerator."""
+"""Environment variables for a host without an accelerator."""
 
 import os
 
 
 def cpu_environment() -> dict[str, str]:
-    """Returns what has to be in `os.environ` before verl, vLLM or Ray are imported.
+    """Return variables that must be set before verl, vLLM or Ray are imported.
 
-    Ray's processes and vLLM's inherit it from the driver, which starts them.
+    The processes of Ray and vLLM inherit them from the driver, which starts them.
 
     Platform:
-        VERL_PLATFORM: selects `verl_prism.cpu.platform`; without it verl believes that it is on an NVIDIA host.
-        VERL_ENGINE_DEVICE: verl registers its FSDP engines for cuda and npu; this selects the class and nothing else.
+        VERL_PLATFORM: Selects `verl_prism.cpu.platform`. Without it verl assumes an NVIDIA host.
+        VERL_ENGINE_DEVICE: verl registers its FSDP engines for cuda and npu. This only selects the
+            class.
 
     vLLM:
         VLLM_CPU_KVCACHE_SPACE: GiB; the default is a fraction of all memory.
-        VLLM_ENABLE_V1_MULTIPROCESSING: 0 allows the executor "uni" on CPU, the worker inside the engine's process: one
-            process less to start and to keep in memory.
-        TORCH_COMPILE_DISABLE: vLLM's sampler has one compiled function, and its first call waits for the C++ compiler.
+        VLLM_ENABLE_V1_MULTIPROCESSING: 0 allows the executor "uni" on CPU, which runs the worker in
+            the engine's process. That is one process less to start and to keep in memory.
+        TORCH_COMPILE_DISABLE: vLLM's sampler has one compiled function, and its first call waits
+            for the C++ compiler.
 
     Threads:
-        OMP_NUM_THREADS: the usable cores; Ray would choose 1 for most processes and 3 for the actor.
-        OMP_WAIT_POLICY: threads that spin at a barrier take the core from the thread that they wait for. On two busy
-            cores vLLM generates more than ten times faster with PASSIVE.
-        TQ_NUM_THREADS: TransferQueue asks for 8 threads and warns at every request where there are fewer cores.
+        OMP_NUM_THREADS: All usable cores. Ray would set 1 for most processes and 3 for the actor.
+        OMP_WAIT_POLICY: A thread that spins at a barrier takes the core from the thread that it
+            waits for. On two busy cores vLLM generates over ten times faster with PASSIVE.
+        TQ_NUM_THREADS: TransferQueue requests 8 threads, and with fewer cores it warns at every
+            request.
 
     Ray:
-        RAY_prestart_worker_first_driver, RAY_enable_worker_prestart: workers started in advance lack verl's runtime
-            environment, so none is ever used.
-        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO: what Ray will do by default; unset, each process warns about it.
+        RAY_prestart_worker_first_driver, RAY_enable_worker_prestart: Workers that Ray starts in
+            advance lack verl's runtime environment, so they would never be used.
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO: Ray's future default. If unset, each process warns.
 
-    Quiet: the remaining ones turn down logs that are of no use to a reader.
+    The other variables reduce logging.
     """
     cores = str(len(os.sched_getaffinity(0)))
     return {

@@ -1,4 +1,4 @@
-"""The platform `cpu` for verl: one logical device per rank, gloo, no memory accounting."""
+"""verl's platform `cpu`: one logical device per rank, gloo, no memory accounting."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,18 +18,23 @@ def _constant(value: Any) -> Callable[..., Any]:
 class CpuDevice(ModuleType):
     """`torch.cpu` with the part of the `torch.cuda` interface that verl calls."""
 
-    memory_allocated = max_memory_allocated = staticmethod(_constant(0))
-    memory_reserved = max_memory_reserved = staticmethod(_constant(0))
+    memory_allocated = staticmethod(_constant(0))
+    max_memory_allocated = staticmethod(_constant(0))
+    memory_reserved = staticmethod(_constant(0))
+    max_memory_reserved = staticmethod(_constant(0))
     mem_get_info = staticmethod(_constant((0, 0)))
-    reset_peak_memory_stats = empty_cache = ipc_collect = staticmethod(_constant(None))
-    synchronize = set_device = staticmethod(_constant(None))
+    reset_peak_memory_stats = staticmethod(_constant(None))
+    empty_cache = staticmethod(_constant(None))
+    ipc_collect = staticmethod(_constant(None))
+    synchronize = staticmethod(_constant(None))
+    set_device = staticmethod(_constant(None))
     is_available = staticmethod(_constant(True))
     device_count = staticmethod(_constant(1))
     # Not an index: verl passes it to `Tensor.to`.
     current_device = staticmethod(_constant("cpu"))
-    # verl's FLOPs counter asks every device module but torch.cpu itself.
+    # verl's FLOPs counter calls this on every device module except torch.cpu itself.
     get_device_name = staticmethod(_constant("CPU"))
-    # Resuming from a checkpoint sets the device's generator.
+    # Resuming from a checkpoint restores the device's generator.
     get_rng_state = staticmethod(torch.get_rng_state)
     set_rng_state = staticmethod(torch.set_rng_state)
 
@@ -38,22 +43,26 @@ class CpuDevice(ModuleType):
 
 
 class PlatformCPU(PlatformBase):
-    """Selected by `VERL_PLATFORM=cpu`; never detected by itself."""
+    """Selected by `VERL_PLATFORM=cpu` only; verl never detects it."""
 
     device_name = "cpu"
     vendor_name = "cpu"
     device_module = CpuDevice("verl_prism_cpu_device")
 
     def is_available(self) -> bool:
+        """Return True: a CPU is always there."""
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
+        """Return whether the platform is selected."""
         return os.environ.get("VERL_PLATFORM") == "cpu"
 
     def current_device(self) -> str:  # type: ignore[override]
+        """Return the device for `Tensor.to`; it has no index."""
         return self.device_module.current_device()
 
     def device_count(self) -> int:
+        """Return 1."""
         return self.device_module.device_count()
 
     def set_device(self, device_index: int) -> None:
@@ -63,9 +72,11 @@ class PlatformCPU(PlatformBase):
         """CPU work is done when the call returns."""
 
     def manual_seed(self, seed: int) -> None:
+        """Seed torch."""
         torch.manual_seed(seed)
 
     def manual_seed_all(self, seed: int) -> None:
+        """Seed torch."""
         torch.manual_seed(seed)
 
     def set_allocator_settings(self, settings: str) -> None:
@@ -75,16 +86,20 @@ class PlatformCPU(PlatformBase):
         """There is no caching allocator."""
 
     def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
+        """Return no compute capability."""
         return None, None
 
     def communication_backend_name(self) -> str:
+        """Return the backend of process groups."""
         return "gloo"
 
     def visible_devices_envvar(self) -> str:
+        """Return a variable that verl may set; nothing reads it on CPU."""
         return "CUDA_VISIBLE_DEVICES"
 
     @contextmanager
     def nvtx_range(self, msg: str) -> Iterator[None]:
+        """Mark nothing: there is no device profiler."""
         yield
 
     def profiler_start(self) -> None:
@@ -94,20 +109,22 @@ class PlatformCPU(PlatformBase):
         """There is no device profiler."""
 
     def ray_resource_name(self) -> str:
-        # Ranks are logical GPUs of Ray (`ray_init.num_gpus`): verl's placement groups ask for nothing else.
+        """Return GPU: ranks are logical GPUs of Ray, which verl's placement groups request."""
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
+        """Return no variables."""
         return []
 
     def is_ipc_supported(self) -> bool:
-        # Weights travel from the actor to vLLM through POSIX shared memory.
+        """Return False: the actor sends weights to vLLM through POSIX shared memory."""
         return False
 
     def cudart(self) -> None:
+        """Return no CUDA runtime."""
         return None
 
 
 def register_platform() -> None:
-    """Makes `VERL_PLATFORM=cpu` known to verl."""
+    """Make `VERL_PLATFORM=cpu` known to verl."""
     PlatformRegistry.register(platform="cpu")(PlatformCPU)

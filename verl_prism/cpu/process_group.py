@@ -7,9 +7,10 @@ import torch.distributed
 
 
 def accept_repeated_backends() -> None:
-    """Makes `torch.distributed.init_process_group` accept a device:backend pair that is named twice.
+    """Make `torch.distributed.init_process_group` accept a device:backend pair that is named twice.
 
-    verl asks for `cpu:gloo,<device>:<backend>`, which on the CPU platform is `cpu:gloo,cpu:gloo`; torch refuses that.
+    verl requests `cpu:gloo,<device>:<backend>`. On the CPU platform that is `cpu:gloo,cpu:gloo`,
+    which torch refuses.
     """
     original = torch.distributed.init_process_group
     if hasattr(original, "accepts_repeated_backends"):

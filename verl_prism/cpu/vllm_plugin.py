@@ -1,13 +1,14 @@
-"""What a vLLM process needs on CPU so that its weights can be replaced while it serves."""
+"""A vLLM plugin that allows weights to be replaced while vLLM serves on CPU."""
 
 import os
 
 
 def register() -> None:
-    """Entry point of the group `vllm.general_plugins`; vLLM calls it in each of its processes.
+    """Disable oneDNN in vLLM on CPU.
 
-    vLLM packs the weight of each Linear for oneDNN after loading and drops the original, so the next weight sync finds
-    nothing to load into. Without oneDNN it keeps the weights and calls `torch.nn.functional.linear`.
+    vLLM calls this entry point (`vllm.general_plugins`) in each process. With oneDNN, vLLM packs
+    the weight of each Linear after loading and drops the original, so the next weight sync has
+    nothing to load into. Without it, vLLM keeps the weights and calls `torch.nn.functional.linear`.
     """
     from vllm.platforms import current_platform
 
@@ -15,5 +16,5 @@ def register() -> None:
         from vllm import _custom_ops
 
         _custom_ops._supports_onednn = False
-        # verl asks for these kernels where `rollout.full_determinism` is set; they are Triton's, for GPUs.
+        # verl sets this to 1 for `rollout.full_determinism`. The kernels need Triton and a GPU.
         os.environ["VLLM_BATCH_INVARIANT"] = "0"

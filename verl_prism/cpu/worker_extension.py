@@ -1,4 +1,4 @@
-"""verl's extension of the vLLM worker, for weights that arrive in shared memory."""
+"""An extension of verl's vLLM worker for weights that arrive in shared memory."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 
 class CpuWorkerExtension(vLLMColocateWorkerExtension):
-    """Chosen by config: `rollout.engine_kwargs.vllm.worker_extension_cls`."""
+    """Selected by the config key `rollout.engine_kwargs.vllm.worker_extension_cls`."""
 
     def _update_weights(
         self, weights: list[tuple[str, torch.Tensor]], *args: Any, **kwargs: Any
     ) -> None:
-        """Copies the received tensors out of the shared buffer before they are loaded.
+        """Copy the received tensors out of the shared buffer before they are loaded.
 
-        On an accelerator `.to(device)` has copied them. On CPU they are views, and what still refers to one when the
-        buffer is closed raises `BufferError: cannot close exported pointers exist`.
+        On an accelerator `.to(device)` copies them. On CPU they are views of the buffer, and if one
+        of them is still referenced when the buffer is closed, that raises `BufferError: cannot
+        close exported pointers exist`.
         """
-        super()._update_weights(
-            [(name, tensor.clone()) for name, tensor in weights], *args, **kwargs
-        )
+        copies = [(name, tensor.clone()) for name, tensor in weights]
+        super()._update_weights(copies, *args, **kwargs)

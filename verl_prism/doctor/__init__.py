@@ -1,1 +1,1 @@
-"""Looks for what would stop a run, before it has cost a GPU hour: `python -m verl_prism.doctor [overrides]`."""
+"""Checks before a run: `python -m verl_prism.doctor [overrides]` reports what would stop it."""

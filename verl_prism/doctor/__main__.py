@@ -1,4 +1,4 @@
-"""python -m verl_prism.doctor: every check of a run, as a list; nothing is started but a Ray that is there is asked."""
+"""Check a run before it starts: python -m verl_prism.doctor stage=… [key=value …]."""
 
 import io
 import os
@@ -11,122 +11,151 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from verl_prism.compose import compose_run
-from verl_prism.doctor.cluster import cluster
-from verl_prism.doctor.devices import gpus, talk
-from verl_prism.doctor.finding import Case, Check, Finding, Level, fault
-from verl_prism.doctor.fit import cache_fits, device_fits, host_fits
+from verl_prism.doctor.devices import check_communication, check_gpus
+from verl_prism.doctor.finding import Case, Check, Finding, Level, error, ok
 from verl_prism.doctor.host import (
-    environment,
-    limits,
-    output,
-    scratch,
-    shared_memory,
-    verl_plugin,
-    versions,
+    check_environment,
+    check_limits,
+    check_output,
+    check_packages,
+    check_plugin,
+    check_scratch_folder,
+    check_shared_memory,
 )
-from verl_prism.doctor.models import batches, bucket, inputs, patching, rows
+from verl_prism.doctor.inputs import (
+    check_batches,
+    check_image_patches,
+    check_models_and_data,
+    check_rows,
+    check_weight_bucket,
+)
+from verl_prism.doctor.memory_checks import (
+    check_device_memory,
+    check_host_memory,
+    check_vllm_cache,
+)
+from verl_prism.doctor.ray_resources import check_ray
 from verl_prism.errors import UserError
 from verl_prism.redaction import command_redactor
 
 HELP = """\
-python -m verl_prism.doctor stage=… [algorithm=…] [model=…] [hardware=…] [key=value …]
+usage: python -m verl_prism.doctor stage=… [key=value …]
 
-Looks for what would stop the run that python -m verl_prism.main would start with the same words, before it has cost a
-GPU hour: packages, environment and limits, GPUs and how processes talk, Ray's resources, models and data, batch sizes,
-disk, and an estimate of memory per device at each moment of a step. Each finding says how to mend it. Exit code 0, or 2
-where something would stop the run. Nothing is started, nothing is changed.
+Checks a run before it costs GPU time. It takes the same arguments as python -m verl_prism.main.
+It starts no stage and changes no file; a running Ray (prism.hardware.ray_address) is only queried.
+
+It checks
+  packages, environment variables, limits, shared memory and disk space
+  GPUs, communication between processes, and Ray's resources
+  models, data, batch sizes, and verl's own validation of the configuration
+  estimated memory per device in each phase of a step, and host memory
+
+Each problem comes with a fix.
+
+example:
+  python -m verl_prism.doctor stage=align model=qwen3_vl_4b hardware=8xh100 prism.root=runs/4b
+
+exit codes: 0 no errors (there may be warnings), 2 errors
 """
-MARKS: dict[Level, str] = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "fault": "[red]✗[/]"}
+EXIT_ERRORS = 2
+MARKS: dict[Level, str] = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
 
 
-def verls_own(case: Case) -> Iterator[Finding]:
-    """verl's validation of the whole configuration, which takes some seconds of imports. What it prints is left out."""
-    if case.rl:
-        with (
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(action="ignore"),
-        ):
-            from verl_prism.trainer.validate import check_with_verl
+def check_verl_config(case: Case) -> Iterator[Finding]:
+    """Run verl's own validation of the configuration, and hide what it prints."""
+    if not case.on_ray:
+        yield ok("not used in this stage")
+        return
+    with (
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        from verl_prism.trainer.validate import check_with_verl
 
-            check_with_verl(case.config)
-    yield Finding("ok", "nothing to object" if case.rl else "not asked in this stage")
+        check_with_verl(case.config)
+    yield ok("configuration accepted")
 
 
 CHECKS: dict[str, Check] = {
-    "packages": versions,
-    "plugin": verl_plugin,
-    "environment": environment,
-    "limits": limits,
-    "shared memory": shared_memory,
-    "scratch folder": scratch,
-    "GPUs": gpus,
-    "processes talk": talk,
-    "Ray": cluster,
-    "models and data": inputs,
-    "image patches": patching,
-    "batches": batches,
-    "rows": rows,
-    "weights to vLLM": bucket,
-    "output": output,
-    "device memory": device_fits,
-    "vLLM's cache": cache_fits,
-    "host memory": host_fits,
-    "verl": verls_own,
+    "packages": check_packages,
+    "plugin": check_plugin,
+    "environment": check_environment,
+    "limits": check_limits,
+    "shared memory": check_shared_memory,
+    "scratch folder": check_scratch_folder,
+    "GPUs": check_gpus,
+    "communication": check_communication,
+    "Ray": check_ray,
+    "models and data": check_models_and_data,
+    "image patches": check_image_patches,
+    "batches": check_batches,
+    "rows": check_rows,
+    "weight bucket": check_weight_bucket,
+    "output": check_output,
+    "device memory": check_device_memory,
+    "vLLM's cache": check_vllm_cache,
+    "host memory": check_host_memory,
+    "verl": check_verl_config,
 }
 
 
 def findings(check: Check, case: Case) -> list[Finding]:
-    """All that a check has to say; that it is in order, only where nothing else was said. It never raises."""
+    """Return the findings of a check. Exceptions become findings, too.
+
+    If there are problems, findings with level "ok" are dropped, except for the phases of a step.
+    """
     found: list[Finding] = []
     try:
-        found.extend(check(case))
-    except UserError as error:
-        found.append(fault(str(error), ""))
-    except (
-        Exception
-    ) as error:  # a broken folder may break a check in any way; another check then says what it is
+        found.extend(check(case))  # keeps what the check yields before it raises
+    except UserError as mistake:
+        found.append(error(str(mistake), ""))
+    except Exception as failure:  # a broken folder can break a check in any way
         found.append(
-            fault(
-                f"could not be looked at: {type(error).__name__}: {error}",
+            error(
+                f"could not be checked: {type(failure).__name__}: {failure}",
                 "see the other findings first",
             )
         )
-    told = [finding for finding in found if finding.level != "ok"]
-    several = check is device_fits  # a line for each moment
-    return found if several or not told else told
+    problems = [finding for finding in found if finding.level != "ok"]
+    if not problems or check is check_device_memory:
+        return found
+    return problems
 
 
-def examine(case: Case) -> dict[str, list[Finding]]:
-    return {name: findings(check, case) for name, check in CHECKS.items()}
-
-
-def show(console: Console, found: dict[str, list[Finding]]) -> None:
+def print_findings(console: Console, results: dict[str, list[Finding]]) -> None:
+    """Print the findings of each check as a table, and the number of errors and warnings."""
     table = Table(
         "", "check", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False
     )
-    for name, each in found.items():
-        for number, finding in enumerate(each):
-            cure = f"\n→ {finding.cure}" if finding.cure else ""
-            table.add_row(MARKS[finding.level], "" if number else name, f"{finding.text}{cure}")
+    levels: list[Level] = []
+    for name, found in results.items():
+        label = name
+        for finding in found:
+            fix = f"\n→ {finding.fix}" if finding.fix else ""
+            table.add_row(MARKS[finding.level], label, f"{finding.text}{fix}")
+            levels.append(finding.level)
+            label = ""
     console.print(table)
-    levels = [finding.level for each in found.values() for finding in each]
-    console.print(f"{levels.count('fault')} faults, {levels.count('warning')} warnings")
+    console.print(f"{levels.count('error')} errors, {levels.count('warning')} warnings")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 0, or 2 where something would stop the run."""
-    if {"--help", "-h"} & set(arguments):
+    """Check a run and return the exit code."""
+    if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(HELP)
         return 0
     try:
         config, prism = compose_run(arguments)
-    except UserError as error:
-        sys.stderr.write(f"verl_prism: {command_redactor(arguments, os.environ)(str(error))}\n")
-        return 2
-    found = examine(Case(config, prism))
-    show(Console(soft_wrap=False, highlight=False), found)
-    return 2 if any(finding.level == "fault" for each in found.values() for finding in each) else 0
+    except UserError as mistake:
+        message = command_redactor(arguments, os.environ)(str(mistake))
+        sys.stderr.write(f"verl_prism: {message}\n")
+        return EXIT_ERRORS
+    case = Case(config, prism)
+    results = {name: findings(check, case) for name, check in CHECKS.items()}
+    print_findings(Console(soft_wrap=False, highlight=False), results)
+    levels = {finding.level for found in results.values() for finding in found}
+    return EXIT_ERRORS if "error" in levels else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""python -m verl_prism.doctor.all_reduce BACKEND STORE RANK: one of two processes that add up their ranks."""
+"""Run one of the two ranks of a trial all-reduce.
+
+python -m verl_prism.doctor.all_reduce BACKEND STORE RANK
+"""
 
 import sys
 from datetime import timedelta
@@ -6,12 +9,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+TIMEOUT = timedelta(seconds=60)
+
 
 def main(backend: str, store: str, rank: int) -> None:
+    """Add up 1 and 2 with the other rank, which uses the same file as store."""
     device = f"cuda:{rank}" if backend == "nccl" else "cpu"
-    limit = timedelta(seconds=60)
     dist.init_process_group(
-        backend, init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit
+        backend, init_method=f"file://{store}", rank=rank, world_size=2, timeout=TIMEOUT
     )
     number = torch.tensor([rank + 1.0], device=device)
     dist.all_reduce(number)

@@ -1,48 +1,95 @@
-"""What a check says, and what it is told."""
+"""What a check receives (a case) and what it yields (findings)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from omegaconf import DictConfig
 
 from verl_prism.config import ON_RAY, Prism
 
-Level = Literal["ok", "warning", "fault"]
+if TYPE_CHECKING:
+    from verl_prism.doctor.sizes import Sizes
+
+GIB = 2**30
+
+Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """level: a fault would stop the run, or spoil it. cure: how to mend it; what is ok needs none."""
+    """One result of a check.
+
+    Attributes:
+        level: "error" if it would stop the run or make it train wrongly.
+        text: What was found.
+        fix: What to do about it; empty if the level is "ok".
+    """
 
     level: Level
     text: str
-    cure: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
 class Case:
-    """The run that is looked at."""
+    """The run that is checked. The first use of a model's sizes imports torch."""
 
     config: DictConfig
     prism: Prism
 
     @property
-    def rl(self) -> bool:
-        """Whether it runs on Ray."""
+    def on_ray(self) -> bool:
+        """Whether the stage runs on Ray."""
         return self.prism.stage in ON_RAY
+
+    @property
+    def policy_folder(self) -> Path:
+        """Folder of the policy; in stage eval, of the first policy."""
+        if self.prism.stage == "eval":
+            return next(iter(self.prism.eval.policies.values()))
+        return self.prism.policy
+
+    @cached_property
+    def policy(self) -> "Sizes":
+        """Sizes of the policy."""
+        from verl_prism.doctor.sizes import policy_sizes
+
+        return policy_sizes(self.policy_folder)
+
+    @cached_property
+    def discriminator(self) -> "Sizes | None":
+        """Sizes of the discriminator; None if the stage has none."""
+        from verl_prism.doctor.sizes import discriminator_sizes, upcycled_sizes
+
+        match self.prism.stage:
+            case "warmup":
+                return upcycled_sizes(self.prism.discriminator.upcycle)
+            case "align":
+                return discriminator_sizes(self.prism.discriminator.path)
+        return None
 
 
 Check = Callable[[Case], Iterator[Finding]]
 
 
 def ok(text: str) -> Finding:
+    """Return a finding that needs no action."""
     return Finding("ok", text)
 
 
-def warning(text: str, cure: str) -> Finding:
-    return Finding("warning", text, cure)
+def warning(text: str, fix: str) -> Finding:
+    """Return a finding that deserves attention but does not stop the run."""
+    return Finding("warning", text, fix)
 
 
-def fault(text: str, cure: str) -> Finding:
-    return Finding("fault", text, cure)
+def error(text: str, fix: str) -> Finding:
+    """Return a finding that would stop the run or make it train wrongly."""
+    return Finding("error", text, fix)
+
+
+def gib(num_bytes: float) -> str:
+    """Format a number of bytes in GiB, with three digits."""
+    return f"{num_bytes / GIB:.3g} GiB"

@@ -1,4 +1,4 @@
-"""The host that the doctor runs on: packages, environment, limits, room."""
+"""Check the host that the doctor runs on: packages, environment, limits and disk space."""
 
 import importlib.metadata
 import os
@@ -10,166 +10,211 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from verl_prism import plugin
-from verl_prism.doctor.finding import Case, Finding, fault, ok, warning
-from verl_prism.doctor.memory import GIB, checkpoint_bytes
-from verl_prism.doctor.models import parameters
+from verl_prism.doctor.finding import GIB, Case, Finding, error, gib, ok, warning
+from verl_prism.doctor.memory_estimate import checkpoint_bytes
 
-SCRATCH = Path("/tmp")  # of Ray, and of verl's sockets
+FLASH_ATTENTION = "flash-attn"  # must be built from source, so it is optional
+SCRATCH = Path("/tmp")  # for Ray, and for verl's sockets
+MIN_SCRATCH = GIB
+ENOUGH_SCRATCH = 10 * GIB
 SHARED_MEMORY = Path("/dev/shm")
-FILES, FILES_WANTED = 4096, 16384  # Ray's daemons open thousands; it advises 65,536
-PROCESSES = 8192  # threads count
+MIN_FILES = 4096  # Ray's daemons open thousands
+ENOUGH_FILES = 16384
+ADVISED_FILES = 65536  # by Ray
+MIN_PROCESSES = 8192  # including threads
+
+# Values with which each variable is harmless, by device. Unset is harmless, too.
+ALLOWED = {
+    "cpu": {"VERL_PLATFORM": ("", "cpu"), "VERL_ENGINE_DEVICE": ("", "cuda")},
+    "cuda": {"VERL_PLATFORM": ("", "nvidia"), "VERL_ENGINE_DEVICE": ("", "cuda")},
+}
+NO_GPUS = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
+OFF = ("0", "false", "no", "off", "")  # values of HF_HUB_OFFLINE
 
 
-def versions(case: Case) -> Iterator[Finding]:
-    """Installed packages against verl_prism's own requirements, with those for the device."""
-    extra = "cpu" if case.prism.hardware.device == "cpu" else "gpu"
-    cure = f"install the locked set: requirements/{extra}.txt says how"
-    wanted = [Requirement(text) for text in importlib.metadata.requires("verl_prism") or []]
-    wanted = [
-        each for each in wanted if each.marker is None or each.marker.evaluate({"extra": extra})
-    ]
-    found = {each.name: _version(each.name) for each in wanted}
-    for each in wanted:
-        have = found[each.name]
-        if have is None:
-            yield fault(
-                f"{each.name} is not installed; {each.name}{each.specifier} is needed", cure
-            )
-        elif not each.specifier.contains(have, prereleases=True):
-            yield fault(f"{each.name} is {have}, not {each.specifier}", cure)
-    yield ok(
-        ", ".join(
-            f"{name} {found[name]}"
-            for name in ("verl", "torch", "transformers", "ray")
-            if found[name]
-        )
-    )
+def check_packages(case: Case) -> Iterator[Finding]:
+    """Compare installed packages with the requirements of verl_prism for the device.
+
+    flash-attn is required only if `prism.hardware.attention` needs it.
+    """
+    hardware = case.prism.hardware
+    extra = "cpu" if hardware.device == "cpu" else "gpu"
+    needed = requirements(extra)
+    flash_attention = needed.pop(FLASH_ATTENTION, Requirement(FLASH_ATTENTION))
+    fix = f"install the locked versions; requirements/{extra}.txt says how"
+    for requirement in needed.values():
+        yield from _check_package(requirement, fix)
+    if hardware.attention == "flash_attention_2":
+        version = flash_attention.specifier
+        fix = f"install {FLASH_ATTENTION}{version}, or set prism.hardware.attention=sdpa"
+        yield from _check_package(flash_attention, fix)
+    names = ("verl", "torch", "transformers", "ray")
+    versions = {name: installed_version(name) for name in names}
+    yield ok(", ".join(f"{name} {version}" for name, version in versions.items() if version))
 
 
-def _version(name: str) -> str | None:
+def requirements(extra: str) -> dict[str, Requirement]:
+    """Return verl_prism's requirements by name, including those of an extra."""
+    needed: dict[str, Requirement] = {}
+    for text in importlib.metadata.requires("verl_prism") or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            needed[requirement.name] = requirement
+    return needed
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of an installed package."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def verl_plugin(case: Case) -> Iterator[Finding]:
+def _check_package(requirement: Requirement, fix: str) -> Iterator[Finding]:
+    name, specifier = requirement.name, requirement.specifier
+    installed = installed_version(name)
+    if installed is None:
+        yield error(f"{name} is not installed; {name}{specifier} is needed", fix)
+    elif not specifier.contains(installed, prereleases=True):
+        yield error(f"{name} is {installed}, not {specifier}", fix)
+
+
+def check_plugin(case: Case) -> Iterator[Finding]:
+    """Check that verl loads verl_prism."""
     plugin.assert_loaded()
     yield ok("verl loads verl_prism")
 
 
-def environment(case: Case, variables: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Variables that would lead the run astray. They win over what the launcher sets."""
-    hardware, cpu = case.prism.hardware, case.prism.hardware.device == "cpu"
-    address = variables.get("RAY_ADDRESS")
-    if case.rl and address and hardware.ray_address is None:
-        yield fault(
-            f"RAY_ADDRESS={address}: the run would join that Ray instead of starting its own",
-            "unset RAY_ADDRESS, or say prism.hardware.ray_address=auto",
-        )
-    for name in ("RANK", "WORLD_SIZE"):
-        if not case.rl and name in variables:
-            yield fault(f"{name}={variables[name]} is left from another launcher", f"unset {name}")
-    for name, right in {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}.items():
-        allowed = (
-            ("", right) if cpu else ("", "cuda") if name == "VERL_ENGINE_DEVICE" else ("", "nvidia")
-        )
-        if variables.get(name, "") not in allowed:
-            yield fault(
-                f"{name}={variables[name]} does not go with hardware of {hardware.device}",
+def check_environment(case: Case, variables: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Check for environment variables that break the run. They override what the launcher sets."""
+    hardware = case.prism.hardware
+    if case.on_ray:
+        yield from _check_ray_variables(case, variables)
+    else:
+        for name in ("RANK", "WORLD_SIZE"):
+            if name in variables:
+                yield error(
+                    f"{name}={variables[name]} is left over from another launcher", f"unset {name}"
+                )
+    for name, allowed in ALLOWED[hardware.device].items():
+        value = variables.get(name, "")
+        if value not in allowed:
+            yield error(
+                f"{name}={value} contradicts prism.hardware.device={hardware.device}",
                 f"unset {name}",
             )
-    if not cpu and variables.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        yield fault("CUDA_VISIBLE_DEVICES hides every GPU", "unset CUDA_VISIBLE_DEVICES")
-    if variables.get("HF_HUB_OFFLINE", "1").lower() in ("0", "false", "no", "off", ""):
+    if hardware.device == "cuda" and variables.get("CUDA_VISIBLE_DEVICES") in NO_GPUS:
+        yield error("CUDA_VISIBLE_DEVICES hides all GPUs", "unset CUDA_VISIBLE_DEVICES")
+    offline = variables.get("HF_HUB_OFFLINE", "1")
+    if offline.lower() in OFF:
         yield warning(
-            f"HF_HUB_OFFLINE={variables['HF_HUB_OFFLINE']}: libraries may ask the hub about models that are folders",
+            f"HF_HUB_OFFLINE={offline}: libraries may contact the Hugging Face Hub "
+            "although all models are local folders",
             "unset HF_HUB_OFFLINE; the launcher sets it to 1",
         )
-    allocator = variables.get("PYTORCH_CUDA_ALLOC_CONF", "")
-    if case.rl and hardware.sleep_mode and "expandable_segments:true" in allocator.lower():
-        yield fault(
-            "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: vLLM cannot sleep with it",
-            "unset PYTORCH_CUDA_ALLOC_CONF; verl sets it where it may be set",
+    yield ok("no conflicting variable")
+
+
+def _check_ray_variables(case: Case, variables: Mapping[str, str]) -> Iterator[Finding]:
+    hardware = case.prism.hardware
+    address = variables.get("RAY_ADDRESS")
+    if address and hardware.ray_address is None:
+        yield error(
+            f"RAY_ADDRESS={address}: the run would join that Ray instead of starting its own",
+            "unset RAY_ADDRESS, or set prism.hardware.ray_address=auto",
         )
-    yield ok("no variable that leads astray")
-
-
-def shared_memory(case: Case) -> Iterator[Finding]:
-    """Weights on their way on a CPU host; NCCL's rings and data workers' batches otherwise."""
-    hardware, room = case.prism.hardware, shutil.disk_usage(SHARED_MEMORY)
-    each = 2**20 * hardware.weight_bucket_mib if hardware.device == "cpu" else GIB
-    needed = hardware.devices_per_node * each + GIB // 4
-    if room.free < needed:
-        yield fault(
-            f"{SHARED_MEMORY} has {gib(room.free)} free; {gib(needed)} are needed",
-            "a container gets it by docker run --shm-size=16g or --ipc=host; else mount a larger tmpfs there",
+    allocator = variables.get("PYTORCH_CUDA_ALLOC_CONF", "").lower()
+    if hardware.sleep_mode and "expandable_segments:true" in allocator:
+        yield error(
+            "vLLM's sleep mode does not support PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+            "unset PYTORCH_CUDA_ALLOC_CONF; verl sets it for the processes that support it",
         )
-    yield ok(f"{SHARED_MEMORY}: {gib(room.free)} free")
 
 
-def limits(case: Case) -> Iterator[Finding]:
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    cure = "ulimit -n 65536" + (
-        "" if most == resource.RLIM_INFINITY or most >= 65536 else " (ask an administrator)"
-    )
-    if 0 <= files < FILES:
-        yield fault(f"at most {files} open files", cure)
-    elif 0 <= files < FILES_WANTED:
-        yield warning(f"at most {files} open files", cure)
-    processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    if 0 <= processes < PROCESSES:
-        yield fault(f"at most {processes} processes and threads", "ulimit -u unlimited")
-    yield ok(f"{_count(files)} open files, {_count(processes)} processes")
+def check_shared_memory(case: Case) -> Iterator[Finding]:
+    """Check /dev/shm: it holds weight buckets (CPU), or NCCL's buffers and loaded batches (GPU)."""
+    hardware = case.prism.hardware
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    per_device = hardware.weight_bucket_mib * 2**20 if hardware.device == "cpu" else GIB
+    needed = hardware.devices_per_node * per_device + GIB // 4
+    if free < needed:
+        yield error(
+            f"{SHARED_MEMORY} has {gib(free)} free; the run needs {gib(needed)}",
+            "in a container: docker run --shm-size=16g or --ipc=host; else mount a larger tmpfs",
+        )
+    yield ok(f"{SHARED_MEMORY}: {gib(free)} free")
 
 
-def _count(limit: int) -> str:
-    return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
+def check_limits(case: Case) -> Iterator[Finding]:
+    """Check the limits on open files and on processes."""
+    files, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    unlimited = resource.RLIM_INFINITY
+    fix = f"ulimit -n {ADVISED_FILES}"
+    if max_files != unlimited and max_files < ADVISED_FILES:
+        fix += " (ask an administrator)"
+    if files != unlimited and files < MIN_FILES:
+        yield error(f"at most {files} open files", fix)
+    elif files != unlimited and files < ENOUGH_FILES:
+        yield warning(f"at most {files} open files", fix)
+    if processes != unlimited and processes < MIN_PROCESSES:
+        yield error(f"at most {processes} processes and threads", "ulimit -u unlimited")
+    yield ok(f"{_limit(files)} open files, {_limit(processes)} processes")
 
 
-def scratch(case: Case) -> Iterator[Finding]:
-    if not (SCRATCH.is_dir() and os.access(SCRATCH, os.W_OK | os.X_OK)):
-        yield fault(
-            f"{SCRATCH} is no folder that can be written",
-            f"mkdir -m 1777 {SCRATCH}; sockets need a short path",
+def _limit(value: int) -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else str(value)
+
+
+def check_scratch_folder(case: Case) -> Iterator[Finding]:
+    """Check that /tmp is writable and has room."""
+    if not _is_writable_folder(SCRATCH):
+        yield error(
+            f"{SCRATCH} is not a writable folder",
+            f"mkdir -m 1777 {SCRATCH} (the paths of sockets must be short)",
         )
         return
     free = shutil.disk_usage(SCRATCH).free
-    if free < GIB:
-        yield fault(
-            f"{SCRATCH} has {gib(free)} free; Ray needs 1 GiB at the least",
-            f"make room in {SCRATCH}",
-        )
-    elif case.rl and free < 10 * GIB:
-        yield warning(
-            f"{SCRATCH} has {gib(free)} free; Ray spills there what its memory does not hold",
-            f"make room in {SCRATCH}",
-        )
+    fix = f"free space in {SCRATCH}"
+    if free < MIN_SCRATCH:
+        yield error(f"{SCRATCH} has {gib(free)} free; Ray needs at least {gib(MIN_SCRATCH)}", fix)
+    elif case.on_ray and free < ENOUGH_SCRATCH:
+        yield warning(f"{SCRATCH} has {gib(free)} free; Ray spills objects there", fix)
     yield ok(f"{SCRATCH}: {gib(free)} free")
 
 
-def output(case: Case) -> Iterator[Finding]:
-    """The run's folder can be written, and the disk holds its checkpoints: the kept ones and the one being written."""
+def check_output(case: Case) -> Iterator[Finding]:
+    """Check that the output folder is writable, and that its disk holds all checkpoints.
+
+    While a checkpoint is being saved there is one more than `prism.keep_checkpoints`.
+    """
     folder = case.prism.output
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        yield fault(
-            f"prism.output={folder}: {existing} is not a folder that can be written",
-            "set prism.output",
+    if not _is_writable_folder(existing):
+        yield error(
+            f"prism.output={folder}: {existing} is not a writable folder", "set prism.output"
         )
         return
     free = shutil.disk_usage(existing).free
-    each = (
-        0 if case.prism.stage == "eval" else checkpoint_bytes(case.prism, *parameters(case.prism))
-    )
-    needed = each * (case.prism.keep_checkpoints + 1)
+    checkpoint = _checkpoint_size(case)
+    needed = checkpoint * (case.prism.keep_checkpoints + 1)
     if free < needed:
-        yield fault(
-            f"{existing} has {gib(free)} free; checkpoints of {gib(each)} each need {gib(needed)}",
-            "set prism.output or prism.root to a larger disk",
+        yield error(
+            f"{existing} has {gib(free)} free; "
+            f"checkpoints of {gib(checkpoint)} each need {gib(needed)}",
+            "set prism.output or prism.root to a folder on a larger disk",
         )
     yield ok(f"{gib(free)} free, {gib(needed)} needed")
 
 
-def gib(size: float) -> str:
-    return f"{size / GIB:.3g} GiB"
+def _checkpoint_size(case: Case) -> int:
+    if case.prism.stage == "eval":
+        return 0
+    policy = 0 if case.prism.stage == "warmup" else case.policy.total
+    discriminator = 0 if case.discriminator is None else case.discriminator.total
+    return checkpoint_bytes(policy, discriminator, lora=case.prism.lora.rank > 0)
+
+
+def _is_writable_folder(path: Path) -> bool:
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)

@@ -1,125 +1,172 @@
-"""How many parameters a Qwen3-VL has, and its discriminator, from config.json alone: no torch, no weights."""
+"""Sizes of a run's models, which are built from their configs on the meta device."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from verl_prism.config import Upcycle
+from verl_prism.discriminator.model import (
+    DiscriminatorConfig,
+    PrismDiscriminatorForTokenClassification,
+)
+from verl_prism.discriminator.shards import discriminator_config, read_config
+
+BACKBONE = "model."
+LANGUAGE_MODEL = f"{BACKBONE}language_model."
+EMBEDDINGS = f"{LANGUAGE_MODEL}embed_tokens.weight"
+FIRST_LAYER = f"{LANGUAGE_MODEL}layers.0."  # all layers have the same shapes
+VISION = f"{BACKBONE}visual."
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of a model by part, and the widths that its activations depend on."""
+    """Numbers of parameters of a model, and the widths that its activations depend on.
 
+    Attributes:
+        total: Parameters of the whole model.
+        embeddings: Parameters of the token embeddings.
+        layer: Parameters of one layer of the language model.
+        layers: Number of layers of the language model.
+        head: Parameters of an untied `lm_head`, or of a discriminator's heads.
+        vision: Parameters of the vision tower.
+        largest: Parameters of the largest tensor.
+        linear_widths: Sum of inputs and outputs over the linear maps of one language layer. A LoRA
+            adapter of rank r adds r times as many parameters.
+        hidden: Width of the language model.
+        mlp: Inner width of the MLPs that one token passes in a layer.
+        attention: Total width of queries, keys and values.
+        cache: Width of the keys and values of one token in one layer.
+        vocabulary: Number of rows of the embeddings.
+        vision_hidden: Width of the vision tower.
+        vision_depth: Number of blocks of the vision tower.
+        merged_patches: Number of image patches that become one token.
+    """
+
+    total: int
     embeddings: int
-    layer: int  # one of the language model's
+    layer: int
     layers: int
-    head: int  # lm_head where it is not the embeddings; a discriminator's score heads
+    head: int
     vision: int
-    adapted: int  # inputs + outputs of a language layer's linear maps: an adapter of rank r adds r times as many
-    largest: int  # of the largest tensor
+    largest: int
+    linear_widths: int
     hidden: int
-    mlp: int  # width of all MLPs that one token goes through
-    attention: int  # width of queries, keys and values together
-    cache: int  # keys and values of one token in one layer
+    mlp: int
+    attention: int
+    cache: int
     vocabulary: int
     vision_hidden: int
     vision_depth: int
-    merged_patches: int  # that become one token
-
-    @property
-    def total(self) -> int:
-        return self.embeddings + self.layer * self.layers + self.hidden + self.head + self.vision
+    merged_patches: int
 
     def adapters(self, rank: int) -> int:
-        return rank * self.adapted * self.layers
+        """Return the parameters of LoRA adapters on all linear maps of the language model."""
+        return rank * self.linear_widths * self.layers
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def policy_sizes(folder: Path) -> Sizes:
+    """Return the sizes of the dense Qwen3-VL in `folder`.
+
+    Raises:
+        UserError: `folder` holds no config of a dense Qwen3-VL.
+    """
+    return sizes_of(read_config(folder, Qwen3VLConfig))
 
 
-def sizes_of(config: Mapping[str, Any]) -> Sizes:
-    """Of a dense Qwen3-VL, or of a discriminator with experts or without."""
-    text, vision = config["text_config"], config["vision_config"]
-    discriminator = config["model_type"] == "prism_discriminator"
-    experts = text["num_local_experts"] if discriminator and config["routing"] != "dense" else 0
-    hidden, vocabulary = text["hidden_size"], text["vocab_size"]
-    queries = text["num_attention_heads"] * text["head_dim"]
-    keys = text["num_key_value_heads"] * text["head_dim"]
-    width = text["moe_intermediate_size"] if experts else text["intermediate_size"]
-    attention = hidden * (queries + 2 * keys) + queries * hidden + 2 * text["head_dim"]
-    mlp = experts * (3 * hidden * width + hidden) if experts else 3 * hidden * width
-    if discriminator:
-        head = hidden * (1 if config["routing"] == "token" else 2)
-    else:
-        head = 0 if config["tie_word_embeddings"] else vocabulary * hidden
+def discriminator_sizes(folder: Path) -> Sizes:
+    """Return the sizes of the discriminator in `folder`.
+
+    Raises:
+        UserError: `folder` holds no config of a discriminator.
+    """
+    return sizes_of(read_config(folder, DiscriminatorConfig))
+
+
+def upcycled_sizes(upcycle: Upcycle) -> Sizes:
+    """Return the sizes of the discriminator that stage warmup will make.
+
+    Raises:
+        UserError: `upcycle.base` holds no config of a dense Qwen3-VL.
+    """
+    return sizes_of(upcycled_config(read_config(upcycle.base, Qwen3VLConfig), upcycle))
+
+
+def upcycled_config(dense: Qwen3VLConfig, upcycle: Upcycle) -> DiscriminatorConfig:
+    """Return the config of the discriminator that `upcycle` makes from a dense model."""
+    text = dense.text_config
+    dense_layers = list(range(text.num_hidden_layers)) if upcycle.routing == "dense" else []
+    return discriminator_config(
+        dense,
+        upcycle.routing,
+        torch.float32,
+        num_experts=upcycle.experts,
+        num_experts_per_tok=upcycle.experts_per_token,
+        moe_intermediate_size=text.intermediate_size,
+        decoder_sparse_step=1,
+        mlp_only_layers=dense_layers,
+    )
+
+
+def sizes_of(config: Qwen3VLConfig | DiscriminatorConfig) -> Sizes:
+    """Return the sizes of the model that `config` describes.
+
+    Raises:
+        UserError: the config of a discriminator contradicts itself.
+    """
+    shapes = _parameter_shapes(config)
+    text, vision = config.text_config, config.vision_config
+    layer = _below(FIRST_LAYER, shapes)
+    linear = [shape for shape in layer.values() if len(shape) == 2]
+    keys = layer["self_attn.k_proj.weight"][0]
+    values = layer["self_attn.v_proj.weight"][0]
+    total = _count(shapes)
     return Sizes(
-        embeddings=vocabulary * hidden,
-        layer=attention + mlp + 2 * hidden,
-        layers=text["num_hidden_layers"],
-        head=head,
-        vision=_vision(vision),
-        adapted=4 * hidden + 2 * (queries + keys) + 3 * (hidden + width),
-        largest=max(vocabulary * hidden, experts * 2 * hidden * width, hidden * width),
-        hidden=hidden,
-        mlp=3 * width * (text["num_experts_per_tok"] if experts else 1),
-        attention=queries + 2 * keys,
-        cache=2 * keys,
-        vocabulary=vocabulary,
-        vision_hidden=vision["hidden_size"],
-        vision_depth=vision["depth"],
-        merged_patches=vision["spatial_merge_size"] ** 2,
+        total=total,
+        embeddings=shapes[EMBEDDINGS].numel(),
+        layer=_count(layer),
+        layers=text.num_hidden_layers,
+        head=total - _count(_below(BACKBONE, shapes)),
+        vision=_count(_below(VISION, shapes)),
+        largest=max(shape.numel() for shape in shapes.values()),
+        linear_widths=sum(sum(shape) for shape in linear),
+        hidden=text.hidden_size,
+        mlp=_mlp_width(config),
+        attention=layer["self_attn.q_proj.weight"][0] + keys + values,
+        cache=keys + values,
+        vocabulary=text.vocab_size,
+        vision_hidden=vision.hidden_size,
+        vision_depth=vision.depth,
+        merged_patches=vision.spatial_merge_size**2,
     )
 
 
-def _vision(config: Mapping[str, Any]) -> int:
-    """Patch and position embeddings, blocks, and the mergers: one at the end, and one for each deepstack layer."""
-    hidden, wide = config["hidden_size"], config["hidden_size"] * config["spatial_merge_size"] ** 2
-    patch = config["in_channels"] * config["temporal_patch_size"] * config["patch_size"] ** 2
-    block = (
-        4 * hidden * hidden
-        + 2 * hidden * config["intermediate_size"]
-        + 9 * hidden
-        + config["intermediate_size"]
-    )
-    merger = wide * wide + wide + (wide + 1) * config["out_hidden_size"]
-    mergers = (merger + 2 * hidden) + len(config["deepstack_visual_indexes"]) * (merger + 2 * wide)
-    return (
-        hidden * (patch + 1 + config["num_position_embeddings"]) + config["depth"] * block + mergers
-    )
+def _parameter_shapes(config: Qwen3VLConfig | DiscriminatorConfig) -> dict[str, torch.Size]:
+    """Return the shape of each parameter by name. Tied parameters appear once."""
+    with torch.device("meta"):
+        if isinstance(config, DiscriminatorConfig):
+            model = PrismDiscriminatorForTokenClassification(config)
+        else:
+            model = Qwen3VLForConditionalGeneration(config)
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
-def upcycled(dense: Mapping[str, Any], upcycle: Upcycle) -> dict[str, Any]:
-    """The config of the discriminator that `upcycle` makes from a dense model with this one."""
-    experts = {
-        "num_local_experts": upcycle.experts,
-        "num_experts_per_tok": upcycle.experts_per_token,
-        "moe_intermediate_size": dense["text_config"]["intermediate_size"],
-    }
+def _mlp_width(config: Qwen3VLConfig | DiscriminatorConfig) -> int:
+    text = config.text_config
+    if isinstance(config, DiscriminatorConfig) and config.routing != "dense":
+        return text.num_experts_per_tok * text.moe_intermediate_size
+    return text.intermediate_size
+
+
+def _below(prefix: str, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
     return {
-        **dense,
-        "model_type": "prism_discriminator",
-        "routing": upcycle.routing,
-        "text_config": {**dense["text_config"], **experts},
+        name.removeprefix(prefix): shape
+        for name, shape in shapes.items()
+        if name.startswith(prefix)
     }
 
 
-def stored_parameters(folder: Path) -> int:
-    """What a folder's safetensors hold, from their headers."""
-    return sum(map(_parameters_in, folder.glob("*.safetensors")))
-
-
-def _parameters_in(file: Path) -> int:
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-
-
-def _product(shape: list[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+def _count(shapes: Mapping[str, torch.Size]) -> int:
+    return sum(shape.numel() for shape in shapes.values())

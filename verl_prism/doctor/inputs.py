@@ -1,0 +1,193 @@
+"""Check the models and the data that the run starts from, and the sizes of its batches."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from verl_prism.config import Prism
+from verl_prism.data.checks import check_files, data_files, model_folders
+from verl_prism.doctor.finding import Case, Finding, error, ok, warning
+
+# How an image is cut into patches: name in a model's config, name in its image processor.
+PATCHING = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "spatial_merge_size": "merge_size",
+}
+
+
+def check_models_and_data(case: Case) -> Iterator[Finding]:
+    """Run the checks of `python -m verl_prism.main --check`.
+
+    Raises:
+        UserError: the first mistake in a model folder or data file.
+    """
+    check_files(case.prism)
+    yield ok(", ".join(str(folder) for folder in model_folders(case.prism).values()))
+
+
+def check_image_patches(case: Case) -> Iterator[Finding]:
+    """Check that all models and their image processors cut images into the same patches.
+
+    The discriminator gets the policy's image tensors.
+    """
+    folders = model_folders(case.prism)
+    visions = {key: _vision_config(folder) for key, folder in folders.items()}
+    for key, folder in folders.items():
+        yield from _check_image_processor(key, folder, visions[key])
+    first, *others = folders
+    vision = visions[first]
+    for other in others:
+        differing = [name for name in PATCHING if vision[name] != visions[other][name]]
+        if differing:
+            yield error(
+                f"{other}={folders[other]} and {first}={folders[first]} cut images differently: "
+                f"{', '.join(differing)}",
+                "start both from models of one family",
+            )
+    patch_size = vision["patch_size"]
+    expected = case.prism.model.image_patch_size
+    if case.on_ray and patch_size != expected:
+        yield error(
+            f"{first}={folders[first]} has patches of {patch_size} pixels, not {expected}",
+            f"set prism.model.image_patch_size={patch_size}, or choose another model=",
+        )
+    yield ok(f"patches of {patch_size} pixels, {vision['spatial_merge_size']}² patches per token")
+
+
+def _check_image_processor(key: str, folder: Path, vision: dict[str, Any]) -> Iterator[Finding]:
+    processor = _image_processor(folder)
+    for name, processor_name in PATCHING.items():
+        if vision[name] != processor[processor_name]:
+            yield error(
+                f"{key}={folder}: {name} is {vision[name]} in config.json, "
+                f"{processor[processor_name]} in its image processor",
+                "copy the image processor of its base model into the folder",
+            )
+
+
+def _vision_config(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / "config.json")["vision_config"]
+
+
+def _image_processor(folder: Path) -> dict[str, Any]:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            content = _read_json(folder / name)
+            return content.get("image_processor", content)
+    raise FileNotFoundError(f"{folder} holds no image processor")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def check_batches(case: Case) -> Iterator[Finding]:
+    """Check that batches divide among devices, and that the longest sequence fits into one pass."""
+    prism, hardware = case.prism, case.prism.hardware
+    ranks = hardware.devices_per_node * hardware.nodes
+    if prism.stage in ("sft", "warmup") and hardware.nodes > 1:
+        yield error(
+            f"prism.hardware.nodes={hardware.nodes}, but stage {prism.stage} runs on one node",
+            "set prism.hardware.nodes=1",
+        )
+    if prism.stage == "sft" and prism.sft.examples_per_step % ranks:
+        yield error(
+            f"{prism.sft.examples_per_step} demonstrations per step do not divide among "
+            f"{ranks} devices",
+            "set prism.sft.examples_per_step to a multiple of the number of devices",
+        )
+    if case.on_ray:
+        mini_batch_prompts = case.config.actor_rollout_ref.actor.ppo_mini_batch_size
+        yield from _check_rl_batches(prism, mini_batch_prompts, ranks)
+    longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
+    limit = hardware.max_tokens_per_device
+    if prism.stage not in ("eval", "warmup") and longest > limit:
+        yield error(
+            f"a sequence may have {longest} tokens, but a pass holds {limit} tokens per device",
+            f"set prism.hardware.max_tokens_per_device={longest}, "
+            "or lower prism.data.max_response_tokens",
+        )
+    yield ok("1 device" if ranks == 1 else f"{ranks} devices")
+
+
+def _check_rl_batches(prism: Prism, mini_batch_prompts: int, ranks: int) -> Iterator[Finding]:
+    tensor_parallel = prism.hardware.tensor_parallel_size
+    if ranks % tensor_parallel:
+        yield error(
+            f"prism.hardware.tensor_parallel_size={tensor_parallel} does not divide "
+            f"{ranks} devices",
+            "set it to a divisor of the number of devices",
+        )
+    samples = prism.rollout.samples_per_prompt
+    batch = prism.rollout.prompts_per_step * samples
+    mini_batch = mini_batch_prompts * samples
+    if batch % mini_batch or mini_batch % ranks:
+        yield error(
+            f"{batch} responses per step, {mini_batch} per update, {ranks} devices: "
+            "each number must divide the one before",
+            "adjust prism.rollout.prompts_per_step "
+            "(and actor_rollout_ref.actor.ppo_mini_batch_size)",
+        )
+    pool = prism.discriminator.pool_devices
+    if prism.stage == "align" and prism.discriminator.placement == "pool" and batch % pool:
+        yield error(
+            f"{batch} responses per step do not divide among the discriminator's {pool} devices",
+            "set prism.discriminator.pool_devices to a divisor",
+        )
+
+
+def check_rows(case: Case) -> Iterator[Finding]:
+    """Check that the training data fills a batch. If not, verl would draw forever."""
+    prism = case.prism
+    files = {key: path for key, path, _ in data_files(prism)}
+    train = files.get("prism.data.train")
+    if train is None:
+        yield ok("no training data needed")
+        return
+    rows = pq.read_metadata(train).num_rows
+    key, needed = _rows_needed(prism)
+    if rows < needed and prism.stage == "warmup":
+        yield warning(
+            f"{train} has {rows} rows; all of them are used instead of {key}={needed}",
+            f"add rows, or set {key}={rows}",
+        )
+    elif rows < needed:
+        yield error(
+            f"{train} has {rows} rows, fewer than one batch: {key}={needed}",
+            f"add rows, or lower {key}",
+        )
+    yield ok(f"{rows} rows")
+
+
+def _rows_needed(prism: Prism) -> tuple[str, int]:
+    """Return a config key and its value, the number of rows that the stage needs at least."""
+    match prism.stage:
+        case "sft":
+            return "prism.sft.examples_per_step", prism.sft.examples_per_step
+        case "warmup":
+            return "prism.warmup.prompts", prism.warmup.prompts
+    return "prism.rollout.prompts_per_step", prism.rollout.prompts_per_step
+
+
+def check_weight_bucket(case: Case) -> Iterator[Finding]:
+    """Check that the largest tensor, in float32, fits into the bucket for weight transfer to vLLM.
+
+    On a GPU a larger tensor bypasses the bucket.
+    """
+    if not case.on_ray:
+        yield ok("no weights are sent to vLLM")
+        return
+    hardware = case.prism.hardware
+    largest_mib = -(-4 * case.policy.largest // 2**20)  # rounded up
+    if largest_mib > hardware.weight_bucket_mib:
+        finding = error if hardware.device == "cpu" else warning
+        yield finding(
+            f"the policy's largest tensor has {largest_mib} MiB, "
+            f"more than prism.hardware.weight_bucket_mib={hardware.weight_bucket_mib}",
+            f"set prism.hardware.weight_bucket_mib={largest_mib}",
+        )
+    yield ok(f"largest tensor: {largest_mib} MiB")

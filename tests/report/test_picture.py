@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from verl_prism.report.picture import blocks, choose, draw_examples, explain
+from verl_prism.response import parse_response
 from verl_prism.rollout.sampler import Sample
-from verl_prism.stages.evaluation import Answers
+from verl_prism.stages.evaluation import Answers, GradedSample
 
 RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answer>"
 KINDS = {
@@ -57,7 +58,8 @@ def test_any_response_can_be_drawn(tmp_path, text):
         "format": text == RIGHT,
         "length": 3,
     }
-    given = Answers([[Sample(text, 3, False)]] * 3, [], [[marks]] * 3, [])
+    graded = GradedSample(Sample(text, 3, False), parse_response(text).fault, marks)
+    given = [Answers(graded, [graded])] * 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         draw_examples(tmp_path / "x.png", [row] * 3, {"SFT": given, "RL": given})

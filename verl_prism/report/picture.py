@@ -24,16 +24,19 @@ Cell = list[tuple[str, list[str]]]  # heading and lines of each block
 
 
 def draw_examples(
-    path: Path, rows: Sequence[Mapping[str, Any]], answers: Mapping[str, "Answers"], count: int = 6
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    answers: Mapping[str, Sequence["Answers"]],
+    count: int = 6,
 ) -> None:
     """Write the picture: one row per question, one column per policy, each with its first sampled response."""
     verdicts = [
-        [bool(given.sample_marks[q][0]["accuracy"]) for given in answers.values()]
+        [bool(given[q].samples[0].marks["accuracy"]) for given in answers.values()]
         for q in range(len(rows))
     ]
     chosen = choose(verdicts, count)
-    texts = [[given.samples[q][0].text for given in answers.values()] for q in chosen]
-    marks = [[given.sample_marks[q][0] for given in answers.values()] for q in chosen]
+    texts = [[given[q].samples[0].sample.text for given in answers.values()] for q in chosen]
+    marks = [[given[q].samples[0].marks for given in answers.values()] for q in chosen]
     heights = [max(MIN_ROW_HEIGHT, *(_height(blocks(text)) for text in line)) for line in texts]
     width, height = QUESTION_WIDTH + CELL_WIDTH * len(answers), sum(heights) * (1 + ROW_GAP) + 0.95
     figure = Figure(figsize=(width, height), dpi=150)

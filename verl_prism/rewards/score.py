@@ -6,7 +6,7 @@ from typing import Any
 
 from verl_prism.config import Judge
 from verl_prism.errors import UserError
-from verl_prism.response import parse_response
+from verl_prism.response import Response, parse_response
 from verl_prism.rewards.grader import math_verify_pool
 from verl_prism.rewards.grader.grading import grade
 from verl_prism.rewards.opinion import Opinion
@@ -30,11 +30,28 @@ def compute_score(
     golds. Returns `score` = accuracy_weight * acc + format_weight * format, both 0.0 or 1.0 and both 0.0 where the
     format is invalid; `fault` says why it is invalid, and is "" otherwise. verl leaves strings out of its averages.
     """
+    return score_response(
+        parse_response(solution_str),
+        ground_truth,
+        extra_info,
+        accuracy_weight=accuracy_weight,
+        format_weight=format_weight,
+    )
+
+
+def score_response(
+    response: Response,
+    gold: str,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    accuracy_weight: float = 0.8,
+    format_weight: float = 0.2,
+) -> Score:
+    """Return `compute_score` of a response that is already parsed."""
     math_verify_pool.start()
-    response = parse_response(solution_str)
     if response.fault is not None:
         return {"score": 0.0, "acc": 0.0, "format": 0.0, "fault": str(response.fault)}
-    gold, *equivalents = accepted_answers(ground_truth, extra_info)
+    gold, *equivalents = accepted_answers(gold, extra_info)
     acc = float(grade(response.answer, gold, equivalents))
     return {"score": accuracy_weight * acc + format_weight, "acc": acc, "format": 1.0, "fault": ""}
 

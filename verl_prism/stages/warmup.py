@@ -82,16 +82,18 @@ def run_warmup(prism: Prism) -> dict[str, float | str]:
 
 def sample_policy(prism: Prism, log: MetricsLog) -> None:
     """The policy's answers to the first `warmup.prompts` rows of the training data, to `<output>/rollouts.jsonl`."""
-    from verl_prism.rollout.sampler import PolicySampler
+    from verl_prism.rollout.sampler import PolicySampler, Sampling
 
     log.note("starting vLLM")
     with PolicySampler(prism.policy, prism.hardware, prism.seed) as sampler:
         responses = sampler.sample(
             _rows(prism),
-            samples=prism.warmup.samples_per_prompt,
-            temperature=prism.rollout.temperature,
-            top_p=prism.rollout.top_p,
-            max_tokens=prism.data.max_response_tokens,
+            Sampling(
+                n=prism.warmup.samples_per_prompt,
+                temperature=prism.rollout.temperature,
+                top_p=prism.rollout.top_p,
+                max_tokens=prism.data.max_response_tokens,
+            ),
             on_progress=lambda done, total: log.note(f"sampling the policy {done}/{total}"),
         )
     lines = [

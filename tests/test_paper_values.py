@@ -13,7 +13,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_prism.alignment.worker import training_worker_config
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
-from verl_prism.stages.warmup import LR_WARMUP_SHARE
+from verl_prism.stages.warmup_training import LR_WARMUP_SHARE
 from verl_prism.trainer.validate import check_with_verl
 
 MODELS = ("qwen3_vl_4b", "qwen3_vl_8b")

@@ -13,7 +13,8 @@ C, T, A = "<caption>c</caption>", "<think>t</think>", "<answer>a</answer>"
 
 def test_valid_response_gives_contents_and_views():
     response = parse_response(VALID)
-    assert response.valid and response.fault is None
+    assert response.valid
+    assert response.fault is None
     assert (response.caption, response.think, response.answer) == ("A cat.", "1 + 1 = 2.", "2")
     assert response.view_text(View.PERCEPTION) == "<caption>A cat.</caption>"
     assert response.view_text(View.REASONING) == "<think>1 + 1 = 2.</think><answer>2</answer>"
@@ -33,7 +34,7 @@ def test_white_space_around_blocks_is_allowed_and_stays_in_the_view():
     "content",
     ["1 < 2 and 3 > 2", "a\nb", "é ∞ 😀", "<b>bold</b>", "<Caption>", "< answer >", "\\boxed{7}"],
 )
-def test_what_is_no_tag_is_content(content):
+def test_text_that_is_not_a_tag_is_content(content):
     assert parse_response(f"<caption>{content}</caption>{T}{A}").caption == content
 
 
@@ -55,7 +56,7 @@ FAULTS = [
     (C + T + A + "\u200b", FormatFault.STRAY_TEXT),
     ("</caption>" + C + T + A, FormatFault.UNOPENED),
     (C + T + A + "</answer>", FormatFault.UNOPENED),
-    # what the published reward paid in full
+    # the published code rewards all of these in full
     ("<caption></caption>" + T + A, FormatFault.EMPTY),
     ("<caption> \n\t</caption>" + T + A, FormatFault.EMPTY),
     ("<caption>\u200b\x00</caption>" + T + A, FormatFault.EMPTY),
@@ -78,7 +79,9 @@ FAULTS = [
 @pytest.mark.parametrize(("text", "fault"), FAULTS)
 def test_faults(text: str, fault: FormatFault):
     response = parse_response(text)
-    assert response.fault is fault and not response.valid and response.blocks == ()
+    assert response.fault is fault
+    assert not response.valid
+    assert response.blocks == ()
 
 
 @pytest.mark.parametrize("answer", ["∞", "-", "?", "�", "😀", "<", "1"])
@@ -86,18 +89,18 @@ def test_an_answer_may_be_one_character(answer):
     assert parse_response(f"{C}{T}<answer>{answer}</answer>").answer == answer
 
 
-def test_prose_that_comes_back_to_itself_is_not_repetitive():
+def test_prose_with_recurring_phrases_is_not_repetitive():
     steps = "".join(
         f"Row {row} has {row * 7 % 13} squares, so {row * 7 % 13} are added. " for row in range(200)
     )
     assert parse_response(f"{C}<think>{steps}</think>{A}").valid
 
 
-def test_every_fault_is_met():
+def test_every_fault_has_an_example():
     assert {fault for _, fault in FAULTS} == set(FormatFault)
 
 
-def test_contents_of_an_invalid_response_cannot_be_read_by_mistake():
+def test_reading_a_block_of_an_invalid_response_fails():
     with pytest.raises(AssertionError, match="block is missing"):
         _ = parse_response(C + T).answer
 
@@ -112,65 +115,40 @@ def test_time_is_linear_on_hostile_text(piece: str):
     assert time.perf_counter() - start < 1
 
 
-pieces = st.lists(
-    st.sampled_from(
-        [
-            "<caption>",
-            "</caption>",
-            "<think>",
-            "</think>",
-            "<answer>",
-            "</answer>",
-            "x",
-            " ",
-            "\n",
-            "<",
-        ]
-    ),
-    max_size=12,
-).map("".join)
-contents = st.text(min_size=1).filter(
-    lambda text: (
-        not re.search("</?(caption|think|answer)>", text) and any(c.isalnum() for c in text)
-    )
-)
+TAGS = ["<caption>", "</caption>", "<think>", "</think>", "<answer>", "</answer>"]
+pieces = st.lists(st.sampled_from([*TAGS, "x", " ", "\n", "<"]), max_size=12).map("".join)
 blanks = st.text(alphabet=" \t\n", max_size=3)
 
 
+def is_content(text: str) -> bool:
+    has_tag = re.search("</?(caption|think|answer)>", text)
+    return not has_tag and any(character.isalnum() for character in text)
+
+
+contents = st.text(min_size=1).filter(is_content)
+
+
 @given(st.one_of(pieces, st.text()))
-def test_never_raises_and_valid_means_valid(text: str):
-    """Oracle: the grammar as one regular expression, with the tags kept out of the contents."""
+def test_it_never_raises_and_agrees_with_the_grammar(text: str):
+    """Oracle: the grammar as one regular expression that keeps tags out of the contents."""
     content = r"((?:(?!</?(?:caption|think|answer)>)[\s\S])*?)"
-    grammar = rf"\s*<caption>{content}</caption>\s*<think>{content}</think>\s*<answer>{content}</answer>\s*"
+    blocks = [rf"<{name}>{content}</{name}>" for name in ("caption", "think", "answer")]
+    grammar = r"\s*".join(["", *blocks, ""])
     match = re.fullmatch(grammar, text)
     visible = match and all(
-        any(c.isprintable() and c != " " for c in group) for group in match.groups()
+        any(character.isprintable() and character != " " for character in group)
+        for group in match.groups()
     )
     assert parse_response(text).valid == bool(visible)
 
 
 @given(contents, contents, contents, blanks)
-def test_contents_and_spans_come_back(caption: str, think: str, answer: str, blank: str):
-    text = blank.join(
-        [
-            "",
-            f"<caption>{caption}</caption>",
-            f"<think>{think}</think>",
-            f"<answer>{answer}</answer>",
-            "",
-        ]
-    )
-    response = parse_response(text)
-    assert (response.caption, response.think, response.answer) == (
-        caption.strip(),
-        think.strip(),
-        answer.strip(),
-    )
-    assert (
-        text
-        == blank
-        + response.view_text(View.PERCEPTION)
-        + blank
-        + response.view_text(View.REASONING)
-        + blank
-    )
+def test_contents_and_spans_are_recovered(caption: str, think: str, answer: str, blank: str):
+    perception = f"<caption>{caption}</caption>"
+    reasoning = f"<think>{think}</think>{blank}<answer>{answer}</answer>"
+    response = parse_response(f"{blank}{perception}{blank}{reasoning}{blank}")
+    assert response.caption == caption.strip()
+    assert response.think == think.strip()
+    assert response.answer == answer.strip()
+    assert response.view_text(View.PERCEPTION) == perception
+    assert response.view_text(View.REASONING) == reasoning

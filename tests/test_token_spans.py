@@ -1,6 +1,8 @@
-"""Spans in tokens: the decoder's text, and the ranges against two slow ways of finding them."""
+"""Spans in tokens: the text against the decoder, the ranges against two slow oracles."""
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
-from verl_prism.token_spans import TokenSpanFinder
+from verl_prism.token_spans import TokenSpanFinder, is_byte_level
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "spans.py"))
 VALID = "<caption>A cat.</caption><think>1 + 1 = 2.</think><answer>2</answer>"
@@ -20,7 +22,7 @@ PERCEPTION, REASONING = View.PERCEPTION, View.REASONING
 
 @pytest.fixture(scope="session")
 def merged():
-    """A byte-level BPE with thousands of merges, learnt from texts in many scripts."""
+    """A byte-level BPE with thousands of merges, trained on texts in many scripts."""
     return BENCHMARK["train_tokenizer"]()
 
 
@@ -36,26 +38,23 @@ def finder(codec):
 
 def byte_tokenizer(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
     """One token per byte, and one per merge."""
-    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
-    bpe = Tokenizer(
-        models.BPE({token: number for number, token in enumerate(alphabet)}, list(merges))
-    )
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    bpe = Tokenizer(models.BPE(vocabulary, list(merges)))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=bpe)
 
 
 def view_texts(tokenizer, text: str) -> list[str]:
-    """What stands in the tokens of each view."""
+    """The text of each view's tokens."""
     ids = tokenizer.encode(text)
-    return [
-        tokenizer.decode(ids[slice(*tokens)])
-        for tokens in TokenSpanFinder(tokenizer).find(ids).ranges.values()
-    ]
+    ranges = TokenSpanFinder(tokenizer).find(ids).ranges
+    return [tokenizer.decode(ids[start:end]) for start, end in ranges.values()]
 
 
 def by_offsets(tokenizer, text: str) -> dict[View, tuple[int, int]]:
-    """Oracle: the tokenizer's own offsets tell at which character each token of a text begins."""
+    """Oracle: the tokenizer's own offsets give the first character of each token."""
     first = [start for start, _ in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
     ranges = {}
     for view in View:
@@ -75,20 +74,17 @@ ANY_TOKEN = st.integers(0, 100_000)
 
 @given(st.lists(ANY_TOKEN, max_size=40))
 @settings(deadline=None)
-def test_the_text_is_that_of_the_decoder(codec, finder, numbers):
-    """Whatever the tokens: halves of characters, special tokens, and some that the tokenizer has not."""
+def test_the_text_equals_the_decoders(codec, finder, numbers):
+    """For any tokens: halves of characters, special tokens, and ids outside the vocabulary."""
     ids = [number % (len(codec) + 3) for number in numbers]
     assert finder.find(ids).response.text == codec.decode(ids, skip_special_tokens=True)
 
 
 @given(contents, contents, contents, blanks)
 @settings(deadline=None)
-def test_the_ranges_are_those_of_the_offsets(codec, finder, caption, think, answer, blank):
-    blocks = (
-        f"<caption>x{caption}</caption>",
-        f"<think>x{think}</think>",
-        f"<answer>x{answer}</answer>",
-    )
+def test_the_ranges_equal_the_offsets(codec, finder, caption, think, answer, blank):
+    contents = {"caption": caption, "think": think, "answer": answer}
+    blocks = [f"<{name}>x{content}</{name}>" for name, content in contents.items()]
     text = blank.join(["", *blocks, ""])
     found = finder.find([*codec.encode(text), codec.eos_token_id])
     assert found.response == parse_response(text)
@@ -97,31 +93,33 @@ def test_the_ranges_are_those_of_the_offsets(codec, finder, caption, think, answ
 
 @pytest.fixture(scope="session")
 def tagless(codec):
-    """Tokens that cannot be part of a tag: most of the halves of characters, and the special ones."""
+    """Tokens that cannot be part of a tag: most halves of characters, and special tokens."""
     plain = [number for token, number in codec.get_vocab().items() if not {"<", ">"} & set(token)]
     return [*plain, *codec.all_special_ids]
 
 
 @given(st.lists(ANY_TOKEN, max_size=20), st.lists(ANY_TOKEN, max_size=20))
 @settings(deadline=None)
-def test_bytes_that_are_no_text_shift_nothing(codec, finder, tagless, caption, reasoning):
-    """Any tokens between the tags: each block is as long as it was made."""
-    caption, reasoning = (
-        [tagless[number % len(tagless)] for number in numbers] for numbers in (caption, reasoning)
-    )
-    opening, closing, end = map(
-        codec.encode, ("<caption>x", "</caption>", "</think><answer>2</answer>")
-    )
-    perception = [*opening, *caption, *closing]
-    reasoned = [*codec.encode("<think>x"), *reasoning, *end]
+def test_bytes_that_are_not_utf8_shift_nothing(codec, finder, tagless, caption, reasoning):
+    """With any tokens between the tags, each block keeps its length."""
+    perception = [
+        *codec.encode("<caption>x"),
+        *(tagless[number % len(tagless)] for number in caption),
+        *codec.encode("</caption>"),
+    ]
+    reasoned = [
+        *codec.encode("<think>x"),
+        *(tagless[number % len(tagless)] for number in reasoning),
+        *codec.encode("</think><answer>2</answer>"),
+    ]
     found = finder.find([codec.eos_token_id, *perception, *reasoned, codec.eos_token_id])
     assert found.response.valid
     middle = 1 + len(perception)
     assert found.ranges == {PERCEPTION: (1, middle), REASONING: (middle, middle + len(reasoned))}
 
 
-def test_a_block_of_broken_bytes_is_judged_as_its_decoded_text():
-    """The replacement character can be seen, so the block is not empty: as for a text that comes without tokens."""
+def test_a_block_of_broken_bytes_is_parsed_like_its_decoded_text():
+    """The replacement character is visible, so the block is not empty."""
     tokenizer = byte_tokenizer()
     ids = tokenizer.encode(VALID)
     inside = ids.index(tokenizer.encode("A")[0])
@@ -140,7 +138,7 @@ def test_a_block_of_broken_bytes_is_judged_as_its_decoded_text():
         (" ", "<caption>c</caption>", "<think>t</think><answer>a</answer>"),
     ],
 )
-def test_a_token_over_a_border_belongs_to_the_span_of_its_first_byte(
+def test_a_token_across_a_border_belongs_to_the_span_of_its_first_byte(
     between, perception, reasoning
 ):
     tokenizer = byte_tokenizer((">", "Ċ"), (">", "<"))  # Ċ stands for the line break
@@ -157,7 +155,7 @@ def test_a_view_inside_one_token_that_begins_before_it_has_no_token():
 
 
 def test_added_tokens_count_unless_they_are_special():
-    """Qwen3's tokenizer has tags such as <think> as tokens of their own."""
+    """Qwen3's tokenizer has added tokens for tags such as <think>."""
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<think>", "日本 語", "é"])
     tokenizer.add_special_tokens({"eos_token": "<|end|>"})
@@ -166,15 +164,14 @@ def test_added_tokens_count_unless_they_are_special():
     )
     found = TokenSpanFinder(tokenizer).find(ids)
     assert found.response.text == tokenizer.decode(ids, skip_special_tokens=True)
-    assert found.response.caption == "日本 語" and found.ranges == {
-        PERCEPTION: (0, 20),
-        REASONING: (21, len(ids) - 1),
-    }
+    assert found.response.caption == "日本 語"
+    assert found.ranges == {PERCEPTION: (0, 20), REASONING: (21, len(ids) - 1)}
 
 
 def test_an_invalid_response_has_its_fault_and_no_ranges(tokenizer):
     found = TokenSpanFinder(tokenizer).find(tokenizer.encode("<think>1 + 1 = 2.</think>"))
-    assert not found.response.valid and found.ranges == {}
+    assert not found.response.valid
+    assert found.ranges == {}
 
 
 def test_no_tokens_are_an_invalid_response(finder):
@@ -182,7 +179,7 @@ def test_no_tokens_are_an_invalid_response(finder):
 
 
 @pytest.mark.parametrize("length", [50, 300])
-def test_the_published_way_finds_the_same(merged, length):
+def test_the_published_code_finds_the_same_spans(merged, length):
     ids = BENCHMARK["response_ids"](merged, length)
     BENCHMARK["assert_same"](merged, ids, TokenSpanFinder(merged))
 
@@ -191,5 +188,19 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused():
     words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     )
-    with pytest.raises(UserError, match="the tokenizer of the policy is no byte-level BPE"):
+    with pytest.raises(UserError, match="the tokenizer of the policy is not a byte-level BPE"):
         TokenSpanFinder(words)
+
+
+def test_a_bpe_with_another_decoder_is_not_byte_level():
+    tokenizer = byte_tokenizer().backend_tokenizer
+    assert is_byte_level(tokenizer)
+    tokenizer.decoder = decoders.BPEDecoder()
+    assert not is_byte_level(tokenizer)
+
+
+def test_the_check_of_a_tokenizer_imports_neither_torch_nor_transformers():
+    """Inputs are checked in seconds, before torch is imported."""
+    code = "import sys, verl_prism.token_spans; print({'torch', 'transformers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

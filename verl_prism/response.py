@@ -1,9 +1,10 @@
-"""The response format: `<caption>…</caption><think>…</think><answer>…</answer>`, parsed once, in one pass.
+"""The response format: `<caption>…</caption><think>…</think><answer>…</answer>`.
 
-A valid response has exactly one of each block, in this order, each with content, and nothing but white space before,
-between and after them. A tag inside a block makes the response invalid, so an answer hidden in the reasoning or a
-second caption earns nothing. Tags are matched to the letter: `<Caption>` is text. Content is a letter, digit or symbol
-at least, in an answer any visible character, and neither a special token spelt out nor one phrase over and over.
+A valid response has exactly one block of each kind, in this order, each with content. Only white
+space may surround the blocks. A tag inside a block makes the response invalid, so neither an answer
+hidden in the reasoning nor a second caption earns anything. Tags are matched exactly: `<Caption>`
+is text. Content needs a letter, digit or symbol (any visible character in an answer). It may
+neither spell out a special token nor repeat one phrase over and over.
 """
 
 import re
@@ -15,24 +16,28 @@ from enum import StrEnum
 BLOCK_NAMES = ("caption", "think", "answer")
 _TAG = re.compile(rf"<(/?)({'|'.join(BLOCK_NAMES)})>")
 _SPECIAL_TOKEN = re.compile(
-    r"<\|(?:endoftext|im_(?:start|end)|(?:vision|image|video)_pad|(?:vision|object_ref|box|quad)_(?:start|end))\|>"
+    r"<\|(?:endoftext"
+    r"|im_(?:start|end)"
+    r"|(?:vision|image|video)_pad"
+    r"|(?:vision|object_ref|box|quad)_(?:start|end)"
+    r")\|>"
 )
-_BLANKS = frozenset(
-    "\u115f\u1160\u2800\u3164\uffa0"
-)  # Hangul fillers and the empty Braille cell: shown as nothing
-# Prose shrinks to a third or a half; only what says the same over and over shrinks to a twentieth.
-REPETITIVE_BYTES, REPETITIVE_RATIO = 1000, 20
+# Hangul fillers and the empty Braille cell are letters and symbols that show nothing.
+_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+# Prose compresses to a third or a half; only endless repetition compresses to a twentieth.
+REPETITIVE_BYTES = 1000
+REPETITIVE_RATIO = 20
 
 
 class View(StrEnum):
-    """The two parts of a response that are scored apart."""
+    """The two parts of a response that are scored separately."""
 
     PERCEPTION = "perception"  # the caption block
     REASONING = "reasoning"  # the think block and the answer block
 
 
 class FormatFault(StrEnum):
-    """Why a response is invalid: the first fault met while reading from the left, whole-response faults last."""
+    """Why a response is invalid: the first fault from the left, whole-response faults last."""
 
     UNOPENED = "closing tag without its opening tag"
     NESTED = "tag inside a block"
@@ -48,7 +53,7 @@ class FormatFault(StrEnum):
 
 @dataclass(frozen=True)
 class Block:
-    """One block: `text[start:end]` of the response includes its tags, `content` is stripped and without them."""
+    """One block: `text[start:end]` of the response with its tags; `content` without, stripped."""
 
     name: str
     start: int
@@ -58,7 +63,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Response:
-    """A parsed response. `blocks` are caption, think, answer where it is valid, and empty where it has a fault."""
+    """A parsed response. `blocks` holds caption, think and answer, or nothing if there is a fault.
+
+    The properties of the blocks and views need a valid response.
+    """
 
     text: str
     fault: FormatFault | None
@@ -66,27 +74,31 @@ class Response:
 
     @property
     def valid(self) -> bool:
+        """Whether the response is in the format."""
         return self.fault is None
 
     @property
     def caption(self) -> str:
+        """Content of the caption block."""
         return self._block(0).content
 
     @property
     def think(self) -> str:
+        """Content of the think block."""
         return self._block(1).content
 
     @property
     def answer(self) -> str:
+        """Content of the answer block."""
         return self._block(2).content
 
     def span(self, view: View) -> tuple[int, int]:
-        """Characters [start, end) of a view in `text`, tags included."""
+        """Return the characters [start, end) of a view in `text`, tags included."""
         first, last = (0, 0) if view is View.PERCEPTION else (1, 2)
         return self._block(first).start, self._block(last).end
 
     def view_text(self, view: View) -> str:
-        """The text of a view, exactly as it stands in `text`, tags included."""
+        """Return the unchanged text of a view, tags included."""
         start, end = self.span(view)
         return self.text[start:end]
 
@@ -95,16 +107,20 @@ class Response:
         return self.blocks[index]
 
 
-class _Malformed(Exception):
-    pass
+class _FormatError(Exception):
+    def __init__(self, fault: FormatFault) -> None:
+        self.fault = fault
 
 
 def parse_response(text: str) -> Response:
-    """Parse a whole response, in time linear in its length. Never raises: a fault stands in the result."""
+    """Parse a whole response in time linear in its length.
+
+    It never raises: if the response is invalid, the result names the fault.
+    """
     try:
         return Response(text, None, _read_blocks(text))
-    except _Malformed as malformed:
-        return Response(text, malformed.args[0])
+    except _FormatError as error:
+        return Response(text, error.fault)
 
 
 def _read_blocks(text: str) -> tuple[Block, ...]:
@@ -112,20 +128,15 @@ def _read_blocks(text: str) -> tuple[Block, ...]:
     opening: re.Match[str] | None = None
     end = 0  # of the last block
     for tag in _TAG.finditer(text):
-        closes, name = tag[1] == "/", tag[2]
         if opening is None:
             _require(not text[end : tag.start()].strip(), FormatFault.STRAY_TEXT)
-            _require(not closes, FormatFault.UNOPENED)
-            _require(name not in blocks, FormatFault.DUPLICATE)
+            _require(not _closes(tag), FormatFault.UNOPENED)
+            _require(tag[2] not in blocks, FormatFault.DUPLICATE)
             opening = tag
         else:
-            _require(closes and name == opening[2], FormatFault.NESTED)
-            content = text[opening.end() : tag.start()].strip()
-            _require(not _SPECIAL_TOKEN.search(content), FormatFault.SPECIAL_TOKEN)
-            _require(_has_content(name, content), FormatFault.EMPTY)
-            _require(not _repetitive(content), FormatFault.REPETITIVE)
-            end = tag.end()
-            blocks[name] = Block(name, opening.start(), end, content)
+            block = _read_block(text, opening, tag)
+            blocks[block.name] = block
+            end = block.end
             opening = None
     _require(opening is None, FormatFault.UNCLOSED)
     _require(len(blocks) == len(BLOCK_NAMES), FormatFault.MISSING)
@@ -134,19 +145,40 @@ def _read_blocks(text: str) -> tuple[Block, ...]:
     return tuple(blocks.values())
 
 
+def _read_block(text: str, opening: re.Match[str], tag: re.Match[str]) -> Block:
+    """Return the block between an opening tag and the next tag."""
+    name = opening[2]
+    _require(_closes(tag) and tag[2] == name, FormatFault.NESTED)
+    content = text[opening.end() : tag.start()].strip()
+    _require(not _SPECIAL_TOKEN.search(content), FormatFault.SPECIAL_TOKEN)
+    _require(_has_content(name, content), FormatFault.EMPTY)
+    _require(not _repetitive(content), FormatFault.REPETITIVE)
+    return Block(name, opening.start(), tag.end(), content)
+
+
+def _closes(tag: re.Match[str]) -> bool:
+    return tag[1] == "/"
+
+
 def _has_content(name: str, content: str) -> bool:
-    """Blanks, control and zero-width characters and lone accents show nothing; a dot is an answer, but no caption."""
-    kinds = "LNSP" if name == "answer" else "LNS"
-    return any(unicodedata.category(each)[0] in kinds and each not in _BLANKS for each in content)
+    """Return whether content shows anything. A dot is an answer, but no caption.
+
+    Blanks, control and zero-width characters and lone accents show nothing.
+    """
+    categories = "LNSP" if name == "answer" else "LNS"
+    return any(
+        unicodedata.category(character)[0] in categories and character not in _BLANKS
+        for character in content
+    )
 
 
 def _repetitive(content: str) -> bool:
     data = content.encode("utf-8", "surrogatepass")
-    return len(data) >= REPETITIVE_BYTES and len(zlib.compress(data, 1)) * REPETITIVE_RATIO < len(
-        data
-    )
+    if len(data) < REPETITIVE_BYTES:
+        return False
+    return len(zlib.compress(data, 1)) * REPETITIVE_RATIO < len(data)
 
 
 def _require(condition: bool, fault: FormatFault) -> None:
     if not condition:
-        raise _Malformed(fault)
+        raise _FormatError(fault)

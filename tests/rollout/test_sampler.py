@@ -3,11 +3,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from verl_prism.compose import compose_run
 from verl_prism.data.messages import chat_messages, row_images
-from verl_prism.rollout.sampler import PolicySampler
+from verl_prism.rollout.sampler import PolicySampler, Sampling
 
-
-def hardware():
-    return compose_run(["stage=eval"])[1].hardware
+RANDOM = Sampling(n=4, temperature=1.0, top_p=1.0, max_tokens=12)
+GREEDY = Sampling(n=1, temperature=0.0, top_p=1.0, max_tokens=12)
 
 
 def greedy_with_transformers(folder, row, max_tokens: int) -> list[int]:
@@ -27,21 +26,21 @@ def greedy_with_transformers(folder, row, max_tokens: int) -> list[int]:
 
 
 def test_policy_sampler(dense_folder, rows):
-    set_num_threads, answers, progress = torch.set_num_threads, [], []
+    hardware = compose_run(["stage=eval"])[1].hardware
+    set_num_threads = torch.set_num_threads
+    answers = []
+    progress = []
     for _ in range(2):  # a second policy in the same process
-        with PolicySampler(dense_folder, hardware(), seed=3) as sampler:
-            sampled = sampler.sample(rows, 4, 1.0, 1.0, 12, lambda *done: progress.append(done))
-            greedy = sampler.sample(rows, 1, 0.0, 1.0, 12)
+        with PolicySampler(dense_folder, hardware, seed=3) as sampler:
+            sampled = sampler.sample(rows, RANDOM, lambda *done: progress.append(done))
+            greedy = sampler.sample(rows, GREEDY)
         answers.append((sampled, greedy))
 
-    assert [len(group) for group in sampled] == [4] * len(rows) and [
-        len(group) for group in greedy
-    ] == [1] * len(rows)
+    assert [len(group) for group in sampled] == [4] * len(rows)
+    assert [len(group) for group in greedy] == [1] * len(rows)
     flat = [sample for group in sampled for sample in group]
-    assert (
-        all(sample.tokens == 12 for sample in flat if sample.truncated)
-        and max(s.tokens for s in flat) == 12
-    )
+    assert all(sample.tokens == 12 for sample in flat if sample.truncated)
+    assert max(sample.tokens for sample in flat) == 12
     assert len({sample.text for sample in flat}) > len(rows), "the samples of a question differ"
     assert answers[0] == answers[1], "one seed, the same responses"
     assert progress[-1] == (4 * len(rows), 4 * len(rows))
@@ -49,9 +48,8 @@ def test_policy_sampler(dense_folder, rows):
     tokenizer = AutoProcessor.from_pretrained(dense_folder).tokenizer
     for row, (only,) in zip(rows, greedy, strict=True):
         tokens = greedy_with_transformers(dense_folder, row, 12)
-        assert only.text == tokenizer.decode(tokens, skip_special_tokens=True), (
-            "the same prompt and picture as transformers"
-        )
+        expected = tokenizer.decode(tokens, skip_special_tokens=True)
+        assert only.text == expected, "the same prompt and image as with transformers"
 
     assert torch.set_num_threads is set_num_threads
     assert not torch.distributed.is_initialized()

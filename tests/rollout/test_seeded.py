@@ -1,4 +1,4 @@
-"""`prism.reproducible=true`: the same seed gives the same run, to the last bit."""
+"""`prism.reproducible=true`: the same seed gives the same run, bit for bit."""
 
 import asyncio
 from dataclasses import dataclass
@@ -32,14 +32,18 @@ from verl_prism.rollout.seeded import (
     SeededAgentLoop,
     SeededAgentLoopManager,
     request_seed,
-    requests_beside,
+    requests_on_server,
 )
 from verl_prism.rollout.vllm_plugins import WholeBatchScheduler
 from verl_prism.trainer.replay_buffer import ConfiguredReplayBuffer
 
-ROLLOUT = dict(
-    n=2, seed=7, tensor_model_parallel_size=1, data_parallel_size=1, pipeline_model_parallel_size=1
-)
+ROLLOUT = {
+    "n": 2,
+    "seed": 7,
+    "tensor_model_parallel_size": 1,
+    "data_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+}
 
 
 def batch_of(step: int, prompts: int, **fields: Any) -> TensorDict:
@@ -47,8 +51,8 @@ def batch_of(step: int, prompts: int, **fields: Any) -> TensorDict:
 
 
 @pytest.fixture
-def handed_out(monkeypatch) -> list[TensorDict]:
-    """What the manager hands to verl's, and so to the agent loops."""
+def numbered(monkeypatch) -> list[TensorDict]:
+    """The batches that the manager passes on to verl, and so to the agent loops."""
     batches: list[TensorDict] = []
     monkeypatch.setattr(
         AgentLoopManagerTQ, "generate_sequences", lambda self, prompts: batches.append(prompts)
@@ -58,37 +62,40 @@ def handed_out(monkeypatch) -> list[TensorDict]:
 
 def manager() -> SeededAgentLoopManager:
     rollout = OmegaConf.create({**ROLLOUT, "val_kwargs": {"n": 1}})
-    return SeededAgentLoopManager(
-        OmegaConf.create({"actor_rollout_ref": {"rollout": rollout, "model": {}}}), None
-    )
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout, "model": {}}})
+    return SeededAgentLoopManager(config, None)
 
 
 def requests(prompts: TensorDict, samples: int, monkeypatch) -> list[dict[str, Any]]:
-    """What an agent loop on one device asks vLLM for, for each sample of each prompt."""
-    asked = []
+    """The requests that an agent loop on one device sends to vLLM for each sample."""
+    sent = []
 
     async def run(self, sampling_params, **kwargs):
-        asked.append({**sampling_params, "priority": kwargs["priority"]})
+        sent.append({**sampling_params, "priority": kwargs["priority"]})
 
     monkeypatch.setattr(SingleTurnAgentLoop, "run", run)
     loop = SeededAgentLoop.__new__(SeededAgentLoop)
     loop.rollout_config = OmegaConf.create(ROLLOUT)
     loop.config = OmegaConf.create({"trainer": {"nnodes": 1, "n_gpus_per_node": 1}})
-    step, batch = prompts["global_steps"], prompts["batch"]
-    for place, session in product(prompts["place"], range(samples)):
-        kwargs = {"place": place, "session_id": session, "batch": batch, "global_steps": step}
+    for position, sample in product(prompts["position"], range(samples)):
+        kwargs = {
+            "position": position,
+            "session_id": sample,
+            "batch": prompts["batch"],
+            "global_steps": prompts["global_steps"],
+        }
         asyncio.run(loop.run({"temperature": 1.0}, **kwargs))
-    return asked
+    return sent
 
 
-def test_a_request_is_seeded_by_where_it_stands_and_not_by_what_was_drawn_before(
-    handed_out, monkeypatch
-):
-    straight, resumed = manager(), manager()
+def test_the_seed_of_a_request_depends_only_on_its_position(numbered, monkeypatch):
+    uninterrupted = manager()
     for step in (1, 2):
-        straight.generate_sequences(batch_of(step, 2))
-    resumed.generate_sequences(batch_of(2, 2))
-    first, second, again = (requests(prompts, 2, monkeypatch) for prompts in handed_out)
+        uninterrupted.generate_sequences(batch_of(step, 2))
+    manager().generate_sequences(batch_of(2, 2))  # resumed after step 1
+    first = requests(numbered[0], 2, monkeypatch)
+    second = requests(numbered[1], 2, monkeypatch)
+    again = requests(numbered[2], 2, monkeypatch)
     assert second == again
     assert len({request["seed"] for request in first + second}) == 8
     assert [request["priority"] for request in second] == [0, 1, 2, 3]
@@ -96,20 +103,21 @@ def test_a_request_is_seeded_by_where_it_stands_and_not_by_what_was_drawn_before
     assert all(request["temperature"] == 1.0 for request in second)
 
 
-def test_prompts_drawn_later_in_a_step_have_places_of_their_own(handed_out, monkeypatch):
-    """As dynamic sampling draws them."""
+def test_prompts_drawn_later_in_a_step_have_new_positions(numbered, monkeypatch):
+    """Dynamic sampling draws prompts several times per step."""
     one = manager()
     for prompts in (2, 3):
         one.generate_sequences(batch_of(1, prompts))
-    first, later = (requests(prompts, 2, monkeypatch) for prompts in handed_out)
+    first = requests(numbered[0], 2, monkeypatch)
+    later = requests(numbered[1], 2, monkeypatch)
     assert [request["priority"] for request in later] == [4, 5, 6, 7, 8, 9]
     assert {request["extra_args"]["requests"] for request in later} == {6}
     assert len({request["seed"] for request in first + later}) == 10
 
 
-def test_validation_counts_its_own_samples(handed_out):
+def test_validation_counts_its_own_samples(numbered):
     manager().generate_sequences(batch_of(1, 3, validate=True))
-    assert handed_out[0]["batch"] == Batch(0, 3, samples=1)
+    assert numbered[0]["batch"] == Batch(0, 3, samples=1)
 
 
 def test_seeds_differ_with_every_part_of_the_position():
@@ -121,51 +129,51 @@ def test_seeds_differ_with_every_part_of_the_position():
 
 def test_each_server_waits_for_its_own_share_of_a_batch():
     batch = Batch(3, 8, samples=4)
-    beside = [requests_beside(priority, batch, servers=2) for priority in range(12, 32)]
-    assert all(requests_beside(priority, batch, servers=1) == 20 for priority in range(12, 32))
-    assert len(set(beside)) <= 2 and sum(set(beside)) == 20
-    assert all(beside.count(share) == share for share in set(beside))
+    priorities = range(12, 32)
+    shares = [requests_on_server(priority, batch, servers=2) for priority in priorities]
+    assert all(requests_on_server(priority, batch, servers=1) == 20 for priority in priorities)
+    assert len(set(shares)) <= 2
+    assert sum(set(shares)) == 20
+    assert all(shares.count(share) == share for share in set(shares))
 
 
-def test_vllm_begins_when_all_requests_of_a_batch_are_there(monkeypatch):
+def test_vllm_starts_when_all_requests_of_a_batch_have_arrived(monkeypatch):
     waiting: list[Any] = []
     monkeypatch.setattr(Scheduler, "add_request", lambda self, request: waiting.append(request))
     monkeypatch.setattr(Scheduler, "get_request_counts", lambda self: (0, len(waiting)))
-    scheduler, states = WholeBatchScheduler.__new__(WholeBatchScheduler), []
+    scheduler = WholeBatchScheduler.__new__(WholeBatchScheduler)
+    request = SimpleNamespace(sampling_params=SamplingParams(extra_args={"requests": 3}))
+    states = []
     for _ in range(3):
-        scheduler.add_request(
-            SimpleNamespace(sampling_params=SamplingParams(extra_args={"requests": 3}))
-        )
+        scheduler.add_request(request)
         states.append(scheduler.pause_state)
     assert states == [PauseState.PAUSED_NEW, PauseState.PAUSED_NEW, PauseState.UNPAUSED]
 
 
 def test_rollouts_come_in_the_order_of_the_data(monkeypatch):
-    """Whichever was finished first, and whatever verl has named the prompts."""
-    prompt = {"is_prompt": True, "status": "finished", "global_steps": 1}
-    finished = ["p_10_0", "a_0_0", "p_9_0", "z_1_0", "z_0_0", "a_1_0"]
-    partition = {uid: dict(prompt) for uid in "zap"} | {
-        key: {"status": "success"} for key in finished
-    }
+    """Neither the order of completion nor the names that verl gives to prompts matter."""
+    partition = {}
+    for uid in "zap":
+        partition[uid] = {"is_prompt": True, "status": "finished", "global_steps": 1}
+    for key in ["p_10_0", "a_0_0", "p_9_0", "z_1_0", "z_0_0", "a_1_0"]:
+        partition[key] = {"status": "success"}
     monkeypatch.setattr(tq, "kv_list", lambda: {"train": partition})
     monkeypatch.setattr(tq, "kv_clear", lambda partition_id, keys: None)
     batch, _ = buffer().sample(global_steps=1, partition_id="train", batch_size=2)
     assert batch.keys == ["z_0_0", "z_1_0", "a_0_0", "a_1_0"]
 
 
-def test_nothing_is_decided_while_a_rollout_is_under_way(monkeypatch):
-    """The slow prompt of the two that were drawn first is taken, and not one that overtook it."""
+def test_no_batch_is_sampled_while_a_rollout_is_running(monkeypatch):
+    """The slow prompt was drawn first and is taken, instead of a later one that overtook it."""
     polls = iter(["running", "running", "finished"])
 
     def kv_list():
         statuses = {"slow": next(polls), "fast": "finished", "faster": "finished"}
-        return {
-            "train": {
-                uid: {"is_prompt": True, "status": s, "global_steps": 1}
-                for uid, s in statuses.items()
-            }
-            | {f"{uid}_0_0": {"status": "success"} for uid in statuses}
-        }
+        partition = {}
+        for uid, status in statuses.items():
+            partition[uid] = {"is_prompt": True, "status": status, "global_steps": 1}
+            partition[f"{uid}_0_0"] = {"status": "success"}
+        return {"train": partition}
 
     monkeypatch.setattr(tq, "kv_list", kv_list)
     monkeypatch.setattr(tq, "kv_clear", lambda partition_id, keys: None)
@@ -185,7 +193,7 @@ def buffer(**options: Any) -> ConfiguredReplayBuffer:
 
 
 def test_the_discriminator_gets_groups_in_the_order_of_the_batch():
-    """verl's names of groups are random; rows of a group may stand apart when they were balanced over ranks."""
+    """verl's group names are random, and balancing over ranks may separate the rows of a group."""
     seen: list[KVBatchMeta] = []
 
     def update(rollouts: KVBatchMeta) -> SimpleNamespace:
@@ -201,14 +209,13 @@ def test_the_discriminator_gets_groups_in_the_order_of_the_batch():
     assert seen[0].keys == ["z_0_0", "z_1_0", "a_1_0", "a_0_0"]
 
 
-def test_nothing_changes_where_it_was_not_asked_for():
+def test_nothing_changes_unless_it_is_set():
     config, _ = compose_run(["stage=rlvr"])
     rollout = config.actor_rollout_ref.rollout
-    assert (
-        rollout.agent.agent_loop_manager_class is None
-        and config.actor_rollout_ref.model.external_lib is None
-    )
-    assert rollout.engine_kwargs.vllm.scheduler_cls is None and not rollout.full_determinism
+    assert rollout.agent.agent_loop_manager_class is None
+    assert config.actor_rollout_ref.model.external_lib is None
+    assert rollout.engine_kwargs.vllm.scheduler_cls is None
+    assert not rollout.full_determinism
 
 
 @pytest.mark.parametrize(
@@ -221,12 +228,12 @@ def test_nothing_changes_where_it_was_not_asked_for():
         ),
     ],
 )
-def test_what_comes_from_outside_the_run_is_refused(key, overrides):
+def test_sources_of_randomness_outside_the_run_are_refused(key, overrides):
     with pytest.raises(UserError, match=f"prism.reproducible=true, but .*{key}"):
         compose_run(["stage=rlvr", "prism.reproducible=true", *overrides])
 
 
-# What the runs themselves show. Times, and what is made of them, are not a matter of the seed.
+# The runs themselves. Times and metrics derived from times do not depend on the seed.
 TIMES = ("timing_", "perf/", "actor/perf/", "train/mfu")
 SMALL = (
     "prism.rollout.prompts_per_step=4",
@@ -248,7 +255,7 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage left: metrics of each step, without times, and every tensor that it saved."""
+    """What a stage wrote: metrics of each step, without times, and every tensor that it saved."""
 
     metrics: list[dict]
     tensors: dict[str, torch.Tensor]
@@ -256,36 +263,34 @@ class Run:
 
     @classmethod
     def of(cls, output: Path, metrics: list[dict]) -> "Run":
-        without_times = [
-            {key: v for key, v in step.items() if not key.startswith(TIMES)} for step in metrics
-        ]
-        texts = {
-            name: (output / name).read_text()
-            for name in ("rollouts.jsonl", "responses.jsonl")
-            if (output / name).exists()
-        }
+        without_times = []
+        for step in metrics:
+            kept = {key: value for key, value in step.items() if not key.startswith(TIMES)}
+            without_times.append(kept)
+        files = [output / "rollouts.jsonl", output / "responses.jsonl"]
+        texts = {file.name: file.read_text() for file in files if file.exists()}
         return cls(without_times, saved_tensors(output), texts)
 
 
 def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """By file and place in it: parameters, moments of the optimizers, states of random generators."""
+    """Parameters, optimizer states and states of random generators, by file and path in it."""
     found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.rglob("*.pt")):
         leaves = tree_flatten_with_path(torch.load(file, weights_only=False))[0]
-        found |= {
-            f"{file.relative_to(folder)} {keystr(path)}": leaf
-            for path, leaf in leaves
-            if isinstance(leaf, torch.Tensor)
-        }
+        for path, leaf in leaves:
+            if isinstance(leaf, DTensor):
+                leaf = leaf.to_local()
+            if isinstance(leaf, torch.Tensor):
+                found[f"{file.relative_to(folder)} {keystr(path)}"] = leaf
     for file in sorted(folder.rglob("*.safetensors")):
-        found |= {
-            f"{file.relative_to(folder)} {name}": tensor for name, tensor in load_file(file).items()
-        }
-    return {name: t.to_local() if isinstance(t, DTensor) else t for name, t in found.items()}
+        for name, tensor in load_file(file).items():
+            found[f"{file.relative_to(folder)} {name}"] = tensor
+    return found
 
 
 def assert_equal(one: Run, other: Run) -> None:
-    for step, (metrics, others) in enumerate(zip(one.metrics, other.metrics, strict=True), start=1):
+    steps = zip(one.metrics, other.metrics, strict=True)
+    for step, (metrics, others) in enumerate(steps, start=1):
         different = [key for key in metrics | others if not same(metrics.get(key), others.get(key))]
         assert not different, f"step {step}: {different}"
     assert one.texts == other.texts
@@ -296,13 +301,13 @@ def assert_equal(one: Run, other: Run) -> None:
 
 
 def same(one: object, other: object) -> bool:
-    return one == other or (one != one and other != other)  # NaN is where it was
+    return one == other or (one != one and other != other)  # both are NaN
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_run_again_gives_the_same_to_the_last_bit(pipeline, tmp_path, stage):
+def test_a_rerun_of_a_stage_is_identical_bit_for_bit(pipeline, tmp_path, stage):
     policy = [f"prism.policy={pipeline.root}/sft/policy"] if stage in ("rlvr", "eval") else []
     runs = []
     for name in ("one", "other"):
@@ -328,9 +333,9 @@ def few_prompts(digits_folder, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def straight(pipeline, few_prompts, tmp_path_factory) -> tuple[Path, list[dict]]:
-    """Six steps of alignment without a stop, all checkpoints kept."""
-    output = tmp_path_factory.mktemp("straight")
+def uninterrupted(pipeline, few_prompts, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """Six uninterrupted steps of alignment, with all checkpoints."""
+    output = tmp_path_factory.mktemp("uninterrupted")
     saving = ("prism.checkpoint_every=1", "prism.keep_checkpoints=6")
     return output, pipeline.run(
         "align", "prism.steps=6", few_prompts, *ALIGN, *saving, output=output
@@ -347,13 +352,16 @@ def straight(pipeline, few_prompts, tmp_path_factory) -> tuple[Path, list[dict]]
         pytest.param(EPOCH, id="stopped at an epoch's end"),
     ],
 )
-def test_a_resumed_run_ends_where_one_that_was_not_stopped_does(
-    pipeline, few_prompts, straight, tmp_path, half
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    pipeline, few_prompts, uninterrupted, tmp_path, half
 ):
-    """Parameters, both optimizers, random states, metrics; so the steps before the stop are the same run again, too."""
+    """In parameters, both optimizers, random states and metrics.
+
+    The steps before the stop are also a rerun of the uninterrupted run's.
+    """
     pipeline.run("align", f"prism.steps={half}", few_prompts, *ALIGN, output=tmp_path)
     resumed = ("prism.resume=true", f"prism.steps={2 * half}")
     metrics = pipeline.run("align", *resumed, few_prompts, *ALIGN, output=tmp_path)
-    output, all_metrics = straight
+    output, all_metrics = uninterrupted
     last = Path("checkpoints", f"global_step_{2 * half}")
     assert_equal(Run.of(tmp_path / last, metrics), Run.of(output / last, all_metrics[: 2 * half]))

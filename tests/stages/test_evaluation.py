@@ -9,11 +9,14 @@ from verl_prism.errors import UserError
 from verl_prism.rollout.sampler import Sample
 from verl_prism.stages.evaluation import (
     Answers,
+    GradedSample,
+    grade_responses,
+    grade_sample,
     intervals,
     load_measure,
-    mark,
     read_questions,
     run_eval,
+    write_responses,
 )
 
 RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answer>"
@@ -24,41 +27,67 @@ ROW = {
 }
 
 
-def answers(sampled: list[list[float]], greedy: list[float]) -> Answers:
-    def marks(right: float) -> dict:
-        return {
-            "accuracy": right == 1.0,
-            "perception": None if right < 0 else right == 1.0,
-            "length": 7,
-        }
-
-    return Answers(
-        [],
-        [],
-        [[marks(right) for right in group] for group in sampled],
-        [marks(right) for right in greedy],
-    )
+def graded(value: float) -> GradedSample:
+    """A response that is right (1), wrong (0) or wrong without a perception mark (-1)."""
+    marks = {
+        "accuracy": value == 1.0,
+        "perception": None if value < 0 else value == 1.0,
+        "length": 7,
+    }
+    return GradedSample(Sample("", 7, False), None, marks)
 
 
-def test_an_undefined_mark_is_left_out_of_the_mean():
-    result = intervals(answers([[1.0, -1.0], [0.0, -1.0], [1.0, 1.0]], [1.0, 1.0, 0.0]))
-    assert result["accuracy"].mean == pytest.approx(3 / 6) and result["accuracy"].responses == 6
-    assert result["perception"].mean == pytest.approx(3 / 4) and result["perception"].responses == 4
+def no_marks(response, row):
+    return {}
+
+
+def test_an_undefined_mark_is_excluded_from_the_mean():
+    answers = [
+        Answers(graded(1.0), [graded(1.0), graded(-1.0)]),
+        Answers(graded(1.0), [graded(0.0), graded(-1.0)]),
+        Answers(graded(0.0), [graded(1.0), graded(1.0)]),
+    ]
+    result = intervals(answers)
+    assert result["accuracy"].mean == pytest.approx(3 / 6)
+    assert result["accuracy"].responses == 6
+    assert result["perception"].mean == pytest.approx(3 / 4)
+    assert result["perception"].responses == 4
     assert result["length"].mean == result["length"].low == 7
     assert result["greedy_accuracy"].mean == pytest.approx(2 / 3)
 
 
 def test_marks_of_a_response():
-    marks = mark(
-        Sample(RIGHT, 22, False), ROW, lambda response, row: {"perception": "3" in response.caption}
-    )
+    def measure(response, row):
+        return {"perception": "3" in response.caption}
+
+    marks = grade_sample(Sample(RIGHT, 22, False), ROW, measure).marks
     assert marks == {"accuracy": True, "perception": True, "format": True, "length": 22}
-    assert mark(Sample("8", 1, False), ROW, lambda response, row: {})["accuracy"] is False
+    assert grade_sample(Sample("8", 1, False), ROW, no_marks).marks["accuracy"] is False
 
 
 def test_a_task_may_not_redefine_a_mark():
     with pytest.raises(UserError, match="'length' is a mark that every task has"):
-        mark(Sample(RIGHT, 22, False), ROW, lambda response, row: {"length": True})
+        grade_sample(Sample(RIGHT, 22, False), ROW, lambda response, row: {"length": True})
+
+
+def test_lines_of_the_responses_file(tmp_path):
+    """Other tools read this format, so it is spelled out here."""
+    samples = [[Sample(RIGHT, 22, False), Sample("é\u2028", 4, True)]]
+    answers = grade_responses([ROW], samples, [Sample("8", 1, False)], no_marks)
+    file = tmp_path / "responses.jsonl"
+    write_responses(file, [ROW], {"one": answers})
+    lines = file.read_text(encoding="utf-8").split("\n")
+    wrong = '"marks": {"accuracy": false, "format": false, "length": '
+    assert lines == [
+        '{"policy": "one", "question": 0, "sample": null, "gold": "8", "text": "8", "tokens": 1, '
+        f'"truncated": false, "fault": "block is missing", {wrong}1}}}}',
+        f'{{"policy": "one", "question": 0, "sample": 0, "gold": "8", "text": "{RIGHT}", '
+        '"tokens": 22, "truncated": false, "fault": null, '
+        '"marks": {"accuracy": true, "format": true, "length": 22}}',
+        '{"policy": "one", "question": 0, "sample": 1, "gold": "8", "text": "é\u2028", '
+        f'"tokens": 4, "truncated": true, "fault": "block is missing", {wrong}4}}}}',
+        "",
+    ]
 
 
 def test_metrics_function_of_the_task(tmp_path):
@@ -74,32 +103,27 @@ def test_metrics_function_of_the_task(tmp_path):
         load_measure("measure")
 
 
-def prism_of(folder, output, *overrides):
-    return compose_run(
-        [
-            "stage=eval",
-            f"prism.root={folder}",
-            f"prism.output={output}",
-            "prism.data.max_response_tokens=10",
-            f"prism.data.heldout={folder}/data/heldout.parquet",
-            "prism.eval.max_questions=9",
-            "prism.eval.samples=2",
-            *overrides,
-        ]
-    )[1]
-
-
-def test_more_questions_than_there_are(digits_folder, tmp_path):
-    with pytest.raises(
-        UserError, match=r"prism.eval.max_questions=100000, but .*heldout.parquet has \d+ rows"
-    ):
-        read_questions(prism_of(digits_folder, tmp_path, "prism.eval.max_questions=100000"))
+def test_more_questions_than_rows(digits_folder):
+    heldout = digits_folder / "data" / "heldout.parquet"
+    message = r"prism.eval.max_questions=100000, but .*heldout.parquet has \d+ rows"
+    with pytest.raises(UserError, match=message):
+        read_questions(heldout, 100000)
 
 
 def test_two_policies_end_to_end(digits_folder, tmp_path):
-    policies = f"prism.eval.policies={{one: {digits_folder}/base, two: {digits_folder}/base}}"
-    figures = run_eval(prism_of(digits_folder, tmp_path, policies))
-    assert set(figures) == {"one accuracy", "two accuracy"}
+    _, prism = compose_run(
+        [
+            "stage=eval",
+            f"prism.root={digits_folder}",
+            f"prism.output={tmp_path}",
+            "prism.data.max_response_tokens=10",
+            f"prism.data.heldout={digits_folder}/data/heldout.parquet",
+            "prism.eval.max_questions=9",
+            "prism.eval.samples=2",
+            f"prism.eval.policies={{one: {digits_folder}/base, two: {digits_folder}/base}}",
+        ]
+    )
+    assert set(run_eval(prism)) == {"one accuracy", "two accuracy"}
 
     lines = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * 9 * 3

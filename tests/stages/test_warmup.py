@@ -1,8 +1,5 @@
-"""The warm-up without vLLM, its rollouts written by hand: it resumes, and runs on two ranks, with the same result."""
+"""The warm-up on hand-written rollouts, without vLLM: training, resuming, two ranks, failures."""
 
-import json
-
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,19 +8,19 @@ from verl_prism.checkpoints.preemption import request_file
 from verl_prism.checkpoints.resume import checkpoint_to_resume
 from verl_prism.compose import compose_run
 from verl_prism.discriminator import load_discriminator
+from verl_prism.discriminator.batch import Group
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.report.metrics import METRICS, MetricsLog, keep_steps, read_records
-from verl_prism.stages.warmup import (
-    run_warmup,
-    shuffled_batches,
-)
+from verl_prism.stages.warmup import read_rollouts, run_warmup, write_rollouts
+from verl_prism.stages.warmup_training import shuffled_batches
 
 PROMPTS = 12
+VALID = "<caption>A 1 and a 2.</caption><think>They sum up.</think><answer>3</answer>"
 
 
 @pytest.fixture
 def compose(digits_folder, tmp_path, monkeypatch):
-    """From overrides and a name, the config of a warm-up on the digits, in a folder of that name."""
+    """Compose the config of a warm-up on the digits, with its output in a folder of this name."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def make(*overrides: str, name: str = "run"):
@@ -51,19 +48,10 @@ def compose(digits_folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def sampled(monkeypatch):
-    """Answers in the place of vLLM's: for each prompt one in the format and, for most, one that is not."""
+    """Replace vLLM: each prompt gets a valid response and, for most prompts, an invalid one."""
 
-    def sample(prism, log):
-        rows = pq.read_table(prism.data.train).slice(0, PROMPTS).to_pylist()
-        answers = [
-            [
-                "<caption>A 1 and a 2.</caption><think>They sum up.</think><answer>3</answer>",
-                "no format",
-            ][: 1 + (g % 3)]
-            for g in range(len(rows))
-        ]
-        text = "".join(json.dumps(texts) + "\n" for texts in answers)
-        (prism.output / "rollouts.jsonl").write_text(text)
+    def sample(sampler, rows, sampling, log):
+        return [[VALID, "no format"][: 1 + (number % 3)] for number in range(len(rows))]
 
     monkeypatch.setattr("verl_prism.stages.warmup.sample_policy", sample)
 
@@ -72,12 +60,21 @@ def weights(prism) -> dict[str, torch.Tensor]:
     return load_file(prism.output / "discriminator" / "model.safetensors")
 
 
-def records(prism) -> list[dict]:
-    return read_records(prism.output)
+def assert_equal_weights(one, other) -> None:
+    expected = weights(one)
+    found = weights(other)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def steps(prism) -> list[dict]:
+    """The metrics of each step."""
+    return [record["data"] for record in read_records(prism.output) if "step" in record]
 
 
 def resume(prism) -> dict:
-    """What the launcher and the stage's process do."""
+    """Resume like the launcher and the stage's process."""
     checkpoint, _ = checkpoint_to_resume(prism)
     keep_steps(prism.output, checkpoint.folder / METRICS, checkpoint.step)
     (prism.output / METRICS).unlink()
@@ -88,109 +85,96 @@ class Stopped(Exception):
     pass
 
 
-def stop_after(monkeypatch, steps: int):
-    """As if the process had been killed when it logged step `steps`."""
-    log = MetricsLog.step
+def run_and_kill(monkeypatch, prism, last: int) -> None:
+    """Run the stage, and raise in place of logging the step after `last`, as if it were killed."""
+    log_step = MetricsLog.step
 
     def step(self, number, metrics):
-        if number == steps + 1:
+        if number == last + 1:
             raise Stopped
-        log(self, number, metrics)
+        log_step(self, number, metrics)
 
-    monkeypatch.setattr(MetricsLog, "step", step)
+    with monkeypatch.context() as context:
+        context.setattr(MetricsLog, "step", step)
+        with pytest.raises(Stopped):
+            run_warmup(prism)
 
 
 @pytest.mark.usefixtures("sampled")
-def test_it_trains_and_leaves_a_discriminator_that_loads(compose):
+def test_it_trains_and_writes_a_discriminator_that_loads(compose):
     prism = compose()
-    figures = run_warmup(prism)
+    summary = run_warmup(prism)
     load_discriminator(prism.output / "discriminator")
-    assert {"held-out perception accuracy", "held-out reasoning accuracy"} <= figures.keys()
-    assert figures["invalid rollouts"] == "8"
-    steps = [record["data"] for record in records(prism) if "step" in record]
-    assert len(steps) == 4 and all(step["nonfinite"] == 0 for step in steps)
+    assert {"held-out perception accuracy", "held-out reasoning accuracy"} <= summary.keys()
+    assert summary["invalid rollouts"] == "8"
+    assert [step["nonfinite"] for step in steps(prism)] == [0, 0, 0, 0]
     left = {path.name for path in prism.output.iterdir()}
-    assert left == {"discriminator", "rollouts.jsonl", "metrics.jsonl"}, (
-        "no state, no upcycled model"
-    )
+    assert left == {"discriminator", "rollouts.jsonl", "metrics.jsonl"}, "no state is left"
 
 
 @pytest.mark.usefixtures("sampled")
 @pytest.mark.parametrize("penalty", [0.0, 0.1])
-def test_a_resumed_run_ends_with_the_parameters_of_one_that_was_not_stopped(
-    compose, monkeypatch, penalty
-):
+def test_a_resumed_run_equals_an_uninterrupted_one(compose, monkeypatch, penalty):
     option = f"prism.discriminator.gradient_penalty={penalty}"
-    whole, stopped = compose(option, name="whole"), compose(option, name="stopped")
-    expected_figures = run_warmup(whole)
-    with monkeypatch.context() as context, pytest.raises(Stopped):
-        stop_after(context, 3)
-        run_warmup(stopped)
+    whole = compose(option, name="whole")
+    expected_summary = run_warmup(whole)
+    stopped = compose(option, name="stopped")
+    run_and_kill(monkeypatch, stopped, 3)
     assert not (stopped.output / "discriminator").exists()
-    assert [folder.name for folder in (stopped.output / "checkpoints").glob("global_step_*")] == [
-        "global_step_2"
-    ]
-    monkeypatch.setattr(
-        "verl_prism.stages.warmup.sample_policy", lambda *_: pytest.fail("sampled again")
-    )
+    checkpoints = [path.name for path in (stopped.output / "checkpoints").glob("global_step_*")]
+    assert checkpoints == ["global_step_2"]
+
+    def sample_again(*_):
+        pytest.fail("sampled again")
+
+    monkeypatch.setattr("verl_prism.stages.warmup.sample_policy", sample_again)
     resumed = compose(option, "prism.resume=true", name="stopped")
-    assert resume(resumed) == expected_figures
-    expected, found = weights(whole), weights(resumed)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    first, last = (
-        [record for record in records(prism) if "step" in record] for prism in (whole, resumed)
-    )
-    assert first == last
+    assert resume(resumed) == expected_summary
+    assert_equal_weights(whole, resumed)
+    assert steps(whole) == steps(resumed)
 
 
 @pytest.mark.usefixtures("sampled")
-def test_two_ranks_train_as_one(compose):
-    """With the optimizer's steps so small that rounding noise in tiny gradients does not show in the parameters."""
+def test_two_ranks_train_like_one(compose):
+    """The learning rate is so small that rounding in tiny gradients does not show in parameters."""
     options = ("prism.discriminator.balance_coef=0", "prism.discriminator.lr=1e-5", "prism.steps=2")
-    one, two = (
-        compose(*options, name="one"),
-        compose(*options, "prism.hardware.devices_per_node=2", name="two"),
-    )
+    one = compose(*options, name="one")
+    two = compose(*options, "prism.hardware.devices_per_node=2", name="two")
     assert run_warmup(one) == run_warmup(two)
-    for mine, theirs in zip(
-        *([r["data"] for r in records(p) if "step" in r] for p in (one, two)), strict=True
-    ):
+    for mine, theirs in zip(steps(one), steps(two), strict=True):
         for name in ("pairs", "loss", "perception/margin", "reasoning/loss", "grad_norm"):
             assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
-    expected, found = weights(one), weights(two)
+    expected = weights(one)
+    found = weights(two)
     assert expected.keys() == found.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=1e-5)
 
 
-def test_without_a_rollout_in_the_format_it_says_so_from_whichever_rank(compose, monkeypatch):
-    prism = compose("prism.hardware.devices_per_node=2")
-    (prism.output / "rollouts.jsonl").write_text(
-        (json.dumps(["nothing", "of the kind"]) + "\n") * PROMPTS
+def test_without_a_valid_rollout_any_rank_reports_it(compose, monkeypatch):
+    monkeypatch.setattr(
+        "verl_prism.stages.warmup.sample_policy",
+        lambda sampler, rows, sampling, log: [["nothing", "of the kind"]] * len(rows),
     )
-    monkeypatch.setattr("verl_prism.stages.warmup.sample_policy", lambda *_: None)
-    with pytest.raises(
-        UserError, match=r"none of 24 rollouts of .*base is in the format; fine-tune it first"
-    ):
-        run_warmup(prism)
+    message = r"none of 24 rollouts of .*base is in the format; fine-tune it first"
+    with pytest.raises(UserError, match=message):
+        run_warmup(compose("prism.hardware.devices_per_node=2"))
 
 
 @pytest.mark.usefixtures("sampled")
-def test_with_nothing_to_resume_it_starts_anew(compose):
+def test_with_nothing_to_resume_it_starts_from_scratch(compose):
     run_warmup(compose("prism.resume=true"))
     assert (compose().output / "discriminator").exists()
 
 
 @pytest.mark.usefixtures("sampled")
-def test_other_settings_are_not_resumed_and_named(compose, monkeypatch):
-    with monkeypatch.context() as context, pytest.raises(Stopped):
-        stop_after(context, 2)
-        run_warmup(compose())
+def test_changed_settings_are_named_and_not_resumed(compose, monkeypatch):
+    run_and_kill(monkeypatch, compose(), 2)
+    changed = compose(
+        "prism.seed=7", "prism.warmup.pairs_per_step=5", "prism.discriminator.margin=1"
+    )
     with pytest.raises(UserError) as refused:
-        checkpoint_to_resume(
-            compose("prism.seed=7", "prism.warmup.pairs_per_step=5", "prism.discriminator.margin=1")
-        )
+        checkpoint_to_resume(changed)
     for change in (
         "prism.seed=7 (was 0)",
         "prism.warmup.pairs_per_step=5 (was 6)",
@@ -199,58 +183,54 @@ def test_other_settings_are_not_resumed_and_named(compose, monkeypatch):
         assert change in str(refused.value)
     checkpoint_to_resume(compose("prism.checkpoint_every=1", "prism.discriminator.placement=pool"))
     (compose().output / "rollouts.jsonl").unlink()
-    with pytest.raises(
-        UserError,
-        match=r"rollouts.jsonl, which .*global_step_2 goes with, is not there; start anew",
-    ):
+    with pytest.raises(UserError, match=r"rollouts\.jsonl.*global_step_2"):
         checkpoint_to_resume(compose("prism.resume=true"))
 
 
 @pytest.mark.usefixtures("sampled")
-def test_asked_to_end_it_saves_the_step_and_goes_on_from_there(compose, monkeypatch):
-    whole, stopped = (
-        compose("prism.checkpoint_every=9", name="whole"),
-        compose("prism.checkpoint_every=9"),
-    )
+def test_an_early_end_saves_the_step_and_can_be_resumed(compose):
+    options = ("prism.checkpoint_every=9",)
+    whole = compose(*options, name="whole")
     run_warmup(whole)
+    stopped = compose(*options)
     request_file(stopped).touch()
     with pytest.raises(EndedEarly) as end:
         run_warmup(stopped)
-    assert end.value.step == 1 and not (stopped.output / "discriminator").exists()
+    assert end.value.step == 1
+    assert not (stopped.output / "discriminator").exists()
     request_file(stopped).unlink()
-    resume(compose("prism.checkpoint_every=9", "prism.resume=true"))
-    expected, found = weights(whole), weights(stopped)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    resume(compose(*options, "prism.resume=true"))
+    assert_equal_weights(whole, stopped)
 
 
 @pytest.mark.usefixtures("sampled")
-def test_numbers_that_stay_not_finite_stop_it_and_nothing_is_published(compose):
-    with pytest.raises(
-        FloatingPointError, match=r"not finite in 2 steps in a row.*nonfinite-.-rank0.pt"
-    ):
-        run_warmup(
-            compose(
-                "prism.discriminator.max_nonfinite=2",
-                "prism.discriminator.lr=1e30",
-                "prism.steps=40",
-            )
-        )
-    assert not (compose().output / "discriminator").exists()
+def test_too_many_nonfinite_steps_stop_it_and_nothing_is_exported(compose):
+    prism = compose(
+        "prism.discriminator.max_nonfinite=2", "prism.discriminator.lr=1e30", "prism.steps=40"
+    )
+    message = r"not finite in 2 steps in a row.*nonfinite-.-rank0.pt"
+    with pytest.raises(FloatingPointError, match=message):
+        run_warmup(prism)
+    assert not (prism.output / "discriminator").exists()
+
+
+def test_rollouts_are_read_back_whatever_they_contain(tmp_path):
+    """str.splitlines() would also split at U+2028, U+0085 and other separators."""
+    rollouts = [["one\u2028two", "\x85 \x1c \x0b \r \n"], [], ["三"]]
+    write_rollouts(tmp_path / "rollouts.jsonl", rollouts)
+    assert read_rollouts(tmp_path / "rollouts.jsonl") == rollouts
 
 
 def test_several_nodes_are_refused(compose):
-    with pytest.raises(
-        UserError, match=r"prism.hardware.nodes=2: the warm-up runs on the devices of one node"
-    ):
+    message = r"prism.hardware.nodes=2: the warm-up runs on the devices of one node"
+    with pytest.raises(UserError, match=message):
         run_warmup(compose("prism.hardware.nodes=2"))
 
 
-def test_batches_hold_every_group_once_before_any_twice(prompts):
-    from verl_prism.discriminator.batch import Group
-
+def test_batches_contain_every_group_once_per_epoch(prompts):
     groups = [Group(prompt, {}, [{}, None, {}]) for prompt in prompts]
     batches = shuffled_batches(groups, pairs=4, seed=0)
-    once = [group for _ in range(len(groups) // 2) for group in next(batches)]
-    assert {id(group) for group in once} == {id(group) for group in groups}
+    epoch = [group for _ in range(len(groups) // 2) for group in next(batches)]
+    assert {id(group) for group in epoch} == {id(group) for group in groups}
     again = shuffled_batches(groups, pairs=4, seed=0)
-    assert [id(group) for group in next(again)] == [id(group) for group in once[:2]]
+    assert [id(group) for group in next(again)] == [id(group) for group in epoch[:2]]

@@ -1,1 +1,1 @@
-"""Stage 2 inside verl: the worker role "adversarial OPD", its engine, trainer, reward manager and advantage."""
+"""Stage 2 inside verl: the discriminator's worker role, engine, trainer and reward manager."""

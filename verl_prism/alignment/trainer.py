@@ -1,24 +1,26 @@
-"""The trainer of stage 2: verl's synchronous PPO trainer, rewarded by a discriminator that learns as it judges.
+"""The trainer of stage 2: verl's synchronous PPO trainer with a discriminator as the reward.
 
-Selected by `trainer.v1.trainer_mode=adversarial_opd`. A step is verl's own: rollout, old log-probabilities, advantage,
-policy update. Our part is the advantage: the discriminator scores the rollouts and learns from them in one forward
-pass, and the policy is rewarded with its group-normalised scores.
+Selected by `trainer.v1.trainer_mode=adversarial_opd`. Rollout, old log-probabilities and policy
+update are verl's. The advantage is ours: in one forward pass the discriminator scores the rollouts
+and learns from them, and the policy is rewarded with the group-normalized scores.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 import torch
 import transfer_queue as tq
 from tensordict import TensorDict
+from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils.debug import marked_timer
 
-import verl_prism.alignment.estimator  # noqa: F401  registers the advantage estimator in this process
+import verl_prism.alignment.estimator  # noqa: F401  registers the advantage estimator
 from verl_prism.alignment.advantage import (
     AlignmentAdvantage,
     alignment_advantage,
@@ -27,152 +29,160 @@ from verl_prism.alignment.advantage import (
 )
 from verl_prism.alignment.groups import FIELDS, token_ranges, uid_of
 from verl_prism.alignment.worker import SCORE_FIELDS, AdversarialOPDWorker, DiscriminatorWorker
-from verl_prism.discriminator.batch import VIEWS
+from verl_prism.config import Align
 from verl_prism.trainer.ppo import PrismTrainer
 from verl_prism.trainer.transfer import column
 
 ROLE = "discriminator"
 POOL = "discriminator_pool"
-NONFINITE = "discriminator/nonfinite"  # the metric that is 1 where the scores are of no use
+NONFINITE = "discriminator/nonfinite"  # metric: 1 if the step's scores must not be used
+VALID_FIELD = "discriminator_valid"
+Metrics = dict[str, float]
+SUMS_OVER_TOKENS = ("critic/score/", "critic/rewards/")  # verl's metrics
 
 
 @register_trainer("adversarial_opd")
 class AdversarialOPDTrainer(PrismTrainer):
     """Adversarial on-policy distillation."""
 
-    def _init_resource_pool_mgr(self):
+    def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
         if self._colocated:
-            role = next(
-                role
-                for role in self.role_worker_mapping
-                if role in (Role.ActorRollout, Role.ActorRolloutRef)
-            )
+            actor_roles = {Role.ActorRollout, Role.ActorRolloutRef}
+            role = next(role for role in self.role_worker_mapping if role in actor_roles)
             self.role_worker_mapping[role] = ray.remote(AdversarialOPDWorker)
         else:
-            self.resource_pool_manager.resource_pool_spec[POOL] = [
-                self.prism.discriminator.pool_devices
-            ]
-            self.mapping[ROLE] = POOL  # the manager's own dictionary, keyed by role
+            devices = self.prism.discriminator.pool_devices
+            self.resource_pool_manager.resource_pool_spec[POOL] = [devices]
+            self.mapping[ROLE] = POOL  # the dictionary that the manager looks roles up in
 
     @property
     def _colocated(self) -> bool:
         return self.prism.discriminator.placement == "colocated"
 
-    def _load_checkpoint(self):
-        self.discriminator_wg: Any = (
-            self.actor_rollout_wg if self._colocated else self._spawn_discriminator()
-        )
+    def _load_checkpoint(self) -> None:
+        self.discriminator_wg: Any = self.actor_rollout_wg
+        if not self._colocated:
+            self.discriminator_wg = self._spawn_discriminator()
         super()._load_checkpoint()
         if self.global_steps:
             folder = os.path.join(self.config.trainer.resume_from_path, ROLE)
             self.discriminator_wg.load_discriminator(folder, self.global_steps)
 
     def _spawn_discriminator(self) -> Any:
+        worker = RayClassWithInitArgs(cls=ray.remote(DiscriminatorWorker), prism=self.prism)
         group: Any = RayWorkerGroup(  # verl binds the worker's methods to it
             resource_pool=self.resource_pool_manager.get_resource_pool(ROLE),
-            ray_cls_with_init=RayClassWithInitArgs(
-                cls=ray.remote(DiscriminatorWorker), prism=self.prism
-            ),
+            ray_cls_with_init=worker,
             device_name=self.config.trainer.device,
         )
         group.reset()
         return group
 
-    def _save_checkpoint(self):
-        """The discriminator goes first: at the end of verl's own part the checkpoint is published."""
+    def _save_checkpoint(self) -> None:
+        """Save the discriminator before verl's part, which publishes the checkpoint at its end."""
         step = f"global_step_{self.global_steps}"
         folder = os.path.join(self.config.trainer.default_local_dir, step, ROLE)
         self.discriminator_wg.save_discriminator(folder, self.global_steps)
         super()._save_checkpoint()
 
-    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: Metrics) -> KVBatchMeta:
         with marked_timer("update_discriminator", self.timing_raw):
             rollouts = self._update_discriminator(batch, metrics)
-        self._reward(batch, rollouts, metrics)
+        self._write_advantages(batch, rollouts, metrics)
         return super()._compute_advantage(batch, metrics)
 
-    def _update_discriminator(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Score this step's rollouts and learn from them. Returns them with groups standing together."""
-        real = [
-            key
-            for key, tag in zip(batch.keys, batch.tags, strict=True)
-            if not tag.get("is_padding", False)
-        ]
-        groups = list(
-            dict.fromkeys(map(uid_of, real))
-        )  # their names are random: in the order of the batch
-        keys = sorted(real, key=lambda key: groups.index(uid_of(key)))
-        rollouts = batch.select_keys(keys)
-        rollouts.fields, rollouts.extra_info = list(FIELDS), {}
+    def _update_discriminator(self, batch: KVBatchMeta, metrics: Metrics) -> KVBatchMeta:
+        """Score this step's rollouts and learn from them; return them in the order of groups."""
+        rollouts = batch.select_keys(keys_by_group(batch))
+        rollouts.fields = list(FIELDS)
+        rollouts.extra_info = {}
         scored = self.discriminator_wg.update_discriminator(rollouts)
-        of_all_ranks = scored.extra_info["metrics"][
-            0
-        ]  # a list with one entry per rank, and the same on each
-        metrics.update({f"discriminator/{name}": value for name, value in of_all_ranks.items()})
+        per_rank = scored.extra_info["metrics"]  # each rank returns the metrics over all ranks
+        for name, value in per_rank[0].items():
+            metrics[f"discriminator/{name}"] = value
         return rollouts
 
-    def _reward(self, batch: KVBatchMeta, rollouts: KVBatchMeta, metrics: dict) -> None:
-        """Put the advantage of each of a rollout's tokens in the place of its reward; padding rows get 0."""
+    def _write_advantages(
+        self, batch: KVBatchMeta, rollouts: KVBatchMeta, metrics: Metrics
+    ) -> None:
+        """Write each token's advantage in place of its reward; rows of padding get 0."""
         advantages = self._token_advantages(rollouts, metrics)
-        lengths = [tag["response_len"] for tag in batch.tags]
-        rewards = [
-            advantages.get(key, torch.zeros(n)) for key, n in zip(batch.keys, lengths, strict=True)
-        ]
-        nested = torch.nested.as_nested_tensor(rewards, layout=torch.jagged)
+        rows = []
+        for key, tag in zip(batch.keys, batch.tags, strict=True):
+            rows.append(advantages.get(key, torch.zeros(tag["response_len"])))
+        nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
         fields = TensorDict({"rm_scores": nested}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
-    def _token_advantages(self, rollouts: KVBatchMeta, metrics: dict) -> dict[str, torch.Tensor]:
-        """Advantages[response length] by key of the rollout."""
+    def _token_advantages(self, rollouts: KVBatchMeta, metrics: Metrics) -> dict[str, Tensor]:
+        """Return advantages[response length] by key of the rollout, and update the metrics."""
         data = tq.kv_batch_get(
             keys=rollouts.keys,
             partition_id=rollouts.partition_id,
-            select_fields=[*SCORE_FIELDS, "extra_fields"],
+            select_fields=[*SCORE_FIELDS, VALID_FIELD, "extra_fields"],
         )
         infos = [fields["reward_extra_info"] for fields in column(data["extra_fields"])]
         metrics.update(_fault_metrics([info["fault"] for info in infos]))
-        advantage = self._advantage(
-            torch.stack([data[field].reshape(-1) for field in SCORE_FIELDS])
-        )
-        if not metrics[NONFINITE]:
+
+        nonfinite = bool(metrics[NONFINITE])
+        group_size = self.prism.rollout.samples_per_prompt
+        scores = torch.stack([data[field].reshape(-1, group_size) for field in SCORE_FIELDS])
+        valid = data[VALID_FIELD].reshape(-1, group_size) & (not nonfinite)
+        advantage = policy_advantage(self.prism.align, scores, valid)
+        if not nonfinite:
             metrics.update(_advantage_metrics(advantage))
-        ranges = (
-            [token_ranges(info) for info in infos] if self.prism.align.credit == "span" else None
-        )
-        tokens = spread_over_tokens(
-            advantage, [tag["response_len"] for tag in rollouts.tags], ranges
-        )
+
+        lengths = [tag["response_len"] for tag in rollouts.tags]
+        ranges = None
+        if self.prism.align.credit == "span":
+            ranges = [token_ranges(info) for info in infos]
+        tokens = spread_over_tokens(advantage, lengths, ranges)
         return dict(zip(rollouts.keys, tokens, strict=True))
 
-    def _advantage(self, scores: torch.Tensor) -> AlignmentAdvantage:
-        """From scores[views, rollouts] of whole groups."""
-        settings = self.prism.align
-        grouped = scores.reshape(len(VIEWS), -1, self.prism.rollout.samples_per_prompt)
-        weights = torch.tensor([settings.perception_weight, settings.reasoning_weight])
-        valid = ~grouped[0].isnan()
-        if settings.normalization == "reference":
-            return reference_advantage(grouped, valid, weights, settings.format_penalty)
-        return alignment_advantage(
-            grouped, valid, weights, settings.format_penalty, settings.std_floor
-        )
-
-    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """Where the discriminator's numbers are not finite there are no advantages, and the policy stays as it is."""
-        return batch if metrics[NONFINITE] else super()._update_actor(batch, metrics)
+    def _update_actor(self, batch: KVBatchMeta, metrics: Metrics) -> KVBatchMeta:
+        """Leave the policy unchanged if the discriminator's step was not finite."""
+        if metrics[NONFINITE]:
+            return batch
+        return super()._update_actor(batch, metrics)
 
     def _compute_metrics(
-        self, batch: KVBatchMeta, metrics: dict, timing_raw, global_steps, epoch
+        self,
+        batch: KVBatchMeta,
+        metrics: Metrics,
+        timing_raw: dict[str, float],
+        global_steps: int,
+        epoch: int,
     ) -> None:
-        """verl's, without its score and reward of a response: sums over tokens, which of advantages mean nothing."""
+        """Drop verl's score and reward of a response: they sum advantages over its tokens."""
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
-        for name in [
-            name for name in metrics if name.startswith(("critic/score/", "critic/rewards/"))
-        ]:
-            del metrics[name]
+        for name in list(metrics):
+            if name.startswith(SUMS_OVER_TOKENS):
+                del metrics[name]
 
 
-def _advantage_metrics(advantage: AlignmentAdvantage) -> dict[str, float]:
+def keys_by_group(batch: KVBatchMeta) -> list[str]:
+    """Return the keys of a batch, without padding, so that the rows of a group are adjacent.
+
+    Groups stay in the order of the batch. Sorting by key would not: verl's group names are random.
+    """
+    groups: dict[str, list[str]] = {}
+    for key, tag in zip(batch.keys, batch.tags, strict=True):
+        if not tag.get("is_padding", False):
+            groups.setdefault(uid_of(key), []).append(key)
+    return [key for members in groups.values() for key in members]
+
+
+def policy_advantage(settings: Align, scores: Tensor, valid: Tensor) -> AlignmentAdvantage:
+    """Return the advantage of scores[V, G, N] and valid[G, N] by the configured normalization."""
+    weights = torch.tensor([settings.perception_weight, settings.reasoning_weight])
+    penalty = settings.format_penalty
+    if settings.normalization == "reference":
+        return reference_advantage(scores, valid, weights, penalty)
+    return alignment_advantage(scores, valid, weights, penalty, settings.std_floor)
+
+
+def _advantage_metrics(advantage: AlignmentAdvantage) -> Metrics:
     groups = len(advantage.values)
     return {
         "align/advantage_std": advantage.values.std(correction=0).item(),
@@ -181,11 +191,10 @@ def _advantage_metrics(advantage: AlignmentAdvantage) -> dict[str, float]:
     }
 
 
-def _fault_metrics(faults: list[str]) -> dict[str, float]:
-    """The share of each format fault among the rollouts; "" is none."""
-    shares = {
-        f"align/fault/{fault}": faults.count(fault) / len(faults)
-        for fault in dict.fromkeys(faults)
-        if fault
-    }
-    return {"align/invalid": sum(map(bool, faults)) / len(faults), **shares}
+def _fault_metrics(faults: Sequence[str]) -> Metrics:
+    """Return the share of invalid rollouts and of each format fault ("" means no fault)."""
+    invalid = [fault for fault in faults if fault]
+    metrics = {"align/invalid": len(invalid) / len(faults)}
+    for fault in dict.fromkeys(invalid):
+        metrics[f"align/fault/{fault}"] = invalid.count(fault) / len(faults)
+    return metrics

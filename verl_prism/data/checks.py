@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer
 
 from verl_prism.config import ON_RAY, Discriminator, Hardware, Prism, Stage
 from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
+from verl_prism.token_spans import is_byte_level
 
 GPU_FILES = (
     Path("/dev/nvidiactl"),  # NVIDIA
@@ -241,11 +242,7 @@ def check_same_tokens(folders: Mapping[str, Path]) -> None:
 
 def check_byte_level(prism: Prism) -> None:
     """Stage align finds the views in a response's tokens by their bytes."""
-    tokenizer = _tokenizer(prism.policy)
-    if prism.stage == "align" and (type(tokenizer.model), type(tokenizer.decoder)) != (
-        models.BPE,
-        decoders.ByteLevel,
-    ):
+    if prism.stage == "align" and not is_byte_level(_tokenizer(prism.policy)):
         raise UserError(
             f"prism.policy={prism.policy}: its tokenizer is no byte-level BPE, so the views cannot be found among a "
             "response's tokens; choose a policy with one, such as Qwen3-VL"

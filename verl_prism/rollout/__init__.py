@@ -1,1 +1,1 @@
-"""Everything that runs vLLM: the offline sampler, plugins inside the engine, and seeded rollouts."""
+"""Everything that runs vLLM: the offline sampler, plugins inside vLLM, and seeded rollouts."""

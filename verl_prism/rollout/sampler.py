@@ -1,4 +1,4 @@
-"""Responses of a policy to many questions at once, from vLLM in this process: for the evaluation and the warm-up."""
+"""Offline sampling of a policy with vLLM in this process, for the evaluation and the warm-up."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +14,26 @@ from verl_prism.config import Hardware
 from verl_prism.data.messages import chat_messages, row_images
 
 CPU_CACHE_BYTES = 2**30
-CPU_BLOCK_TOKENS = (
-    32  # samples of a question share the full blocks of its prompt; 128, the default, is too long
-)
+# Samples of a question share the full blocks of its prompt, which vLLM's default of 128 exceeds.
+CPU_BLOCK_TOKENS = 32
 
 Row = Mapping[str, Any]
-Progress = Callable[[int, int], None]  # responses done, responses in all
+Progress = Callable[[int, int], None]  # number of responses so far, and in total
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are sampled: `n` per question; temperature 0 is greedy."""
+
+    n: int
+    temperature: float
+    top_p: float
+    max_tokens: int  # per response
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sampled response: its text without special tokens, its length in tokens, the end token included."""
+    """A sampled response: its text without special tokens, and its length with the end token."""
 
     text: str
     tokens: int
@@ -32,11 +41,11 @@ class Sample:
 
 
 class PolicySampler:
-    """A vLLM engine that serves the policy in a Hugging Face folder, from entering the `with` block to leaving it.
+    """Serves the policy in a Hugging Face folder with vLLM, within a `with` block.
 
-    Prompts are built as verl's rollout builds them, and responses decoded as its reward managers decode them. On CPU
-    the engine runs in this process and, with one `seed`, gives the same responses again; the block seeds torch's
-    global generator. Only one may be open at a time.
+    It builds prompts like verl's rollout, and decodes responses like verl's reward managers. On CPU
+    vLLM runs in this process, and the same `seed` gives the same responses. Entering the block
+    seeds torch's global generator. Only one sampler may be open at a time.
     """
 
     def __init__(self, policy: Path, hardware: Hardware, seed: int) -> None:
@@ -46,15 +55,13 @@ class PolicySampler:
 
     def __enter__(self) -> Self:
         if self._hardware.device == "cpu":
-            os.environ |= {
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            }
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         self._set_num_threads = torch.set_num_threads
-        from vllm import LLM  # ten seconds, and it reads the environment
+        from vllm import LLM  # takes ten seconds, and reads the environment
 
         self._processor = AutoProcessor.from_pretrained(self._policy)
-        self._engine: Any = LLM(**engine_arguments(self._policy, self._hardware, self._seed))
+        self._llm: Any = LLM(**llm_arguments(self._policy, self._hardware, self._seed))
         return self
 
     def __exit__(
@@ -63,38 +70,32 @@ class PolicySampler:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._engine.llm_engine.engine_core.shutdown()
-        del self._engine
-        torch.set_num_threads = (
-            self._set_num_threads
-        )  # vLLM's CPU worker puts a warning in its place
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        # vLLM's CPU worker replaces this function with one that only warns.
+        torch.set_num_threads = self._set_num_threads
 
     def sample(
-        self,
-        rows: Sequence[Row],
-        samples: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        on_progress: Progress | None = None,
+        self, rows: Sequence[Row], sampling: Sampling, on_progress: Progress | None = None
     ) -> list[list[Sample]]:
-        """`samples` responses to each row. temperature 0 is greedy; max_tokens per response."""
+        """Return `sampling.n` responses to each row."""
         from vllm import SamplingParams
 
         params = SamplingParams(
-            n=samples, temperature=temperature, top_p=top_p, max_tokens=max_tokens, detokenize=False
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            detokenize=False,
         )
-        self._engine.enqueue([self._prompt(row) for row in rows], params, use_tqdm=False)
-        groups: dict[
-            int, list[Sample]
-        ] = {}  # by request number, which counts up in the order of the rows
-        while self._engine.llm_engine.has_unfinished_requests():
-            for output in self._engine.llm_engine.step():
-                groups[int(output.request_id)] = [
-                    self._sample(completion) for completion in output.outputs
-                ]
+        self._llm.enqueue([self._prompt(row) for row in rows], params, use_tqdm=False)
+        groups: dict[int, list[Sample]] = {}  # by request id; ids ascend in the order of the rows
+        while self._llm.llm_engine.has_unfinished_requests():
+            for output in self._llm.llm_engine.step():
+                samples = [self._sample(completion) for completion in output.outputs]
+                groups[int(output.request_id)] = samples
             if on_progress is not None:
-                on_progress(len(groups) * samples, len(rows) * samples)
+                on_progress(len(groups) * sampling.n, len(rows) * sampling.n)
         assert len(groups) == len(rows), f"{len(groups)} answers to {len(rows)} prompts"
         return [groups[request] for request in sorted(groups)]
 
@@ -107,14 +108,13 @@ class PolicySampler:
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": images} if images else {}}
 
     def _sample(self, completion: Any) -> Sample:
-        text = self._processor.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        return Sample(
-            text, len(completion.token_ids), truncated=completion.finish_reason == "length"
-        )
+        ids = completion.token_ids
+        text = self._processor.tokenizer.decode(ids, skip_special_tokens=True)
+        return Sample(text, len(ids), truncated=completion.finish_reason == "length")
 
 
-def engine_arguments(policy: str, hardware: Hardware, seed: int) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`."""
+def llm_arguments(policy: str, hardware: Hardware, seed: int) -> dict[str, Any]:
+    """Return the arguments of `vllm.LLM`."""
     arguments: dict[str, Any] = {
         "model": policy,
         "dtype": hardware.dtype,
@@ -128,8 +128,8 @@ def engine_arguments(policy: str, hardware: Hardware, seed: int) -> dict[str, An
         "logits_processors": ["verl_prism.rollout.vllm_plugins:NoImageTokens"],
     }
     if hardware.device == "cpu":
-        return arguments | {
-            "block_size": CPU_BLOCK_TOKENS,
-            "kv_cache_memory_bytes": CPU_CACHE_BYTES,
-        }
-    return arguments | {"gpu_memory_utilization": hardware.gpu_memory_utilization}
+        arguments["block_size"] = CPU_BLOCK_TOKENS
+        arguments["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+    else:
+        arguments["gpu_memory_utilization"] = hardware.gpu_memory_utilization
+    return arguments

@@ -1,8 +1,8 @@
-"""Rollouts that come out the same in every run with the same seed: `prism.reproducible=true`.
+"""Rollouts that are identical in every run with the same seed: `prism.reproducible=true`.
 
-What a response is sampled with depends on where it stands: the step, its prompt's place in the step, its number among
-the prompt's samples. It depends neither on the order in which requests reach vLLM nor on what the process has drawn
-before, so that a resumed run goes on as one that was never stopped.
+The seed of a response depends only on its position: the step, its prompt's position in the step and
+its number among the prompt's samples. It depends neither on the order in which requests reach vLLM
+nor on earlier random draws. A resumed run therefore continues like an uninterrupted one.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ AGENT_LOOP = "seeded_single_turn"
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts that are handed to vLLM together: the places [first, stop) in their step, and samples of each."""
+    """Prompts that go to vLLM together: positions [first, stop) in their step, samples of each."""
 
     first: int
     stop: int
@@ -29,18 +29,25 @@ class Batch:
 
 
 class SeededAgentLoopManager(AgentLoopManagerTQ):
-    """verl's, which also numbers the prompts of a step. Selected by `rollout.agent.agent_loop_manager_class`."""
+    """verl's manager, which also numbers the prompts of a step.
 
-    _step, _prompts = -1, 0
+    Selected by `rollout.agent.agent_loop_manager_class`.
+    """
+
+    _step = -1
+    _prompts = 0  # number of prompts of the step so far
 
     def generate_sequences(self, prompts: TensorDict) -> None:
+        """Number the prompts, and start their rollouts."""
         step = tu.get_non_tensor_data(prompts, "global_steps", default=None)
         if step != self._step:
-            self._step, self._prompts = step, 0
-        first, self._prompts = self._prompts, self._prompts + len(prompts)
+            self._step = step
+            self._prompts = 0
+        first = self._prompts
+        self._prompts += len(prompts)
         validate = tu.get_non_tensor_data(prompts, "validate", default=False)
         samples = self.rollout_config.val_kwargs.n if validate else self.rollout_config.n
-        prompts["place"] = torch.arange(first, self._prompts)
+        prompts["position"] = torch.arange(first, self._prompts)
         tu.assign_non_tensor_data(prompts, "batch", Batch(first, self._prompts, samples))
         tu.assign_non_tensor_data(prompts, "agent_name", AGENT_LOOP)
         super().generate_sequences(prompts)
@@ -48,43 +55,47 @@ class SeededAgentLoopManager(AgentLoopManagerTQ):
 
 @register(AGENT_LOOP)
 class SeededAgentLoop(SingleTurnAgentLoop):
-    """verl's, which gives each request a seed, a priority and the number of those that it comes with.
+    """verl's agent loop, which also gives each request a seed, a priority and its batch's size.
 
-    Registered where `actor_rollout_ref.model.external_lib` names this module.
+    Registered because `actor_rollout_ref.model.external_lib` names this module.
     """
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
-        place, session, batch = int(kwargs["place"]), kwargs["session_id"], kwargs["batch"]
-        priority = place * batch.samples + session
-        seeded = sampling_params | {
-            "seed": request_seed(self.rollout_config.seed, kwargs["global_steps"], place, session),
-            "extra_args": {"requests": requests_beside(priority, batch, self._servers())},
-        }
+        """Sample one response."""
+        position = int(kwargs["position"])
+        sample = kwargs["session_id"]
+        batch = kwargs["batch"]
+        priority = position * batch.samples + sample
+        seed = request_seed(self.rollout_config.seed, kwargs["global_steps"], position, sample)
+        requests = requests_on_server(priority, batch, self._num_servers())
+        seeded = sampling_params | {"seed": seed, "extra_args": {"requests": requests}}
         return await super().run(seeded, **kwargs | {"priority": priority})
 
-    def _servers(self) -> int:
-        rollout, trainer = self.rollout_config, self.config.trainer
-        devices = (
+    def _num_servers(self) -> int:
+        rollout = self.rollout_config
+        devices_per_server = (
             rollout.tensor_model_parallel_size
             * rollout.data_parallel_size
             * rollout.pipeline_model_parallel_size
         )
-        return trainer.nnodes * trainer.n_gpus_per_node // devices
+        trainer = self.config.trainer
+        return trainer.nnodes * trainer.n_gpus_per_node // devices_per_server
 
 
 def request_seed(*position: int) -> int:
-    """A seed for the run's seed, the step, the prompt's place in it and the sample's number."""
+    """Return a seed for the run's seed, the step, the prompt's position and the sample's number."""
     return int(np.random.SeedSequence(position).generate_state(1)[0])
 
 
-def requests_beside(priority: int, batch: Batch, servers: int) -> int:
-    """How many of the batch's requests reach the same vLLM server as the one with this priority, itself included.
+def requests_on_server(priority: int, batch: Batch, servers: int) -> int:
+    """Return how many of the batch's requests go to the same vLLM server as the given one.
 
-    verl's router chooses the server by the hash of the name that its agent loop gives a request
-    (`rollout.full_determinism`); verl has set the same PYTHONHASHSEED for all processes.
+    verl's router selects the server by the hash of the request's name (`rollout.full_determinism`).
+    verl sets the same PYTHONHASHSEED in all processes.
     """
+    server = _server(priority, servers)
     priorities = range(batch.first * batch.samples, batch.stop * batch.samples)
-    return sum(_server(other, servers) == _server(priority, servers) for other in priorities)
+    return sum(_server(other, servers) == server for other in priorities)
 
 
 def _server(priority: int, servers: int) -> int:

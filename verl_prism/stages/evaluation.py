@@ -1,7 +1,8 @@
-"""The stage `eval`: each policy answers the held-out questions, sampled several times and once greedily, and is graded.
+"""Stage `eval`: every policy answers the held-out questions and is graded.
 
-Writes to the output folder: `responses.jsonl` (every response with its marks), `results.json` and `results.md` (means
-with 95 % intervals over questions) and `examples.png` (what each policy answered to a few questions).
+Each question is sampled several times, and once greedily. Writes `responses.jsonl` (every response
+with its marks), `results.json` and `results.md` (means with 95 % intervals over questions), and
+`examples.png` (what each policy answered to a few questions).
 """
 
 import importlib.util
@@ -15,13 +16,14 @@ import pyarrow.parquet as pq
 
 from verl_prism.config import Eval, Prism
 from verl_prism.errors import UserError
-from verl_prism.report.intervals import Interval, mean_interval, rate_interval
+from verl_prism.report.intervals import CONFIDENCE, Interval, mean_interval, rate_interval
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.report.picture import draw_examples
 from verl_prism.report.table import results_markdown
-from verl_prism.response import Response, parse_response
-from verl_prism.rewards.score import compute_score
-from verl_prism.rollout.sampler import PolicySampler, Sample
+from verl_prism.response import FormatFault, Response, parse_response
+from verl_prism.rewards.score import score_response
+from verl_prism.rollout.sampler import PolicySampler, Sample, Sampling
+from verl_prism.run_folder import RunFolder
 
 Row = Mapping[str, Any]
 Marks = dict[str, bool | int | None]
@@ -30,60 +32,89 @@ OWN_MARKS = ("accuracy", "format", "length")
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What one policy answered: samples[Q][S] and greedy[Q], with marks of the same shapes."""
+class GradedSample:
+    """A response with its format fault, if any, and its marks."""
 
-    samples: list[list[Sample]]
-    greedy: list[Sample]
-    sample_marks: list[list[Marks]]
-    greedy_marks: list[Marks]
+    sample: Sample
+    fault: FormatFault | None
+    marks: Marks
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One policy's responses to one question."""
+
+    greedy: GradedSample
+    samples: list[GradedSample]
 
 
 def run_eval(prism: Prism) -> dict[str, float | str]:
-    """Evaluate `prism.eval.policies` one after the other; returns each one's accuracy for the summary."""
-    rows = read_questions(prism)
-    measure = load_measure(prism.eval.metrics)
-    answers: dict[str, Answers] = {}
+    """Evaluate `prism.eval.policies` one after the other; return the accuracies for the summary."""
+    settings = prism.eval
+    folder = RunFolder(prism.output)
+    rows = read_questions(prism.data.heldout, settings.max_questions)
+    measure = load_measure(settings.metrics)
+    per_policy = len(rows) * (settings.samples + 1)
+    answers: dict[str, list[Answers]] = {}
     with MetricsLog(prism.output) as log:
-        log.total(len(prism.eval.policies) * len(rows) * (prism.eval.samples + 1))
-        for name, folder in prism.eval.policies.items():
+        log.total(len(settings.policies) * per_policy)
+        for name, policy in settings.policies.items():
             log.note(f"{name}: starting vLLM")
-            answers[name] = answer(
-                prism, folder, rows, measure, _counter(log, name, len(answers), rows, prism.eval)
-            )
+            progress = _progress(log, name, len(answers) * per_policy)
+            with PolicySampler(policy, prism.hardware, prism.seed) as sampler:
+                max_tokens = prism.data.max_response_tokens
+                samples, greedy = sample_responses(sampler, rows, settings, max_tokens, progress)
+            answers[name] = grade_responses(rows, samples, greedy, measure)
         log.note("writing results")
-        write_responses(prism.output / "responses.jsonl", rows, answers)
-        results = summarise(prism, rows, answers)
-        (prism.output / "results.json").write_text(
-            json.dumps(results, indent=2) + "\n", encoding="utf-8"
-        )
-        (prism.output / "results.md").write_text(results_markdown(results), encoding="utf-8")
-        examples = {name: first_responses(given) for name, given in answers.items()}
-        draw_examples(prism.output / "examples.png", rows, examples)
+        policies = summarize(settings.policies, answers)
+        results = {
+            "heldout": str(prism.data.heldout),
+            "questions": len(rows),
+            "samples": settings.samples,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "seed": prism.seed,
+            "confidence": CONFIDENCE,
+            "policies": policies,
+        }
+        write_responses(folder.responses, rows, answers)
+        folder.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        folder.results_table.write_text(results_markdown(results), encoding="utf-8")
+        draw_examples(folder.examples, rows, first_responses(answers))
+    return {f"{name} accuracy": _percent(marks["accuracy"]) for name, marks in policies.items()}
+
+
+def first_responses(
+    answers: Mapping[str, Sequence[Answers]],
+) -> dict[str, list[tuple[str, Marks]]]:
+    """Return text and marks of each policy's first sampled response to each question."""
+    first = {name: [given.samples[0] for given in answered] for name, answered in answers.items()}
     return {
-        f"{name} accuracy": _percent(policy["accuracy"])
-        for name, policy in results["policies"].items()
+        name: [(graded.sample.text, graded.marks) for graded in responses]
+        for name, responses in first.items()
     }
 
 
-def first_responses(answers: Answers) -> list[tuple[str, Marks]]:
-    """Return text and marks of the first sampled response to each question."""
-    questions = zip(answers.samples, answers.sample_marks, strict=True)
-    return [(samples[0].text, marks[0]) for samples, marks in questions]
+def read_questions(heldout: Path, limit: int | None) -> list[Row]:
+    """Return the first `limit` rows of the held-out data, or all rows.
 
-
-def read_questions(prism: Prism) -> list[Row]:
-    rows = pq.read_table(prism.data.heldout).to_pylist()
-    wanted = prism.eval.max_questions
-    if wanted is not None and wanted > len(rows):
-        raise UserError(
-            f"prism.eval.max_questions={wanted}, but {prism.data.heldout} has {len(rows)} rows"
-        )
-    return rows[:wanted]
+    Raises:
+        UserError: there are fewer rows than `limit`.
+    """
+    rows = pq.read_table(heldout).to_pylist()
+    if limit is not None and limit > len(rows):
+        raise UserError(f"prism.eval.max_questions={limit}, but {heldout} has {len(rows)} rows")
+    return rows[:limit]
 
 
 def load_measure(spec: str | None) -> Measure:
-    """The function named by "path/to/file.py:function", for marks of the task's own; none without a name."""
+    """Return the function "path/to/file.py:function" that computes the task's own marks.
+
+    Without a name, there are no such marks.
+
+    Raises:
+        UserError: the file or the function does not exist.
+    """
     if spec is None:
         return lambda response, row: {}
     path, _, name = spec.rpartition(":")
@@ -91,138 +122,132 @@ def load_measure(spec: str | None) -> Measure:
         raise UserError(
             f"prism.eval.metrics={spec}: no file {path!r}; write path/to/file.py:function"
         )
-    loader = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert loader is not None and loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
-    loader.loader.exec_module(module)
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
     if not hasattr(module, name):
         raise UserError(f"prism.eval.metrics={spec}: {path} has no function {name!r}")
     return getattr(module, name)
 
 
-def answer(
-    prism: Prism,
-    policy: Path,
+def sample_responses(
+    sampler: PolicySampler,
     rows: Sequence[Row],
-    measure: Measure,
+    settings: Eval,
+    max_tokens: int,
     on_progress: Callable[[int], None],
-) -> Answers:
-    """Sample and mark one policy. on_progress: gets the number of responses made so far."""
-    tokens, sampled = prism.data.max_response_tokens, len(rows) * prism.eval.samples
-    with PolicySampler(policy, prism.hardware, prism.seed) as sampler:
-        samples = sampler.sample(
-            rows,
-            prism.eval.samples,
-            prism.eval.temperature,
-            prism.eval.top_p,
-            tokens,
-            lambda done, _: on_progress(done),
-        )
-        greedy = sampler.sample(
-            rows, 1, 0.0, 1.0, tokens, lambda done, _: on_progress(sampled + done)
-        )
-    return Answers(
-        samples,
-        [only for (only,) in greedy],
-        [
-            [mark(sample, row, measure) for sample in group]
-            for group, row in zip(samples, rows, strict=True)
-        ],
-        [mark(only, row, measure) for (only,), row in zip(greedy, rows, strict=True)],
+) -> tuple[list[list[Sample]], list[Sample]]:
+    """Return samples[Q][S] and greedy[Q] of one policy.
+
+    on_progress: receives the number of responses so far.
+    """
+    sampling = Sampling(settings.samples, settings.temperature, settings.top_p, max_tokens)
+    samples = sampler.sample(rows, sampling, lambda done, total: on_progress(done))
+    sampled = len(rows) * settings.samples
+    greedy = sampler.sample(
+        rows,
+        Sampling(n=1, temperature=0.0, top_p=1.0, max_tokens=max_tokens),
+        lambda done, total: on_progress(sampled + done),
     )
+    return samples, [only for (only,) in greedy]
 
 
-def mark(sample: Sample, row: Row, measure: Measure) -> Marks:
-    """accuracy and format (True or False), length in tokens, and the task's own marks, None where undefined."""
-    score = compute_score(
-        row["data_source"], sample.text, row["reward_model"]["ground_truth"], row.get("extra_info")
-    )
-    own = measure(parse_response(sample.text), row)
+def grade_responses(
+    rows: Sequence[Row],
+    samples: Sequence[Sequence[Sample]],
+    greedy: Sequence[Sample],
+    measure: Measure,
+) -> list[Answers]:
+    """Grade samples[Q][S] and greedy[Q]; return answers[Q]."""
+    answers = []
+    for row, group, only in zip(rows, samples, greedy, strict=True):
+        graded = [grade_sample(sample, row, measure) for sample in group]
+        answers.append(Answers(grade_sample(only, row, measure), graded))
+    return answers
+
+
+def grade_sample(sample: Sample, row: Row, measure: Measure) -> GradedSample:
+    """Grade one response.
+
+    Its marks are accuracy and format (True or False), the task's own marks (None if undefined) and
+    the length in tokens.
+    """
+    response = parse_response(sample.text)
+    gold = row["reward_model"]["ground_truth"]
+    score = score_response(response, gold, row.get("extra_info"))
+    own = measure(response, row)
     if clash := set(own) & set(OWN_MARKS):
         raise UserError(
-            f"prism.eval.metrics: {sorted(clash)[0]!r} is a mark that every task has; name yours otherwise"
+            f"prism.eval.metrics: {sorted(clash)[0]!r} is a mark that every task has; "
+            "choose another name"
         )
-    return {
+    marks: Marks = {
         "accuracy": score["acc"] == 1.0,
         **own,
         "format": score["format"] == 1.0,
         "length": sample.tokens,
     }
+    return GradedSample(sample, response.fault, marks)
 
 
-def summarise(prism: Prism, rows: Sequence[Row], answers: Mapping[str, Answers]) -> dict[str, Any]:
-    """The content of results.json: how it was measured and, for each policy and mark, an `Interval`."""
-    settings = prism.eval
-    return {
-        "heldout": str(prism.data.heldout),
-        "questions": len(rows),
-        "samples": settings.samples,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "seed": prism.seed,
-        "confidence": 0.95,
-        "policies": {
-            name: {
-                "folder": str(settings.policies[name]),
-                **{mark: asdict(i) for mark, i in intervals(given).items()},
-            }
-            for name, given in answers.items()
-        },
-    }
+def summarize(
+    policies: Mapping[str, Path], answers: Mapping[str, Sequence[Answers]]
+) -> dict[str, dict[str, Any]]:
+    """Return each policy's folder and the interval of each mark, as in results.json."""
+    results = {}
+    for name, given in answers.items():
+        marks = {mark: asdict(interval) for mark, interval in intervals(given).items()}
+        results[name] = {"folder": str(policies[name]), **marks}
+    return results
 
 
-def intervals(answers: Answers) -> dict[str, Interval]:
-    """Mark -> interval over all sampled responses; `greedy_accuracy` over the greedy ones."""
-    marks = answers.sample_marks
-    result = {
-        name: (mean_interval if name == "length" else rate_interval)(
-            [
-                [float(value) for each in group if (value := each[name]) is not None]
-                for group in marks
-            ]
-        )
-        for name in marks[0][0]
-    }
-    return result | {
-        "greedy_accuracy": rate_interval(
-            [[float(bool(each["accuracy"]))] for each in answers.greedy_marks]
-        )
-    }
+def intervals(answers: Sequence[Answers]) -> dict[str, Interval]:
+    """Return an interval per mark over the sampled responses, and one for greedy accuracy."""
+    result = {}
+    for name in answers[0].greedy.marks:
+        interval = mean_interval if name == "length" else rate_interval
+        result[name] = interval([_values(name, each.samples) for each in answers])
+    greedy = [_values("accuracy", [each.greedy]) for each in answers]
+    return result | {"greedy_accuracy": rate_interval(greedy)}
 
 
-def write_responses(path: Path, rows: Sequence[Row], answers: Mapping[str, Answers]) -> None:
-    """One line per response; `sample` counts from 0 and is null for the greedy one."""
-    with open(path, "w", encoding="utf-8") as file:
-        for name, given in answers.items():
+def _values(name: str, graded: Sequence[GradedSample]) -> list[float]:
+    """Return the values of a mark, without the undefined ones."""
+    marks = [each.marks[name] for each in graded]
+    return [float(mark) for mark in marks if mark is not None]
+
+
+def write_responses(
+    file: Path, rows: Sequence[Row], answers: Mapping[str, Sequence[Answers]]
+) -> None:
+    """Write one JSON line per response; `sample` counts from 0 and is null for the greedy one."""
+    with open(file, "w", encoding="utf-8") as lines:
+        for policy, given in answers.items():
             for question, row in enumerate(rows):
-                samples = [given.greedy[question], *given.samples[question]]
-                marks = [given.greedy_marks[question], *given.sample_marks[question]]
-                gold = row["reward_model"]["ground_truth"]
-                for number, (sample, marked) in enumerate(zip(samples, marks, strict=True)):
-                    line = {
-                        "policy": name,
+                graded = [given[question].greedy, *given[question].samples]
+                for number, each in enumerate(graded):
+                    record = {
+                        "policy": policy,
                         "question": question,
                         "sample": number - 1 if number else None,
-                        "gold": gold,
+                        "gold": row["reward_model"]["ground_truth"],
+                        **asdict(each.sample),
+                        "fault": each.fault,
+                        "marks": each.marks,
                     }
-                    line |= asdict(sample) | {
-                        "fault": parse_response(sample.text).fault,
-                        "marks": marked,
-                    }
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _counter(
-    log: MetricsLog, name: str, before: int, rows: Sequence[Row], settings: Eval
-) -> Callable[[int], None]:
-    """Report progress over all policies, of which `before` are done."""
-    start = before * len(rows) * (settings.samples + 1)
+def _progress(log: MetricsLog, policy: str, before: int) -> Callable[[int], None]:
+    """Report the progress over all policies; `before` responses are those of earlier policies."""
 
-    def count(done: int) -> None:
-        log.step(start + done, {})
-        log.note(name)
+    def report(done: int) -> None:
+        log.step(before + done, {})
+        log.note(policy)
 
-    return count
+    return report
 
 
 def _percent(interval: Mapping[str, Any]) -> str:

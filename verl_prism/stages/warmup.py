@@ -1,39 +1,28 @@
-"""Warm-up: before the game the discriminator learns, offline, to tell the teacher's texts from the policy's.
+"""Stage `warmup`: the discriminator learns offline to tell the teacher's texts from the policy's.
 
-The policy answers training prompts; each valid answer is paired with the teacher's. Held-out prompts show whether the
-discriminator learnt what distinguishes the two or the pairs by heart.
+The policy answers training prompts, and each valid answer is paired with the teacher's. Accuracy on
+held-out prompts shows whether the discriminator has learned the difference or memorized the pairs.
 """
 
 import json
-import math
-import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.distributed.tensor import DTensor
-from transformers import AutoProcessor, ProcessorMixin, get_cosine_schedule_with_warmup
+from transformers import AutoProcessor, ProcessorMixin
 
 from verl_prism.checkpoints.model_card import write_card
 from verl_prism.checkpoints.preemption import end_requested
-from verl_prism.checkpoints.resume import rollouts_file, upcycled_folder
-from verl_prism.checkpoints.store import Checkpoint, checkpoints_folder, newest_checkpoint
-from verl_prism.config import Prism
+from verl_prism.checkpoints.store import Checkpoint, newest_checkpoint, publish
+from verl_prism.config import Prism, Upcycle
 from verl_prism.data.messages import chat_messages, row_images
-from verl_prism.discriminator.batch import Group, Prompt, SpanEncoder
-from verl_prism.discriminator.loss import pair_metrics, pair_sums
-from verl_prism.discriminator.model import (
-    PrismDiscriminatorForTokenClassification,
-    load_discriminator,
-)
+from verl_prism.discriminator.batch import Group, Prompt
 from verl_prism.discriminator.pairs import (
     WarmupGroups,
     add_swapped_teachers,
@@ -41,283 +30,226 @@ from verl_prism.discriminator.pairs import (
     warmup_groups,
 )
 from verl_prism.discriminator.prompts import encode_prompt
-from verl_prism.discriminator.ranks import Ranks, gradient_sync, on_ranks, process_group, shard
-from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepSettings
+from verl_prism.discriminator.ranks import Ranks, on_ranks, process_group
 from verl_prism.discriminator.upcycling import upcycle
-from verl_prism.discriminator.update import MiniBatch, valid_pairs
+from verl_prism.discriminator.update import valid_pairs
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.files import atomic_folder
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
-from verl_prism.stages.warmup_state import TrainingState
+from verl_prism.rollout.sampler import PolicySampler, Sampling
+from verl_prism.run_folder import RunFolder
+from verl_prism.stages.warmup_training import WarmupTraining, shuffled_batches
 
-LR_WARMUP_SHARE = 0.1
+Row = Mapping[str, Any]
+Summary = dict[str, float | str]
 
 
-def run_warmup(prism: Prism) -> dict[str, float | str]:
-    """The stage `warmup`: sample the policy, pair, train, and say how well unseen pairs are told apart.
+def run_warmup(prism: Prism) -> Summary:
+    """Sample the policy, train the discriminator, and return its accuracy on held-out pairs.
 
-    Writes `<output>/discriminator`. With `prism.resume` it goes on from the checkpoint of an unfinished run, if any.
+    Writes `<output>/discriminator`. With `prism.resume` it resumes from the latest checkpoint of an
+    unfinished run, if there is one.
 
     Raises:
         UserError: there are no pairs to train on.
-        EndedEarly: it was asked to end, and has saved the step that it was at.
+        EndedEarly: an early end was requested, and the last step is saved.
     """
     if prism.hardware.nodes > 1:
         raise UserError(
-            f"prism.hardware.nodes={prism.hardware.nodes}: the warm-up runs on the devices of one node"
+            f"prism.hardware.nodes={prism.hardware.nodes}: the warm-up runs on the devices of one "
+            "node; set prism.hardware.nodes=1"
         )
     checkpoint = newest_checkpoint(prism)[0] if prism.resume else None
     if checkpoint is None:
-        with MetricsLog(prism.output) as log:
-            sample_policy(prism, log)
-            make_discriminator(prism, log)
-    reached = on_ranks(prism.hardware.devices_per_node, train_discriminator, prism, checkpoint)
-    assert reached is not None
-    figures, step = reached
+        prepare(prism)
+    devices = prism.hardware.devices_per_node
+    result = on_ranks(devices, train_discriminator, prism, checkpoint)
+    assert result is not None
+    summary, step = result
     if step < prism.steps:
         raise EndedEarly(step)
-    return figures
+    return summary
 
 
-def sample_policy(prism: Prism, log: MetricsLog) -> None:
-    """The policy's answers to the first `warmup.prompts` rows of the training data, to `<output>/rollouts.jsonl`."""
-    from verl_prism.rollout.sampler import PolicySampler
+def prepare(prism: Prism) -> None:
+    """Write what training starts from: the policy's responses and the upcycled discriminator."""
+    folder = RunFolder(prism.output)
+    sampler = PolicySampler(prism.policy, prism.hardware, prism.seed)
+    sampling = Sampling(
+        n=prism.warmup.samples_per_prompt,
+        temperature=prism.rollout.temperature,
+        top_p=prism.rollout.top_p,
+        max_tokens=prism.data.max_response_tokens,
+    )
+    rows = read_rows(prism.data.train, prism.warmup.prompts)
+    with MetricsLog(prism.output) as log:
+        write_rollouts(folder.rollouts, sample_policy(sampler, rows, sampling, log))
+        make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
 
+
+def sample_policy(
+    sampler: PolicySampler, rows: Sequence[Row], sampling: Sampling, log: MetricsLog
+) -> list[list[str]]:
+    """Return the policy's responses to each row."""
     log.note("starting vLLM")
-    with PolicySampler(prism.policy, prism.hardware, prism.seed) as sampler:
+    with sampler:
         responses = sampler.sample(
-            _rows(prism),
-            samples=prism.warmup.samples_per_prompt,
-            temperature=prism.rollout.temperature,
-            top_p=prism.rollout.top_p,
-            max_tokens=prism.data.max_response_tokens,
-            on_progress=lambda done, total: log.note(f"sampling the policy {done}/{total}"),
+            rows, sampling, lambda done, total: log.note(f"sampling the policy {done}/{total}")
         )
-    lines = [
-        json.dumps([response.text for response in group], ensure_ascii=False) + "\n"
-        for group in responses
-    ]
-    rollouts_file(prism).write_text("".join(lines), encoding="utf-8")
+    return [[response.text for response in group] for group in responses]
 
 
-def make_discriminator(prism: Prism, log: MetricsLog) -> None:
-    """The discriminator that training starts from, in `<output>/upcycled`."""
-    settings = prism.discriminator.upcycle
+def make_discriminator(folder: Path, settings: Upcycle, seed: int, log: MetricsLog) -> None:
+    """Write the discriminator that training starts from to `folder`."""
     upcycle(
         settings.base,
-        upcycled_folder(prism),
+        folder,
         experts=settings.experts,
         experts_per_token=settings.experts_per_token,
         routing=settings.routing,
         noise=settings.noise,
-        seed=prism.seed,
+        seed=seed,
         on_progress=lambda done, total: log.note(f"upcycling {100 * done // max(total, 1)} %"),
     )
 
 
 @record
-def train_discriminator(
-    prism: Prism, checkpoint: Checkpoint | None
-) -> tuple[dict[str, float | str], int]:
-    """On each rank: train up to `prism.steps` steps, save, and measure on the held-out pairs.
+def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Summary, int]:
+    """Train up to `prism.steps` steps on each rank, measure held-out pairs, and export.
 
-    Returns the figures, none where it was asked to end, and the step that was reached.
+    Returns the summary, empty after an early end, and the last step.
 
     Raises:
         UserError: there are no pairs to train on.
-        FloatingPointError: numbers were not finite for too long; nothing is saved.
+        FloatingPointError: too many steps in a row were not finite; nothing is exported.
     """
     torch.use_deterministic_algorithms(prism.reproducible, warn_only=True)
-    with process_group(prism.hardware.device) as ranks, _log(prism, ranks) as log:
+    folder = RunFolder(prism.output)
+    with process_group(prism.hardware.device) as ranks, _open_log(prism.output, ranks) as log:
         if log:
             log.note("pairing")
-        groups = _pairs(prism)
-        warmup = Warmup(prism, ranks, checkpoint)
-        warmup.train(groups, log)
-        if warmup.step < prism.steps:
-            return {}, warmup.step
-        figures = _figures(groups, warmup.measure(groups.heldout))
-        warmup.publish(figures)
-        return figures, warmup.step
-
-
-class Warmup:
-    """The discriminator of one rank, in training."""
-
-    def __init__(self, prism: Prism, ranks: Ranks, checkpoint: Checkpoint | None):
-        self._prism, self._ranks = prism, ranks
-        settings = prism.discriminator
-        self.model = _load(prism, ranks)
-        self._encoder = SpanEncoder(
-            AutoProcessor.from_pretrained(upcycled_folder(prism)).tokenizer, self.model.config
+        groups = load_pairs(prism)
+        training = WarmupTraining(
+            folder, prism.discriminator, prism.hardware, prism.steps, ranks, checkpoint
         )
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-        )
-        warmup_steps = math.ceil(LR_WARMUP_SHARE * prism.steps)
-        self._schedule = get_cosine_schedule_with_warmup(self._optimizer, warmup_steps, prism.steps)
-        self._state = TrainingState(self.model, self._optimizer, self._schedule, ranks)
-        self.step = 0
-        if checkpoint:
-            self._state.restore(checkpoint.folder)
-            self.step = checkpoint.step
-        self._learn = DiscriminatorStep(
-            self.model,
-            self._encoder,
-            replace(StepSettings.of(settings), updates=1, skip_above_accuracy=None),
-            Optimization(self._change, self._optimizer.zero_grad),
-            ranks,
-            prism.output,
-            sync=partial(gradient_sync, self.model),
-            autocast=partial(_autocast, prism),
-            steps=self.step,
-        )
+        train(prism, training, groups.train, log)
+        if training.step < prism.steps:
+            return {}, training.step
+        summary = summarize(groups, training.measure(groups.heldout))
+        export_discriminator(prism, training, summary)
+        return summary, training.step
 
-    def train(self, groups: WarmupGroups, log: MetricsLog | None) -> None:
-        """Make the remaining steps, or those up to the one after which an end is asked for."""
-        self.model.train()
-        for batch in self._batches(groups):
-            self._train_step(batch, log)
-            asked = bool(self._ranks.max(end_requested(self._prism)))
-            if self.step < self._prism.steps and (
-                asked or self.step % self._prism.checkpoint_every == 0
-            ):
-                self._state.save(self._prism, self.step)
-            if asked:
-                return
 
-    def _train_step(self, batch: list[Group], log: MetricsLog | None) -> None:
-        self.step += 1
-        torch.manual_seed(
-            self._prism.seed + self.step * self._ranks.size + self._ranks.rank
-        )  # a penalty's noise
-        result = self._learn(self._ranks.share(batch))
-        self._schedule.step()
+def _open_log(output: Path, ranks: Ranks) -> MetricsLog | nullcontext[None]:
+    return MetricsLog(output) if ranks.rank == 0 else nullcontext()
+
+
+def train(
+    prism: Prism, training: WarmupTraining, groups: Sequence[Group], log: MetricsLog | None
+) -> None:
+    """Run the remaining steps. If an early end is requested, save the current step and return."""
+    groups = add_swapped_teachers(groups, prism.warmup.mismatched_teachers, prism.seed)
+    batches = shuffled_batches(groups, prism.warmup.pairs_per_step, prism.seed)
+    for batch in islice(batches, training.step, prism.steps):
+        metrics = training.train_step(batch, prism.seed)
         if log:
-            log.step(self.step, result.metrics | {"lr": self._schedule.get_last_lr()[0]})
-
-    def _batches(self, groups: WarmupGroups) -> Iterator[list[Group]]:
-        """Those of the steps to come."""
-        warmup, seed = self._prism.warmup, self._prism.seed
-        training = add_swapped_teachers(groups.train, warmup.mismatched_teachers, seed)
-        return islice(
-            shuffled_batches(training, warmup.pairs_per_step, seed), self.step, self._prism.steps
-        )
-
-    def _change(self) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self._prism.discriminator.grad_clip
-        )
-        size = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
-        if math.isfinite(size):
-            self._optimizer.step()
-        return size
-
-    def measure(self, groups: Sequence[Group]) -> dict[str, float]:
-        self.model.eval()
-        batch = MiniBatch(
-            self._encoder, self._ranks.share(groups), self._prism.discriminator.micro_batch_tokens
-        )
-        sums = pair_sums(self._learn.score(batch, int(self._ranks.max(len(batch)))))
-        return pair_metrics(dict(zip(sums, self._ranks.sum(list(sums.values())), strict=True)))
-
-    def publish(self, figures: dict[str, float | str]) -> None:
-        """The whole of it, on rank 0, in the place where the next stage looks for it."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        tensors = get_model_state_dict(self.model, options=options)
-        if self._ranks.rank == 0:
-            start = upcycled_folder(self._prism)
-            with atomic_folder(self._prism.output / "discriminator") as folder:
-                shutil.copytree(
-                    start,
-                    folder,
-                    ignore=shutil.ignore_patterns("*.safetensors*"),
-                    dirs_exist_ok=True,
-                )
-                self.model.save_pretrained(folder, state_dict=tensors)
-                write_card(
-                    folder,
-                    self._prism,
-                    "discriminator",
-                    self._prism.discriminator.upcycle.base,
-                    figures,
-                )
-            for done in (checkpoints_folder(self._prism), start):
-                shutil.rmtree(done, ignore_errors=True)
-        self._ranks.wait()
+            log.step(training.step, metrics)
+        end = bool(training.ranks.max(end_requested(prism)))
+        due = end or training.step % prism.checkpoint_every == 0
+        if due and training.step < prism.steps:
+            save_checkpoint(prism, training)
+        if end:
+            return
 
 
-def shuffled_batches(groups: Sequence[Group], pairs: int, seed: int) -> Iterator[list[Group]]:
-    """Groups with about so many valid pairs, shuffled anew each time round, for ever."""
-    shuffler = random.Random(seed)
-    batch: list[Group] = []
-    while True:
-        for group in shuffler.sample(groups, len(groups)):
-            batch.append(group)
-            if valid_pairs(batch) >= pairs:
-                yield batch
-                batch = []
+def save_checkpoint(prism: Prism, training: WarmupTraining) -> None:
+    """Save the state of training and publish it as a checkpoint."""
+    unfinished = RunFolder(prism.output).unfinished_checkpoints
+    training.state.save(unfinished / f"global_step_{training.step}")
+    if training.ranks.rank == 0:
+        publish(prism, training.step)
+    training.ranks.wait()
 
 
-def _load(prism: Prism, ranks: Ranks) -> PrismDiscriminatorForTokenClassification:
-    model = load_discriminator(upcycled_folder(prism), attention=prism.hardware.attention)
-    if prism.hardware.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if ranks.size > 1:
-        shard(model, ranks, getattr(torch, prism.hardware.dtype))
-        return model
-    return model.to(ranks.device)
+def export_discriminator(prism: Prism, training: WarmupTraining, summary: Summary) -> None:
+    """Write the discriminator to `<output>/discriminator` and remove the state of training."""
+    folder = RunFolder(prism.output)
+    tensors = training.gathered_tensors()
+    if training.ranks.rank == 0:
+        with atomic_folder(folder.discriminator) as target:
+            weights = shutil.ignore_patterns("*.safetensors*")
+            shutil.copytree(folder.upcycled, target, ignore=weights, dirs_exist_ok=True)
+            training.model.save_pretrained(target, state_dict=tensors)
+            base = prism.discriminator.upcycle.base
+            write_card(target, prism, "discriminator", base, summary)
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        shutil.rmtree(folder.upcycled, ignore_errors=True)
+    training.ranks.wait()
 
 
-def _autocast(prism: Prism) -> torch.autocast:
-    """Activations are of the hardware's dtype, parameters float32."""
-    dtype = getattr(torch, prism.hardware.dtype)
-    return torch.autocast(prism.hardware.device, dtype=dtype, enabled=dtype != torch.float32)
+def read_rows(train: Path, prompts: int) -> list[Row]:
+    """Return the first rows of the training data."""
+    return pq.read_table(train).slice(0, prompts).to_pylist()
 
 
-def _log(prism: Prism, ranks: Ranks) -> MetricsLog | nullcontext[None]:
-    return MetricsLog(prism.output) if ranks.rank == 0 else nullcontext()
+def write_rollouts(file: Path, rollouts: Sequence[Sequence[str]]) -> None:
+    """Write one JSON line per prompt: the list of the policy's responses."""
+    lines = [json.dumps(texts, ensure_ascii=False) + "\n" for texts in rollouts]
+    file.write_text("".join(lines), encoding="utf-8")
 
 
-def _rows(prism: Prism) -> list[dict]:
-    return pq.read_table(prism.data.train).slice(0, prism.warmup.prompts).to_pylist()
+def read_rollouts(file: Path) -> list[list[str]]:
+    """Return the policy's responses to each prompt.
+
+    Only "\\n" ends a line: a response may contain other line separators, such as U+2028.
+    """
+    with open(file, encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
 
 
-def encode_row(processor: ProcessorMixin, row: Mapping[str, Any]) -> Prompt:
-    """Tokenize the prompt of a row, as the policy's rollout does."""
+def encode_row(processor: ProcessorMixin, row: Row) -> Prompt:
+    """Tokenize the prompt of a row like the policy's rollout."""
     images = row_images(row, processor.image_processor.patch_size)
     return encode_prompt(processor, chat_messages(row), images)
 
 
-def _pairs(prism: Prism) -> WarmupGroups:
-    lines = rollouts_file(prism).read_text(encoding="utf-8").splitlines()
+def load_pairs(prism: Prism) -> WarmupGroups:
+    """Pair the policy's rollouts with the teacher's responses.
+
+    Raises:
+        UserError: there are no pairs to train on.
+    """
+    rows = read_rows(prism.data.train, prism.warmup.prompts)
     processor = AutoProcessor.from_pretrained(prism.policy)
-    rows = _rows(prism)
     groups = warmup_groups(
         [encode_row(processor, row) for row in rows],
         [row["teacher_response"] for row in rows],
-        [json.loads(line) for line in lines],
+        read_rollouts(RunFolder(prism.output).rollouts),
         processor.tokenizer,
         view_limits(prism.discriminator),
         prism.warmup.heldout_fraction,
     )
     if not groups.train:
         raise UserError(
-            f"none of {groups.rollouts} rollouts of {prism.policy} is in the format; fine-tune it first"
+            f"none of {groups.rollouts} rollouts of {prism.policy} is in the format; "
+            "fine-tune it first"
         )
     return groups
 
 
-def _figures(groups: WarmupGroups, heldout: dict[str, float]) -> dict[str, float | str]:
-    """Held-out accuracy per view. Ties, where the policy wrote what the teacher wrote, are counted apart."""
-    figures: dict[str, float | str] = {}
+def summarize(groups: WarmupGroups, heldout: Mapping[str, float]) -> Summary:
+    """Return held-out accuracy per view and counts.
+
+    Ties count half in `heldout`. The policy sometimes writes exactly what the teacher wrote, so the
+    summary shows the share of ties, and accuracy over the other pairs.
+    """
+    summary: Summary = {}
     for view in View:
         ties = heldout[f"{view.value}/ties"]
         if ties < 1:
-            decided = (heldout[f"{view.value}/accuracy"] - 0.5 * ties) / (1 - ties)
-            figures[f"held-out {view.value} accuracy"] = f"{decided:.2f} ({ties:.0%} ties)"
-    return figures | {
-        "pairs": str(valid_pairs(groups.train)),
-        "invalid rollouts": str(groups.invalid),
-    }
+            accuracy = (heldout[f"{view.value}/accuracy"] - 0.5 * ties) / (1 - ties)
+            summary[f"held-out {view.value} accuracy"] = f"{accuracy:.2f} ({ties:.0%} ties)"
+    summary["pairs"] = str(valid_pairs(groups.train))
+    summary["invalid rollouts"] = str(groups.invalid)
+    return summary

@@ -1,5 +1,6 @@
-"""The state of an unfinished warm-up on disk: parameters, optimizer and schedule, from which it goes on as if never
-stopped. The order of the data is a function of the seed and the step, so that the step is all there is to keep of it.
+"""The state of an unfinished warm-up on disk: parameters, optimizer and learning-rate schedule.
+
+The order of the data is a function of the seed and the step, so no more is needed to resume.
 """
 
 import json
@@ -17,8 +18,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from verl_prism.checkpoints.store import publish, unfinished_folder
-from verl_prism.config import Prism
 from verl_prism.discriminator.ranks import Ranks
 
 SCHEDULE = "schedule.json"
@@ -26,27 +25,24 @@ SCHEDULE = "schedule.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What is saved and restored. Each rank writes its part; any number of ranks reads them."""
+    """What is saved and restored. Each rank writes its part; any number of ranks can read them."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     ranks: Ranks
 
-    def save(self, prism: Prism, step: int) -> None:
-        """As a checkpoint: on disk as a whole, or not there."""
-        aside = unfinished_folder(prism) / f"global_step_{step}"
+    def save(self, folder: Path) -> None:
+        """Replace `folder` by the state. Every rank must call this."""
         if self.ranks.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         self.ranks.wait()
-        dcp.save(self._tensors(), checkpoint_id=aside, no_dist=self.ranks.alone)
+        dcp.save(self._tensors(), checkpoint_id=folder, no_dist=self.ranks.alone)
         if self.ranks.rank == 0:
-            (aside / SCHEDULE).write_text(json.dumps(self.schedule.state_dict()))
-            publish(prism, step)
-        self.ranks.wait()
+            (folder / SCHEDULE).write_text(json.dumps(self.schedule.state_dict()))
 
     def restore(self, folder: Path) -> None:
-        """From a checkpoint."""
+        """Load the state from a checkpoint's folder. Every rank must call this."""
         tensors = self._tensors()
         dcp.load(tensors, checkpoint_id=folder, no_dist=self.ranks.alone)
         set_model_state_dict(self.model, tensors["model"])

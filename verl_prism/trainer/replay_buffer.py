@@ -1,13 +1,11 @@
-"""verl's replay buffer with the options of its constructor in the config, selected by `trainer.v1.sampler`.
+"""verl's replay buffer with its options in the config, selected by `trainer.v1.sampler`.
 
-None trains on what failed: verl takes a group whose rollouts failed for a smaller group. That of stage 3 also says what
-the rewards of each batch are made of: verl averages what a reward function leaves beside the reward in its validation
-alone.
+A failed rollout stops the run; verl would train on what is left of its group. In stage 3 the buffer
+also adds metrics of the reward: verl averages what a reward function returns only in validation.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import transfer_queue as tq
@@ -23,66 +21,78 @@ from verl_prism.trainer.transfer import column
 
 
 class ConfiguredReplayBuffer(ReplayBuffer):
-    """Takes `trainer.v1.sampler.sampler_kwargs` as arguments of verl's own buffer.
+    """Takes `trainer.v1.sampler.sampler_kwargs` as arguments of verl's buffer.
 
-    verl polls for finished rollouts every 2 s, which on a tiny policy is most of a step: `{poll_interval: 0.1}` waits
-    less. verl does not pass the options of group filtering to a buffer chosen by config, so DAPO names them here too.
+    `{poll_interval: 0.1}` polls for finished rollouts more often than every 2 s, which is most of a
+    step with a tiny policy. verl does not pass the options of group filtering to a buffer that the
+    config selects, so DAPO lists them here too.
 
-    Rollouts come in the order of the data; verl's come in that in which they were finished. With `wait_for_all`, an
-    option of ours, nothing is decided while a rollout is under way: dynamic sampling would go by which was first.
+    Rollouts come in the order of the data; verl returns them in the order in which they finish.
+    `wait_for_all` is our own option: sample only when no rollout is running. Otherwise the result
+    of dynamic sampling depends on which rollout finishes first.
     """
 
-    def __init__(self, *, sampler_kwargs: DictConfig, **kwargs: Any):
+    def __init__(self, *, sampler_kwargs: DictConfig, **kwargs: Any) -> None:
         options = {str(name): value for name, value in sampler_kwargs.items()}
         self._wait_for_all = options.pop("wait_for_all", False)
         super().__init__(sampler_kwargs=sampler_kwargs, **kwargs, **options)
 
     def _sync_metadata_from_transfer_queue(self) -> None:
-        self._read()
-        while self._wait_for_all and any(
-            [*self.pending_keys.values(), *self.running_keys.values()]
-        ):
+        self._sync_and_check_failures()
+        while self._wait_for_all and self._rollouts_running():
             time.sleep(self.poll_interval)
-            self._read()
+            self._sync_and_check_failures()
         for partition, prompts in self.prompt_global_steps.items():
-            places = {uid: place for place, uid in enumerate(prompts)}
-            rows = self.partitions[partition].items()
-            self.partitions[partition] = dict(sorted(rows, key=partial(_place, places)))
+            rows = self.partitions[partition]
+            keys = sorted_by_data(rows, list(prompts))
+            self.partitions[partition] = {key: rows[key] for key in keys}
 
-    def _read(self) -> None:
-        """Also notices a rollout that failed, its reward included; verl logs why and goes on without it."""
+    def _sync_and_check_failures(self) -> None:
+        """Sync the metadata.
+
+        Raises:
+            RuntimeError: a rollout or its reward failed. verl only logs the failure.
+        """
         super()._sync_metadata_from_transfer_queue()
         if failed := set().union(*self.failure_keys.values()):
             raise RuntimeError(
-                f"rollouts of {len(failed)} prompts failed: in the log, below `Error in _run_prompt`"
+                f"rollouts of {len(failed)} prompts failed: see `Error in _run_prompt` in the log"
             )
 
-    def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int):
+    def _rollouts_running(self) -> bool:
+        return any([*self.pending_keys.values(), *self.running_keys.values()])
+
+    def _select_prompt_uids(
+        self, partition_id: str, sampleable_keys: set[str], batch_size: int
+    ) -> tuple[list[str], dict[str, dict], dict[str, int]]:
         in_order = [uid for uid in self.prompt_global_steps[partition_id] if uid in sampleable_keys]
         return super()._select_prompt_uids(partition_id, in_order, batch_size)  # type: ignore[arg-type]
 
 
 class RewardReplayBuffer(ConfiguredReplayBuffer):
-    """Takes one option more than verl's: with dynamic sampling, `max_batches` times `train_batch_size` prompts at most
-    are drawn for one step, lest a policy that answers everything alike draws for ever."""
+    """Bounds dynamic sampling, and adds metrics of the reward.
+
+    `max_batches` is our own option: one step draws at most `max_batches` times `train_batch_size`
+    prompts. Without it, a policy whose responses to a prompt all score the same would draw forever.
+    """
 
     def __init__(
         self, *, sampler_kwargs: DictConfig, refill_fn: Callable[[int], int], **kwargs: Any
-    ):
+    ) -> None:
         options = {str(name): value for name, value in sampler_kwargs.items()}
-        self._limit = options.pop("max_batches") * options["train_batch_size"]
+        self._max_batches = options.pop("max_batches")
         self._drawn = 0
         self._draw = refill_fn
         super().__init__(sampler_kwargs=OmegaConf.create(options), refill_fn=self._refill, **kwargs)
 
     def sample(
         self, global_steps: int, partition_id: str, batch_size: int
-    ) -> tuple[KVBatchMeta, dict]:
-        """verl's batch and metrics, and `reward_metrics` of the batch."""
+    ) -> tuple[KVBatchMeta, dict[str, Any]]:
+        """Return verl's batch, and verl's metrics with the batch's `reward_metrics`."""
         self._drawn = batch_size
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
         if self.filter_groups_metric is not None:
-            metrics = {FILTERED: 0} | metrics  # verl has it only where there was one
+            metrics = {FILTERED: 0} | metrics  # verl omits this metric if no group was filtered
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"]
         )
@@ -90,43 +100,52 @@ class RewardReplayBuffer(ConfiguredReplayBuffer):
         return batch, metrics | reward_metrics(infos)
 
     def _refill(self, prompts: int) -> int:
+        """Draw more prompts for the current step.
+
+        Raises:
+            UserError: the step has drawn too many.
+        """
         self._drawn += prompts
-        if self._drawn > self._limit:
+        if self._drawn > self._max_batches * self.train_batch_size:
             raise UserError(
-                f"dynamic sampling has drawn prism.algorithm.max_batches={self._limit // self.train_batch_size} times "
-                f"the prompts of a step, and in nearly all groups all responses have one {self.filter_groups_metric}. "
-                "Take easier or harder questions, more prism.rollout.samples_per_prompt, or algorithm=grpo"
+                f"dynamic sampling has drawn prism.algorithm.max_batches={self._max_batches} times "
+                "the prompts of a step, and in nearly all groups all responses have one "
+                f"{self.filter_groups_metric}. Take easier or harder questions, more "
+                "prism.rollout.samples_per_prompt, or algorithm=grpo"
             )
         return self._draw(prompts)
 
 
-def _place(prompts: Mapping[str, int], row: tuple[str, Any]) -> tuple[int, int, int]:
-    """Of a rollout: its prompt's place, its number among the prompt's, its number in the conversation.
+def sorted_by_data(keys: Iterable[str], prompts: Sequence[str]) -> list[str]:
+    """Sort keys `uid_sample_turn` of rollouts by prompt, then sample, then turn.
 
-    One whose prompt was handed out before stands first.
+    prompts: uids in the order of the data. Rollouts of other prompts, drawn before, come first.
     """
-    uid, session, number = row[0].split("_")
-    return prompts.get(uid, -1), int(session), int(number)
+    position = {uid: number for number, uid in enumerate(prompts)}
+
+    def order(key: str) -> tuple[int, int, int]:
+        uid, sample, turn = key.split("_")
+        return position.get(uid, -1), int(sample), int(turn)
+
+    return sorted(keys, key=order)
 
 
 def reward_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of what the reward left for each rollout: the mean of every number, the share of every fault and opinion.
+    """Return means and shares of what the reward function returned for each rollout.
 
-    The share of a fault that did not occur is 0, so that every step has the same metrics.
+    These are the mean of every number and the share of every format fault and, with a judge, of
+    every opinion. Shares of 0 are included, so that every step has the same metrics.
     """
-    numbers = [name for name, value in infos[0].items() if not isinstance(value, str)]
-    means = {
-        f"reward/{name}": sum(float(info[name]) for info in infos) / len(infos) for name in numbers
-    }
-    shares = {
-        f"reward/fault/{fault.name.lower()}": _share(infos, "fault", fault) for fault in FormatFault
-    }
+    metrics: dict[str, float] = {}
+    for name, value in infos[0].items():
+        if not isinstance(value, str):
+            metrics[f"reward/{name}"] = sum(float(info[name]) for info in infos) / len(infos)
+    for fault in FormatFault:
+        metrics[f"reward/fault/{fault.name.lower()}"] = _share(infos, "fault", fault)
     if "opinion" in infos[0]:
-        shares |= {
-            f"reward/opinion/{each.name.lower()}": _share(infos, "opinion", each)
-            for each in Opinion
-        }
-    return means | shares
+        for opinion in Opinion:
+            metrics[f"reward/opinion/{opinion.name.lower()}"] = _share(infos, "opinion", opinion)
+    return metrics
 
 
 def _share(infos: Sequence[Mapping[str, Any]], name: str, value: str) -> float:

@@ -7,6 +7,6 @@ from tensordict import NonTensorData
 
 
 def column(values: Any) -> list[Any]:
-    """A field's rows, whichever of its containers verl's replay store has put them in."""
+    """Return a field's rows as a list, whatever container verl stores the field in."""
     rows = values.unbind() if isinstance(values, torch.Tensor) else values
     return [row.data if isinstance(row, NonTensorData) else row for row in rows]

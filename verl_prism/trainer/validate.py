@@ -9,7 +9,11 @@ from verl_prism.errors import UserError
 
 
 def check_with_verl(config: DictConfig) -> None:
-    """verl's own validation, before Ray starts. Raises UserError."""
+    """Run verl's validation of the whole configuration.
+
+    Raises:
+        UserError: verl refuses it.
+    """
     try:
         validate_config(config, need_reference_policy(config), need_critic(config))
     except (AssertionError, ValueError, InstantiationException) as error:

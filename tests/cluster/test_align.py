@@ -29,6 +29,7 @@ def run(module: list[str], root, output, *overrides: str) -> list[dict]:
     ]
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_two_nodes_give_the_result_of_two_ranks_on_one(

@@ -299,6 +299,7 @@ def same(one: object, other: object) -> bool:
     return one == other or (one != one and other != other)  # NaN is where it was
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", STAGES)
@@ -337,6 +338,7 @@ def straight(pipeline, few_prompts, tmp_path_factory) -> tuple[Path, list[dict]]
     )
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def disturb(cluster, how: str, job: str) -> None:
 
 
 @WITHOUT_SLURM
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("nodes", "how"), [(1, "requeue"), (2, "preempt")])
@@ -169,6 +170,7 @@ def test_all_stages_one_after_the_other_and_alignment_goes_on_when_it_is_interru
 
 
 @WITHOUT_SLURM
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_stage_that_fails_is_not_queued_again_and_ends_the_chain(cluster, tmp_path):

@@ -96,6 +96,7 @@ def test_more_questions_than_there_are(digits_folder, tmp_path):
         read_questions(prism_of(digits_folder, tmp_path, "prism.eval.questions=100000"))
 
 
+@pytest.mark.integration
 def test_two_policies_end_to_end(digits_folder, tmp_path):
     policies = f"prism.eval.policies={{one: {digits_folder}/base, two: {digits_folder}/base}}"
     figures = run_eval(prism_of(digits_folder, tmp_path, policies))

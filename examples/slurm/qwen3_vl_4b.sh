@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# Settings of examples/slurm/pipeline.sh: Qwen3-VL-4B with the paper's values. The data's columns: README.md, Data. Submit:
+# Settings of examples/slurm/pipeline.sh: Qwen3-VL-4B with the paper's values. The data's columns: docs/data.md. Submit:
 #   SBATCH_GPUS_PER_NODE=8 SBATCH_EXCLUSIVE=exclusive SBATCH_TIMELIMIT=24:00:00 \
 #       examples/slurm/pipeline.sh examples/slurm/qwen3_vl_4b.sh 1
 root=runs/qwen3_vl_4b # on a disk that all nodes share, with data/ and base/, the model to start from

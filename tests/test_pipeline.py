@@ -8,6 +8,8 @@ from openai_endpoint import RIGHT, Endpoint
 
 from verl_prism.discriminator import load_discriminator
 
+pytestmark = pytest.mark.integration
+
 
 def assert_rollouts_are_the_actors(steps: list[dict]) -> None:
     """vLLM serves the actor's weights: their probabilities agree, at the first step and after each update."""

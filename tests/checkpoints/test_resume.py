@@ -48,6 +48,7 @@ def parts(checkpoint: Path) -> dict[str, object]:
     return progress
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_align_asked_to_end_saves_and_goes_on_as_if_it_had_not(pipeline):

@@ -34,6 +34,7 @@ def run(module: list[str], root, output, *overrides: str) -> list[dict]:
     return [record["data"] for record in records if "data" in record]
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_two_nodes_give_the_result_of_two_ranks_on_one(

@@ -27,6 +27,7 @@ ON_RAY = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("role", ON_RAY)
@@ -42,6 +43,7 @@ def test_a_killed_process_of_a_stage_on_ray_ends_the_run(role, start_stage):
     run.assert_nothing_left()
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_rank_of_sft_ends_the_run(start_stage, digits_folder):
@@ -64,6 +66,7 @@ def test_a_killed_rank_of_sft_ends_the_run(start_stage, digits_folder):
     run.assert_nothing_left()
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_engine_ends_the_warmup(start_stage):
@@ -80,6 +83,7 @@ def test_a_killed_engine_ends_the_warmup(start_stage):
     run.assert_nothing_left()
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_killed_run_is_started_again_from_its_last_checkpoint(start_stage):

@@ -57,6 +57,7 @@ def test_each_run_has_a_token_of_its_own(tmp_path):
     assert variables(tmp_path)["RAY_AUTH_TOKEN"] != variables(tmp_path)["RAY_AUTH_TOKEN"]
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_listens_on_loopback_and_writes_no_secret(

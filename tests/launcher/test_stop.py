@@ -38,6 +38,7 @@ def bystander():
 SMALL = ["prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4"]
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(

@@ -304,6 +304,7 @@ def same(one: object, other: object) -> bool:
     return one == other or (one != one and other != other)  # both are NaN
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", STAGES)
@@ -342,6 +343,7 @@ def uninterrupted(pipeline, few_prompts, tmp_path_factory) -> tuple[Path, list[d
     )
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ def disturb(cluster, how: str, job: str) -> None:
 
 
 @WITHOUT_SLURM
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("nodes", "how"), [(1, "requeue"), (2, "preempt")])
@@ -171,6 +172,7 @@ def test_the_pipeline_runs_and_alignment_resumes_after_an_interruption(
 
 
 @WITHOUT_SLURM
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_failed_stage_is_not_requeued_and_cancels_the_following_ones(cluster, tmp_path):

@@ -110,6 +110,7 @@ def test_more_questions_than_rows(digits_folder):
         read_questions(heldout, 100000)
 
 
+@pytest.mark.integration
 def test_two_policies_end_to_end(digits_folder, tmp_path):
     _, prism = compose_run(
         [

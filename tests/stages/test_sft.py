@@ -31,6 +31,7 @@ def command(digits_folder, output, *arguments: str) -> list[str]:
     ]
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_two_steps_leave_a_folder_for_the_next_stage(digits_folder, tmp_path):
     run = command(digits_folder, tmp_path, "prism.steps=2", "prism.optim.warmup_steps=0")
@@ -52,6 +53,7 @@ def test_two_steps_leave_a_folder_for_the_next_stage(digits_folder, tmp_path):
     assert losses[1] < losses[0]
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_a_failure_names_the_log_and_its_last_errors(digits_folder, tmp_path):
     run = command(digits_folder, tmp_path, "data.max_length=8")
@@ -62,6 +64,7 @@ def test_a_failure_names_the_log_and_its_last_errors(digits_folder, tmp_path):
     assert not (tmp_path / "policy").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_leaves_no_process(number, digits_folder, tmp_path):
@@ -78,6 +81,7 @@ def test_stopping_leaves_no_process(number, digits_folder, tmp_path):
     assert not [process for process in descendants if process.is_running()], "not even a zombie"
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_more_steps_go_on_from_the_last_as_if_they_had_been_planned(digits_folder, tmp_path):
     """Across an epoch's end: sixteen demonstrations, of which eight make a step."""
@@ -110,6 +114,7 @@ def test_more_steps_go_on_from_the_last_as_if_they_had_been_planned(digits_folde
     assert [record["step"] for record in metrics] == [1, 2, 3, 4]
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_asked_to_end_it_saves_its_step(digits_folder, tmp_path):
     run = subprocess.Popen(command(digits_folder, tmp_path), stderr=subprocess.PIPE, text=True)

@@ -97,7 +97,7 @@ def test_verl_loads_our_reward_function_as_a_coroutine():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("padding", [0, 20])
 def test_only_dapo_penalizes_long_responses(algorithm, padding, tokenizer, dense_folder):
-    """The penalty grows from 0 to `penalty` over the last `buffer_tokens`; padding is not counted."""
+    """The penalty grows from 0 to `penalty` over the last `buffer_tokens`, padding excluded."""
     ids = tokenizer.encode(RIGHT)
     limit, buffer = len(ids) + 5, 20
     settings = [f"prism.data.max_response_tokens={limit}", f"prism.policy={dense_folder}"]

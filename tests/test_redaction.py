@@ -126,7 +126,8 @@ def test_keys_are_recognized_by_their_format(text):
     [
         "a task-oriented model: disk-backed-tokens-of-the-cache",
         "hf_model, hf_config_of_the_base_model_folder",
-        "max_tokens=512 pad_token='<|endoftext|>' experts_per_token=2 token-mean seq-mean-token-sum",
+        "max_tokens=512 pad_token='<|endoftext|>' experts_per_token=2",
+        "token-mean seq-mean-token-sum",
         "http://127.0.0.1:8000/v1 git@github.com:verl-project/verl.git",
         "https://host/a:b@c file:///tmp/x",
         "Bearer tokens are not used; session_2026-11-22_21-56-38_562795_11846",

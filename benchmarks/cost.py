@@ -1,8 +1,9 @@
-"""Run a command and tell its wall time and the peak memory of all its processes together.
+"""Run a command, and print its wall time and the peak memory of all its processes together.
 
     python benchmarks/cost.py make demo
 
-Memory is the sum of proportional set sizes (a page that n processes share counts 1/n in each), read every two seconds.
+Memory is the sum of proportional set sizes (a page that n processes share counts 1/n in each),
+sampled every two seconds.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ PERIOD_SECONDS = 2.0
 
 
 def tree_memory(root: psutil.Process) -> int:
-    """Bytes held by a process and all its descendants."""
+    """Return the bytes held by a process and all its descendants."""
     total = 0
     for process in [root, *root.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -26,7 +27,10 @@ def tree_memory(root: psutil.Process) -> int:
 
 
 def main(command: list[str]) -> int:
-    start, peak, done = time.monotonic(), 0, threading.Event()
+    """Run the command, print its cost and return its exit code."""
+    start = time.monotonic()
+    peak = 0
+    done = threading.Event()
     child = subprocess.Popen(command)
 
     def watch() -> None:
@@ -40,9 +44,9 @@ def main(command: list[str]) -> int:
     status = child.wait()
     done.set()
     watcher.join()
-    seconds = round(time.monotonic() - start)
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
     print(
-        f"\nexit status {status}, {seconds // 60}:{seconds % 60:02d} min, peak memory {peak / 2**30:.1f} GiB"
+        f"\nexit status {status}, {minutes}:{seconds:02d} min, peak memory {peak / 2**30:.1f} GiB"
     )
     return status
 

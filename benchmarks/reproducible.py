@@ -1,9 +1,10 @@
-"""What `prism.reproducible=true` costs: seconds of a step of alignment with it and without.
+"""Measure what `prism.reproducible=true` costs: seconds per step of stage align, with and without.
 
     python benchmarks/reproducible.py ROOT [--steps 6] [key=value …]
 
-ROOT is the folder of a pipeline that has been through its warm-up (`make demo` leaves outputs/digits). The two runs
-follow each other in a folder that is removed afterwards; the first step of each, which starts vLLM up, does not count.
+ROOT is the folder of a pipeline after stage warmup (`make demo` writes outputs/digits). The two
+runs are one after the other, in temporary folders. The first step of each does not count, because
+vLLM starts up in it.
 """
 
 import argparse
@@ -15,32 +16,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from verl_prism.run_folder import RunFolder
+
 PARTS = ("step", "gen", "old_log_prob", "update_discriminator", "update_actor", "update_weights")
 
 
 def main() -> None:
+    """Run both, and print a table of seconds per part of a step."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", type=Path)
     parser.add_argument("--steps", type=int, default=6)
     options, overrides = parser.parse_known_args()
-    seconds = {
-        value: seconds_of_a_step(value, options.root, options.steps, overrides)
-        for value in ("false", "true")
-    }
+    default = step_seconds("false", options.root, options.steps, overrides)
+    reproducible = step_seconds("true", options.root, options.steps, overrides)
     print(
         f"{'median seconds':24}{'false':>8}{'true':>8}{'ratio':>8}   of steps 2 to {options.steps}"
     )
     for part in PARTS:
-        without, with_it = seconds["false"][part], seconds["true"][part]
-        print(f"{part:24}{without:8.2f}{with_it:8.2f}{with_it / without:8.2f}")
+        ratio = reproducible[part] / default[part]
+        print(f"{part:24}{default[part]:8.2f}{reproducible[part]:8.2f}{ratio:8.2f}")
 
 
-def seconds_of_a_step(
-    value: str, root: Path, steps: int, overrides: Sequence[str]
+def step_seconds(
+    reproducible: str, root: Path, steps: int, overrides: Sequence[str]
 ) -> dict[str, float]:
-    """The median over all steps but the first, by part of a step."""
+    """Return the median over all steps except the first, for each part of a step."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
@@ -48,15 +50,14 @@ def seconds_of_a_step(
             "verl_prism.main",
             "stage=align",
             f"prism.root={root.absolute()}",
-        ]
-        command += [
             f"prism.output={folder}",
             f"prism.steps={steps}",
-            f"prism.reproducible={value}",
+            f"prism.reproducible={reproducible}",
             *overrides,
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        records = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+        metrics = RunFolder(Path(folder)).metrics.read_text()
+        records = [json.loads(line) for line in metrics.splitlines()]
         timed = [record["data"] for record in records if "data" in record][1:]
     return {part: median(step[f"timing_s/{part}"] for step in timed) for part in PARTS}
 

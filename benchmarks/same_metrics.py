@@ -1,12 +1,14 @@
-"""Proof that a change of the code changed no number: two steps of every stage, before and after, bit for bit.
+"""Check that a change of the code changes no metric: two steps of each stage, compared bit for bit.
 
     python benchmarks/same_metrics.py record FILE [--repository CHECKOUT]
     python benchmarks/same_metrics.py compare BEFORE AFTER
 
-`record` runs sft, warmup, align, rlvr (grpo and dapo) and eval on the digits with `prism.reproducible=true` and
-writes every metric of every step to FILE as JSON. It takes about ten minutes on two cores. `--repository` names
-another checkout with its own `.venv`, for example a clone of an older commit. `compare` prints the number of equal
-values per run and exits with 1 if any value differs. Times are left out.
+`record` runs sft, warmup, align, rlvr (grpo and dapo) and eval on the digits example with
+`prism.reproducible=true`, and writes all metrics of all steps to FILE as JSON. It takes about ten
+minutes on two cores. `--repository` names another checkout with its own `.venv`, such as a clone of
+an older commit with the same config keys (for others, run that checkout's own copy of this script).
+`compare` prints the number of values that differ per run, and exits with 1 if there are any. Times
+are not compared.
 """
 
 import argparse
@@ -36,6 +38,7 @@ Metrics = dict[str, Any]
 
 
 def main() -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +61,7 @@ def main() -> int:
 
 
 def record_runs(repository: Path, root: Path) -> dict[str, list[Metrics]]:
-    """The metrics of each step, keyed by run."""
+    """Run every stage and return the metrics of each step, keyed by run."""
     digits = repository / "examples" / "digits"
     python = repository / ".venv" / "bin" / "python"
     execute(repository, python, digits / "data.py", "--out", root / "data")
@@ -74,7 +77,7 @@ def record_runs(repository: Path, root: Path) -> dict[str, list[Metrics]]:
 
     sft_policy = f"prism.policy={root}/sft/policy"
     runs: dict[str, list[Metrics]] = {}
-    # The policy of the later runs knows the format: two steps would teach it nothing.
+    # The later runs need a policy that knows the format, which takes more than two steps.
     run("sft", "sft", "prism.steps=120", *SFT)
     runs["sft"] = run("sft-two", "sft", "prism.steps=2", *SFT)
     runs["warmup"] = run("warmup", "warmup", "prism.steps=2", *WARMUP)
@@ -88,10 +91,12 @@ def record_runs(repository: Path, root: Path) -> dict[str, list[Metrics]]:
 
 
 def execute(repository: Path, *command: Any) -> None:
+    """Run a command in the root of a checkout."""
     subprocess.run([str(part) for part in command], cwd=repository, check=True)
 
 
 def read_metrics(output: Path) -> list[Metrics]:
+    """Return the metrics of each step of a run, without times."""
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [record["data"] for record in records if "data" in record]
     return [
@@ -100,17 +105,15 @@ def read_metrics(output: Path) -> list[Metrics]:
 
 
 def compare_runs(before: dict[str, list[Metrics]], after: dict[str, list[Metrics]]) -> int:
-    """Prints a line per run and every value that differs; the exit code."""
+    """Print a line per run and every value that differs. Return the exit code."""
     differences = 0
     for name in sorted(before.keys() | after.keys()):
-        one = leaves(before.get(name, []))
+        steps = before.get(name, [])
+        one = leaves(steps)
         other = leaves(after.get(name, []))
-        differing = [
-            key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)
-        ]
-        print(
-            f"{name:12} {len(before.get(name, []))} steps, {len(one)} values, {len(differing)} differ"
-        )
+        keys = sorted(one.keys() | other.keys())
+        differing = [key for key in keys if one.get(key) != other.get(key)]
+        print(f"{name:12} {len(steps)} steps, {len(one)} values, {len(differing)} differ")
         for key in differing:
             print(f"    {key}: {one.get(key)} -> {other.get(key)}")
         differences += len(differing)
@@ -118,7 +121,7 @@ def compare_runs(before: dict[str, list[Metrics]], after: dict[str, list[Metrics
 
 
 def leaves(node: Any, path: str = "") -> dict[str, str]:
-    """Every value below `node` as exact text, keyed by its path. NaN equals NaN in text."""
+    """Return the exact text of every value below `node`, keyed by its path. NaN equals NaN."""
     if isinstance(node, dict):
         items = node.items()
     elif isinstance(node, list):

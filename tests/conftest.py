@@ -1,4 +1,4 @@
-"""A tiny real Qwen3-VL from the digits example, the discriminator upcycled from it, and a prompt with its picture."""
+"""Fixtures: a tiny Qwen3-VL from the digits example, its discriminator, prompts, and a pipeline."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Before torch is loaded: its threads wait asleep, and vLLM's sampler is not compiled.
+# Before torch is imported: idle threads of torch must sleep, and vLLM must not compile its sampler.
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_COMPILE_DISABLE": "1"}
 
 import pyarrow.parquet as pq
@@ -15,6 +15,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.upcycling import upcycle
+from verl_prism.run_folder import RunFolder
 from verl_prism.stages.warmup import encode_row
 
 REPOSITORY = Path(__file__).parents[1]
@@ -77,7 +78,7 @@ def prompt(prompts):
 
 
 class Pipeline:
-    """Runs stages as a user does, in a folder of its own."""
+    """Run stages with the command line, in a new folder."""
 
     def __init__(self, digits_folder: Path, root: Path):
         self.root = root
@@ -86,20 +87,20 @@ class Pipeline:
             (root / part).symlink_to(digits_folder / part)
 
     def run(self, stage: str, *overrides: str, output: Path | None = None) -> list[dict]:
-        """The metrics of each step; fails the test with the stage's own message. output: if not `<root>/<stage>`."""
-        output = output or self.root / stage
-        folders = [f"prism.root={self.root}", f"prism.output={output}"]
+        """Run a stage and return the metrics of each step. output: default `<root>/<stage>`."""
+        folder = RunFolder(output or self.root / stage)
+        folders = [f"prism.root={self.root}", f"prism.output={folder.path}"]
         command = [sys.executable, "-m", "verl_prism.main", f"stage={stage}", *folders, *overrides]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-        assert done.returncode == 0, f"{done.stderr}\n{(output / 'log.txt').read_text()[-5000:]}"
+        assert done.returncode == 0, f"{done.stderr}\n{folder.log.read_text()[-5000:]}"
         assert "Traceback" not in done.stdout + done.stderr
-        records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+        records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
         return [record["data"] for record in records if "data" in record]
 
 
 @pytest.fixture(scope="session")
 def pipeline(digits_folder, tmp_path_factory):
-    """A policy that knows the format, and a discriminator that has seen its answers."""
+    """A pipeline after stages sft and warmup: the policy knows the format."""
     pipeline = Pipeline(digits_folder, tmp_path_factory.mktemp("pipeline") / "digits")
     pipeline.run(
         "sft",

@@ -1,4 +1,4 @@
-"""The presets of stage rlvr: what verl makes of them. Their values: test_paper_values.py."""
+"""How verl behaves with each algorithm preset. test_paper_values.py pins their values."""
 
 import asyncio
 import inspect
@@ -21,15 +21,17 @@ def compose(algorithm: str, *overrides: str) -> DictConfig:
     return compose_run(["stage=rlvr", f"algorithm={algorithm}", *overrides])[0]
 
 
-def test_a_smaller_mini_batch_is_one_override():
+def test_mini_batch_size_is_one_override():
     config = compose("gspo", "actor_rollout_ref.actor.ppo_mini_batch_size=8")
-    assert (
-        config.data.train_batch_size / config.actor_rollout_ref.actor.ppo_mini_batch_size == 2
-    )  # digits: 16 prompts
+    assert config.data.train_batch_size == 16
+    assert config.actor_rollout_ref.actor.ppo_mini_batch_size == 8
 
 
 def clip_fraction(algorithm: str, log_ratios: list[float]) -> float:
-    """The share of tokens of one response that verl's own loss clips, from log pi - log pi_old."""
+    """Return the share of tokens of one response that verl's loss clips.
+
+    log_ratios[T]: log pi - log pi_old of each token.
+    """
     actor = omega_conf_to_dataclass(compose(algorithm).actor_rollout_ref.actor)
     ratios = torch.tensor([log_ratios])
     _, metrics = get_policy_loss_fn(actor.policy_loss.loss_mode)(
@@ -44,27 +46,26 @@ def clip_fraction(algorithm: str, log_ratios: list[float]) -> float:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_where_policy_and_sampler_agree_nothing_is_clipped(algorithm):
+def test_equal_policies_clip_nothing(algorithm):
     assert clip_fraction(algorithm, [0.0] * 4) == 0.0
 
 
-def test_dapo_lets_a_token_rise_further_than_grpo():
-    assert (clip_fraction("grpo", [0.22] * 4), clip_fraction("dapo", [0.22] * 4)) == (
-        1.0,
-        0.0,
-    )  # ratio 1.25
-    assert clip_fraction("dapo", [0.26] * 4) == 1.0  # ratio 1.30
+def test_dapo_has_a_higher_upper_clip_than_grpo():
+    ratio_1_25, ratio_1_30 = [0.22] * 4, [0.26] * 4
+    assert clip_fraction("grpo", ratio_1_25) == 1.0
+    assert clip_fraction("dapo", ratio_1_25) == 0.0
+    assert clip_fraction("dapo", ratio_1_30) == 1.0
 
 
 def test_gspo_has_one_ratio_per_response():
-    """Its geometric mean: what goes up at one token and down at the next is no change."""
+    """The ratio is a geometric mean, so opposite changes of two tokens cancel out."""
     assert clip_fraction("gspo", [0.5, -0.5, 0.5, -0.5]) == 0.0
     assert clip_fraction("grpo", [0.5, -0.5, 0.5, -0.5]) == 0.5
     assert clip_fraction("gspo", [0.0, 0.0, 0.0, 4 * 4.1e-4]) == 1.0
 
 
-def test_the_aggregation_weighs_responses_or_tokens():
-    """A short response of loss -2 and one three times as long of loss -1."""
+def test_loss_aggregation_is_over_tokens_or_over_responses():
+    """A response of one token with loss -2, and one of three tokens with loss -1."""
     losses = {}
     for algorithm in ALGORITHMS:
         actor = omega_conf_to_dataclass(compose(algorithm).actor_rollout_ref.actor)
@@ -84,7 +85,7 @@ def test_the_aggregation_weighs_responses_or_tokens():
 RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answer>"
 
 
-def test_verl_finds_the_reward_function_and_awaits_it():
+def test_verl_loads_our_reward_function_as_a_coroutine():
     function = get_custom_reward_fn(compose("grpo"))
     assert inspect.iscoroutinefunction(function)
     reward = function(
@@ -95,8 +96,8 @@ def test_verl_finds_the_reward_function_and_awaits_it():
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("padding", [0, 20])
-def test_dapo_alone_takes_a_penalty_off_long_responses(algorithm, padding, tokenizer, dense_folder):
-    """Over the last `buffer_tokens` of the allowed length it grows from 0 to `penalty`; padding does not count."""
+def test_only_dapo_penalizes_long_responses(algorithm, padding, tokenizer, dense_folder):
+    """The penalty grows from 0 to `penalty` over the last `buffer_tokens`, padding excluded."""
     ids = tokenizer.encode(RIGHT)
     limit, buffer = len(ids) + 5, 20
     settings = [f"prism.data.max_response_tokens={limit}", f"prism.policy={dense_folder}"]
@@ -124,8 +125,8 @@ def rollout(ids: list[int], padding: int, pad: int) -> DataProto:
     )
 
 
-def test_distillation_is_verls_own_by_config():
-    """The white-box baseline: GRPO's settings, rewarded with a teacher's log-probabilities and nothing else."""
+def test_opd_whitebox_is_grpo_with_the_distillation_reward_of_verl():
+    """The only reward comes from the teacher's log-probabilities."""
     config = compose("opd_whitebox", "prism.algorithm.distillation.teacher=/models/teacher")
     distillation = omega_conf_to_dataclass(config.distillation)
     (teacher,) = distillation.teacher_models.values()
@@ -136,8 +137,7 @@ def test_distillation_is_verls_own_by_config():
     assert config.actor_rollout_ref.actor == grpo.actor_rollout_ref.actor
 
 
-def test_the_teacher_does_not_outlive_a_short_pool():
-    """verl itself refuses a pool that the teacher does not fill."""
+def test_verl_refuses_a_teacher_pool_that_tensor_parallelism_does_not_divide():
     config = compose(
         "opd_whitebox",
         "hardware=cuda",

@@ -1,7 +1,7 @@
-"""The paper's settings in verl's own keys, for the two models and the machine that it used.
+"""The paper's settings, as keys of verl, for the two models and the machine that the paper used.
 
-Where the paper is silent its published scripts speak. DIFFERENT_ON_PURPOSE holds every setting that is another here,
-and why; the YAML says so beside it.
+Values that the paper does not state come from its published scripts. DIFFERENT_ON_PURPOSE lists
+every setting that we change, with the reason; the YAML gives it next to the key.
 """
 
 import functools
@@ -26,10 +26,10 @@ SFT = {
     "optim.optimizer": "AdamW",
     "optim.lr": 1e-5,
     "optim.lr_scheduler_type": "cosine",
-    "optim.lr_warmup_steps": 0,  # so that the ratio counts
+    "optim.lr_warmup_steps": 0,  # so the ratio applies
     "optim.lr_warmup_steps_ratio": 0.1,
     "optim.min_lr_ratio": 0.0,
-    "data.train_batch_size": 16,  # "2", on each of 8 devices
+    "data.train_batch_size": 16,  # 2 per device, on 8 devices
     "data.max_length": 8192,
     "engine.model_dtype": "fp32",
     "engine.mixed_precision.param_dtype": "bfloat16",
@@ -126,14 +126,13 @@ RLVR = {
     "reward.custom_reward_function.reward_kwargs.format_weight": 0.2,
     "distillation.enabled": False,
 }
-RLVR_BY_ALGORITHM = {
-    #                                                          GRPO          DAPO          GSPO
+RLVR_BY_ALGORITHM = {  # (GRPO, DAPO, GSPO)
     f"{ACTOR}.policy_loss.loss_mode": ("vanilla", "vanilla", "gspo"),
     f"{ACTOR}.loss_agg_mode": ("token-mean", "token-mean", "seq-mean-token-mean"),
     f"{ACTOR}.clip_ratio": (0.2, 0.2, 3e-4),
     f"{ACTOR}.clip_ratio_low": (0.2, 0.2, 3e-4),
     f"{ACTOR}.clip_ratio_high": (0.2, 0.28, 4e-4),
-    f"{ACTOR}.clip_ratio_c": (3.0, 10.0, 3.0),  # none in GSPO's loss
+    f"{ACTOR}.clip_ratio_c": (3.0, 10.0, 3.0),  # unused in the loss of GSPO
     f"{ACTOR}.optim.weight_decay": (0.01, 0.1, 0.1),
     f"{ACTOR}.optim.lr_warmup_steps": (0, 10, 0),
     f"{ACTOR}.optim.lr_warmup_steps_ratio": (0.0, 0.0, 0.05),
@@ -150,67 +149,57 @@ RLVR_BY_ALGORITHM = {
     f"{ROLLOUT}.val_kwargs.top_p": (1.0, 0.7, 0.7),
     f"{ROLLOUT}.val_kwargs.top_k": (-1, -1, -1),
 }
-IN_ONE_PLACE = "it changes memory and time alone, and is left to prism.hardware"
-NOTHING_SILENT = "nothing is cut or left out without a word: it stops the run"
+RESOURCES_ONLY = "affects only memory and time, so prism.hardware decides"
+NOT_SILENT = "a run stops instead of truncating or dropping data silently"
 DIFFERENT_ON_PURPOSE = [
-    # stage, key, theirs, ours, why
-    ("sft", "data.truncation", "right", "error", NOTHING_SILENT),
+    # stage, key, the paper's value, our value, reason
+    ("sft", "data.truncation", "right", "error", NOT_SILENT),
     (
         "align",
         f"{ROLLOUT}.gpu_memory_utilization",
         0.25,
         0.4,
-        "an 8B's weights alone fill 0.22 of 80 GB",
+        "the weights of an 8B model take 0.22 of 80 GB",
     ),
-    ("align", "trainer.save_freq", 500, 100, "a run that breaks at step 499 would leave nothing"),
-    ("align", "prism.discriminator.balance_coef", 0.0, 0.01, "without it the experts collapse"),
+    ("align", "trainer.save_freq", 500, 100, "a crash at step 499 would lose everything"),
+    ("align", "trainer.test_freq", 8, -1, "stage=eval measures it with intervals"),
+    ("rlvr", "trainer.test_freq", 6, -1, "stage=eval measures it with intervals"),
+    ("align", "prism.discriminator.balance_coef", 0.0, 0.01, "the experts collapse without it"),
     (
         "warmup",
         "prism.discriminator.upcycle.routing",
         "token",
         "dedicated",
-        "experts that are what they are called",
+        "perception experts see only perception, reasoning experts only reasoning",
     ),
     (
         "warmup",
         "prism.discriminator.upcycle.noise",
         0.01,
         0.0,
-        "the copies compute what the dense model does",
+        "the copies compute what the dense model computes",
     ),
-    ("rlvr", f"{ACTOR}.ppo_max_token_len_per_gpu", 20480, 10240, f"GSPO alone: {IN_ONE_PLACE}"),
+    ("rlvr", f"{ACTOR}.ppo_max_token_len_per_gpu", 20480, 10240, f"only in GSPO: {RESOURCES_ONLY}"),
     (
         "rlvr",
         f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
         30720,
         10240,
-        f"GSPO alone: {IN_ONE_PLACE}",
+        f"only in GSPO: {RESOURCES_ONLY}",
     ),
-    ("rlvr", f"{ACTOR}.entropy_checkpointing", True, False, f"GSPO alone: {IN_ONE_PLACE}"),
-    *(
-        (stage, key, theirs, ours, why)
-        for stage in ("align", "rlvr")
-        for key, theirs, ours, why in [
-            (
-                f"{ACTOR}.strategy",
-                "fsdp",
-                "fsdp2",
-                "verl's newer engine: layer by layer, no flat parameters",
-            ),
-            ("data.filter_overlong_prompts", True, False, NOTHING_SILENT),
-            ("data.truncation", "right", "error", NOTHING_SILENT),
-            (
-                "trainer.test_freq",
-                8 if stage == "align" else 6,
-                -1,
-                "stage=eval measures, with more care",
-            ),
-            ("trainer.val_before_train", True, False, "stage=eval measures, with more care"),
-            ("trainer.logger", ["console", "wandb"], ["file"], "no account is needed"),
-            ("trainer.total_epochs", 30, 1000000, "the steps decide"),
-        ]
-    ),
+    ("rlvr", f"{ACTOR}.entropy_checkpointing", True, False, f"only in GSPO: {RESOURCES_ONLY}"),
 ]
+DIFFERENT_IN_RL = [
+    # key, the paper's value, our value, reason
+    (f"{ACTOR}.strategy", "fsdp", "fsdp2", "verl's newer engine: per-parameter sharding"),
+    ("data.filter_overlong_prompts", True, False, NOT_SILENT),
+    ("data.truncation", "right", "error", NOT_SILENT),
+    ("trainer.val_before_train", True, False, "stage=eval measures it with intervals"),
+    ("trainer.logger", ["console", "wandb"], ["file"], "needs no account"),
+    ("trainer.total_epochs", 30, 1000000, "the number of steps decides"),
+]
+for _difference in DIFFERENT_IN_RL:
+    DIFFERENT_ON_PURPOSE += [("align", *_difference), ("rlvr", *_difference)]
 
 
 @functools.cache
@@ -230,14 +219,14 @@ def values(config: DictConfig, keys) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("stage", "wanted"), [("sft", SFT), ("warmup", WARMUP), ("align", PPO | ALIGN)]
 )
-def test_a_stage_holds_the_papers_values(stage, wanted, model):
+def test_stage_has_the_values_of_the_paper(stage, wanted, model):
     config, _ = compose(stage, model)
     assert values(config, wanted) == wanted
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_each_algorithm_holds_the_papers_values(algorithm, model):
+def test_algorithm_has_the_values_of_the_paper(algorithm, model):
     config, _ = compose("rlvr", model, f"algorithm={algorithm}")
     own = {key: choice[ALGORITHMS.index(algorithm)] for key, choice in RLVR_BY_ALGORITHM.items()}
     wanted = PPO | RLVR | own
@@ -245,54 +234,57 @@ def test_each_algorithm_holds_the_papers_values(algorithm, model):
 
 
 @pytest.mark.parametrize(("stage", "key", "theirs", "ours", "why"), DIFFERENT_ON_PURPOSE)
-def test_what_differs_on_purpose_is_what_we_say(stage, key, theirs, ours, why):
-    overrides = ["algorithm=gspo"] if why.startswith("GSPO") else []
+def test_intended_difference_has_our_value(stage, key, theirs, ours, why):
+    overrides = ["algorithm=gspo"] if why.startswith("only in GSPO") else []
     config, _ = compose(stage, "qwen3_vl_4b", *overrides)
     assert values(config, [key]) == {key: ours}
     assert ours != theirs
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_warmup_is_one_epoch_of_120000_pairs_and_warms_up_for_a_tenth(model):
+def test_stage_warmup_is_one_epoch_of_120000_pairs(model):
     _, prism = compose("warmup", model)
     pairs = prism.warmup.prompts * prism.warmup.samples_per_prompt * 2
     assert pairs == 120_000
     assert 0 <= prism.steps * prism.warmup.pairs_per_step - pairs < prism.warmup.pairs_per_step
+
+
+def test_learning_rate_warms_up_over_a_tenth_of_stage_warmup():
     assert LR_WARMUP_SHARE == 0.1
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_discriminator_is_made_from_a_model_of_its_own(model):
-    """Qwen3-VL-2B, in a folder of that name; the policy's is another."""
+def test_discriminator_is_upcycled_from_a_separate_model(model):
+    """Qwen3-VL-2B in the paper."""
     _, prism = compose("warmup", model)
-    assert prism.discriminator.upcycle.base == prism.root / "discriminator_base" != prism.policy
+    assert prism.discriminator.upcycle.base == prism.root / "discriminator_base"
+    assert prism.discriminator.upcycle.base != prism.policy
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_sft_leaves_the_image_encoder_as_it_is(model):
+def test_sft_freezes_the_image_encoder(model):
     assert compose("sft", model)[1].sft.freeze_vision
 
 
-def test_verl_gets_the_papers_values_for_the_discriminator(discriminator_folder):
+def test_verl_gets_the_values_of_the_paper_for_the_discriminator(discriminator_folder):
     _, prism = compose("align", "qwen3_vl_4b", f"prism.discriminator.path={discriminator_folder}")
     worker = training_worker_config(prism)
     optimizer, engine = worker.optimizer_config, worker.engine_config
     assert (optimizer.optimizer, optimizer.lr, optimizer.weight_decay) == ("AdamW", 1e-6, 0.01)
-    assert (optimizer.clip_grad, optimizer.lr_warmup_steps, optimizer.lr_scheduler_type) == (
-        1.0,
-        0,
-        "constant",
-    )
+    assert (optimizer.clip_grad, optimizer.lr_warmup_steps) == (1.0, 0)
+    assert optimizer.lr_scheduler_type == "constant"
     assert (engine.model_dtype, engine.mixed_precision["param_dtype"]) == ("fp32", "bf16")
-    assert engine.param_offload and engine.optimizer_offload
+    assert engine.param_offload
+    assert engine.optimizer_offload
     assert worker.model_config.enable_gradient_checkpointing
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-    ("stage", "overrides"), [("align", ()), *(("rlvr", (f"algorithm={a}",)) for a in ALGORITHMS)]
+    ("stage", "overrides"),
+    [("align", []), *(("rlvr", [f"algorithm={algorithm}"]) for algorithm in ALGORITHMS)],
 )
-def test_verl_takes_every_rl_stage(stage, overrides, model):
+def test_verl_accepts_every_rl_stage(stage, overrides, model):
     config, _ = compose(stage, model, *overrides)
     check_with_verl(config)
     for node in (
@@ -304,7 +296,7 @@ def test_verl_takes_every_rl_stage(stage, overrides, model):
 
 
 @pytest.mark.parametrize("hardware", ["8xh100", "1gpu_lora"])
-def test_verl_takes_the_sft_stage(hardware, dense_folder):
+def test_verl_accepts_the_sft_stage(hardware, dense_folder):
     config, _ = compose_run(
         ["stage=sft", "model=qwen3_vl_4b", f"hardware={hardware}", f"prism.policy={dense_folder}"]
     )
@@ -312,7 +304,7 @@ def test_verl_takes_the_sft_stage(hardware, dense_folder):
         omega_conf_to_dataclass(node)
 
 
-def test_one_gpu_trains_adapters_of_the_language_model():
+def test_1gpu_lora_trains_adapters_of_the_language_model():
     for stage, node in (("sft", "model"), ("rlvr", "actor_rollout_ref.model")):
         config, prism = compose_run([f"stage={stage}", "model=qwen3_vl_4b", "hardware=1gpu_lora"])
         assert values(config, [f"{node}.lora_rank", f"{node}.exclude_modules"]) == {

@@ -1,4 +1,4 @@
-"""No secret is written down; and what is none stays as it was."""
+"""Secrets are redacted, and other text is not changed."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from verl_prism.redaction import (
 SECRETS = st.text(
     st.characters(codec="utf-8", exclude_characters="[]"), min_size=MIN_LENGTH, max_size=40
 )
-# Nothing in the shape of a key can be spelt with these.
+# No text of these characters has the format of a key.
 HARMLESS = st.text("abc ., \n\té→", max_size=200)
 
 
@@ -81,10 +81,11 @@ def test_names_of_other_things(name):
 
 
 @given(secret=SECRETS, before=st.text(max_size=30), after=st.text(max_size=30))
-def test_a_secret_that_it_was_told_of_never_passes(secret, before, after):
+def test_given_secrets_are_redacted_in_every_form(secret, before, after):
     (line, *others) = secret.strip().splitlines() or [""]
     assume(not others and len(line.strip()) >= MIN_LENGTH and line.strip() not in MASK)
-    secret, redact = line.strip(), Redactor([secret])
+    redact = Redactor([secret])
+    secret = line.strip()
     assert secret not in redact(before + secret + after)
     assert json.dumps(secret)[1:-1] not in redact(json.dumps({"text": f"{before}{secret}{after}"}))
     assert quote(secret, safe="") not in redact(f"http://host/?q={quote(secret, safe='')}")
@@ -114,7 +115,7 @@ def test_a_text_without_a_secret_is_not_changed(secret, text):
         "https://user:pw@host/v1?x=1",
     ],
 )
-def test_keys_are_known_by_their_shape(text):
+def test_keys_are_recognized_by_their_format(text):
     shown = Redactor()(text)
     assert MASK in shown
     assert not re.search(r"hunter2|:pw@|[A-Za-z0-9]{16}", shown)
@@ -123,25 +124,29 @@ def test_keys_are_known_by_their_shape(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "a task-oriented model: disk-backed-tokens-of-the-cache, hf_model, hf_config_of_the_base_model_folder",
-        "max_tokens=512 pad_token='<|endoftext|>' experts_per_token=2 token-mean seq-mean-token-sum",
-        "http://127.0.0.1:8000/v1 git@github.com:verl-project/verl.git https://host/a:b@c file:///tmp/x",
-        "Bearer tokens are not used; session_2026-11-22_21-56-38_562795_11846 0x7f2a sha256:0123456789abcdef",
+        "a task-oriented model: disk-backed-tokens-of-the-cache",
+        "hf_model, hf_config_of_the_base_model_folder",
+        "max_tokens=512 pad_token='<|endoftext|>' experts_per_token=2",
+        "token-mean seq-mean-token-sum",
+        "http://127.0.0.1:8000/v1 git@github.com:verl-project/verl.git",
+        "https://host/a:b@c file:///tmp/x",
+        "Bearer tokens are not used; session_2026-11-22_21-56-38_562795_11846",
+        "0x7f2a sha256:0123456789abcdef",
         "(WorkerDict pid=9997) {'api_key_env': None, 'api_key': None, 'token': ''}",
     ],
 )
-def test_what_only_looks_like_a_key_stays(text):
+def test_text_that_resembles_a_key_is_not_changed(text):
     assert Redactor()(text) == text
 
 
-def test_a_secret_of_several_lines_is_hidden_line_by_line():
+def test_secret_of_several_lines_is_redacted_line_by_line():
     shown = Redactor(["-----BEGIN KEY-----\nfirstline\nsecondline\n"])(
         "x firstline\ny secondline\n"
     )
     assert shown == f"x {MASK}\ny {MASK}\n"
 
 
-def test_a_secret_within_another_leaves_no_rest():
+def test_secret_that_contains_another_is_redacted_as_a_whole():
     assert Redactor(["abcdef", "abcdefghi"])("abcdefghi") == MASK
 
 
@@ -160,7 +165,7 @@ def composed():
     return config
 
 
-def test_a_config_is_shown_without_its_secrets_and_otherwise_whole(composed):
+def test_shown_config_lacks_only_the_secrets(composed):
     redact = run_redactor(
         composed, {"THE_JUDGE": "planted-3", "HF_TOKEN": "planted-4", "HOME": "/home/me"}
     )
@@ -169,21 +174,20 @@ def test_a_config_is_shown_without_its_secrets_and_otherwise_whole(composed):
     assert shown.prism.reward.judge.endpoint == f"https://{MASK}@judge/v1"
     assert shown.actor_rollout_ref.rollout.engine_kwargs.vllm.api_key == [MASK, MASK]
     assert shown.prism.reward.judge.api_key_env == "THE_JUDGE"
-    assert composed.ray_kwargs.ray_init.runtime_env.env_vars.MY_TOKEN == "planted-1", (
-        "the run's own is untouched"
-    )
+    own = composed.ray_kwargs.ray_init.runtime_env.env_vars.MY_TOKEN
+    assert own == "planted-1", "the run's own config is not changed"
     log = "planted-1 planted-2 1234567 planted-3 planted-4 /home/me max_tokens"
     assert redact(log) == " ".join([MASK] * 5) + " /home/me max_tokens"
 
 
 @pytest.mark.parametrize("stage", ["sft", "warmup", "align", "rlvr", "eval"])
-def test_a_config_without_secrets_is_shown_as_it_is(stage):
+def test_config_without_secrets_is_shown_unchanged(stage):
     config, _ = compose_run([f"stage={stage}"])
     assert not list(config_secrets(config))
     assert OmegaConf.to_yaml(run_redactor(config, {}).config(config)) == OmegaConf.to_yaml(config)
 
 
-def test_a_message_about_the_command_line_does_not_repeat_its_secrets():
+def test_message_about_the_command_line_has_no_secrets():
     redact = command_redactor(
         ["stage=sft", "+x.api_key=planted-1", "+y={password: 'planted-2', size: 10}"], {}
     )
@@ -192,7 +196,7 @@ def test_a_message_about_the_command_line_does_not_repeat_its_secrets():
     )
 
 
-def test_a_logger_that_sends_the_config_away_gets_no_secrets(composed):
+def test_logger_that_uploads_the_config_gets_no_secrets(composed):
     check_uploads(composed)
     composed.trainer.logger = ["file", "wandb"]
     with pytest.raises(

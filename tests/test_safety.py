@@ -1,4 +1,4 @@
-"""What our own code never does: run code from a model's folder or from data."""
+"""Our code never runs code from a model folder or from data."""
 
 import ast
 from pathlib import Path
@@ -29,7 +29,7 @@ UNSAFE = {
 
 
 def calls() -> list[tuple[str, str, ast.Call]]:
-    """Place, dotted name and node of each call in the package."""
+    """Return file and line, dotted name and node of each call in the package."""
     return [
         (f"{path}:{node.lineno}", ast.unparse(node.func), node)
         for path in SOURCES
@@ -42,7 +42,7 @@ def keywords(call: ast.Call) -> dict[str | None, str]:
     return {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
 
 
-def test_no_call_runs_code_from_a_file_or_a_text():
+def test_no_call_runs_code_from_a_file_or_a_string():
     assert len(SOURCES) > 50
     unsafe = [
         place
@@ -52,16 +52,17 @@ def test_no_call_runs_code_from_a_file_or_a_text():
     assert not unsafe
 
 
-def test_torch_reads_nothing_but_tensors():
+def test_torch_loads_only_tensors():
     loads = [
         (place, keywords(call).get("weights_only"))
         for place, name, call in calls()
         if name.endswith("torch.load")
     ]
-    assert loads and all(only == "True" for _, only in loads), loads
+    assert loads
+    assert all(only == "True" for _, only in loads), loads
 
 
-def test_no_call_trusts_code_that_comes_with_a_model():
+def test_no_call_trusts_the_code_of_a_model():
     assert any(name.endswith("from_pretrained") for _, name, _ in calls())
     assert not [place for place, _, call in calls() if "trust_remote_code" in keywords(call)]
     assert not [path for path in SOURCES if "trust_remote_code" in path.read_text()]
@@ -69,7 +70,7 @@ def test_no_call_trusts_code_that_comes_with_a_model():
 
 @pytest.mark.parametrize("stage", ["sft", "warmup", "align", "rlvr", "eval"])
 @pytest.mark.parametrize("algorithm", ["grpo", "opd_whitebox"])
-def test_verl_trusts_no_code_that_comes_with_a_model(stage, algorithm):
+def test_verl_does_not_trust_the_code_of_a_model(stage, algorithm):
     config, _ = compose_run([f"stage={stage}", f"algorithm={algorithm}"])
     keys = [
         key

@@ -1,9 +1,10 @@
-"""Build the digits task: pictures of two handwritten digits, questions for their sum, demonstrations, teacher texts.
+"""Build the data of the digits task: images of two handwritten digits, questions and responses.
 
     python examples/digits/data.py --out outputs/digits/data --seed 0
 
-writes three parquet files: sft (demonstrations), train (questions with a teacher's response) and heldout (questions on
-scans that stand in neither of the other two). README.md says how the demonstrations drift from the teacher and why.
+Writes three parquet files: sft (demonstrations), train (questions with the teacher's responses) and
+heldout (questions on scans that are in neither of the other two). README.md explains how and why
+the demonstrations drift from the teacher.
 """
 
 import argparse
@@ -23,36 +24,39 @@ from sklearn.model_selection import train_test_split
 
 SYSTEM_PROMPT = "Reply with <caption>image</caption><think>steps</think><answer>sum</answer>."
 QUESTION = "<image>\nWhat is the sum?"
-ENLARGE = 4  # a scan is 8x8 pixels, a picture of two is 64x32
+ENLARGE = 4  # a scan has 8x8 pixels, an image of two scans has 64x32
 TRAIN_SCANS = 1200  # of 1,797
 
 TEACHER_CAPTION = "Left a {a}, right a {b}."
 TEACHER_THINK = "Add left and right: {a} + {b} = {sum}."
-# The broad demonstrators mostly write like the teacher, and sometimes with less detail.
+# The broad demonstrators mostly write like the teacher, sometimes with less detail.
 BRIEF_CAPTIONS = ("A {a} and a {b}.", "Digits {a}, {b}.")
 BRIEF_THINKS = ("{a} + {b} = {sum}.", "The sum is {sum}.")
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many rows each file has, and how the broad demonstrations go wrong (shares in [0, 1])."""
+    """The number of rows of each file, and the errors in the broad demonstrations.
+
+    The last three are probabilities. The errors of a demonstration are drawn independently.
+
+    wrong_digit: one of the two digits in the caption is replaced by a random other digit.
+    wrong_sum: the sum of the named digits is one too high or one too low.
+    brief: the caption has less detail than the teacher's; the same, drawn again, for the reasoning.
+    """
 
     broad: int = 15000
     teacher: int = 1300
     train: int = 4096
     heldout: int = 600
-    wrong_digit: float = (
-        0.25  # of broad captions: one of the two digits becomes another, each equally likely
-    )
-    brief: float = 0.2  # of broad captions, and of broad reasonings: less detail than the teacher's
-    wrong_sum: float = (
-        0.40  # of broad reasonings: the sum of the digits named is one too high or one too low
-    )
+    wrong_digit: float = 0.25
+    wrong_sum: float = 0.40
+    brief: float = 0.2
 
 
 @dataclass(frozen=True)
 class Question:
-    """A pair of scans, left and right, with the digits that they show."""
+    """Two scans, left and right, the digits that they show, and their image."""
 
     scans: tuple[int, int]
     digits: tuple[int, int]
@@ -60,18 +64,20 @@ class Question:
 
 
 def respond(caption: str, think: str, answer: int) -> str:
+    """Return a response in the response format."""
     return f"<caption>{caption}</caption><think>{think}</think><answer>{answer}</answer>"
 
 
 def teacher_response(digits: tuple[int, int]) -> str:
+    """Return the teacher's response: always right, always in the same style."""
     a, b = digits
-    return respond(
-        TEACHER_CAPTION.format(a=a, b=b), TEACHER_THINK.format(a=a, b=b, sum=a + b), a + b
-    )
+    caption = TEACHER_CAPTION.format(a=a, b=b)
+    think = TEACHER_THINK.format(a=a, b=b, sum=a + b)
+    return respond(caption, think, a + b)
 
 
 def broad_response(digits: tuple[int, int], mixture: Mixture, rng: random.Random) -> str:
-    """A demonstration that may name a wrong digit, and may add up wrongly what it named."""
+    """Return a demonstration that may name a wrong digit, and may add up what it named wrongly."""
     named = list(digits)
     if rng.random() < mixture.wrong_digit:
         place = rng.randrange(2)
@@ -86,8 +92,9 @@ def broad_response(digits: tuple[int, int], mixture: Mixture, rng: random.Random
 
 
 def draw_questions(scans: np.ndarray, seed: int) -> Iterator[Question]:
-    """Endless questions, each on a new ordered pair of scans. `scans`: indices into load_digits()."""
-    bunch, rng = load_digits(), random.Random(seed)
+    """Yield questions forever, each on a new ordered pair. `scans`: indices into load_digits()."""
+    bunch = load_digits()
+    rng = random.Random(seed)
     seen: set[tuple[int, int]] = set()
     while True:
         left, right = rng.sample(scans.tolist(), 2)
@@ -95,11 +102,14 @@ def draw_questions(scans: np.ndarray, seed: int) -> Iterator[Question]:
             continue
         seen.add((left, right))
         digits = int(bunch.target[left]), int(bunch.target[right])
-        yield Question((left, right), digits, picture(bunch.images[left], bunch.images[right]))
+        yield Question((left, right), digits, draw_image(bunch.images[left], bunch.images[right]))
 
 
-def picture(left: np.ndarray, right: np.ndarray) -> bytes:
-    """PNG of two scans `[8, 8]` (ink 0 to 16) side by side, bright ink on black, 64 wide and 32 high."""
+def draw_image(left: np.ndarray, right: np.ndarray) -> bytes:
+    """Return a PNG of two scans side by side, 64 pixels wide and 32 high, white on black.
+
+    left[8, 8], right[8, 8]: brightness in [0, 16].
+    """
     pixels = np.hstack([left, right]).repeat(ENLARGE, axis=0).repeat(ENLARGE, axis=1) * (255 / 16)
     buffer = io.BytesIO()
     Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB").save(buffer, "PNG")
@@ -107,14 +117,17 @@ def picture(left: np.ndarray, right: np.ndarray) -> bytes:
 
 
 def prompt_messages() -> list[dict[str, str]]:
+    """Return the messages of a prompt. They are the same for every question."""
     return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": QUESTION}]
 
 
 def facts(question: Question, index: int) -> dict[str, Any]:
+    """Return the column `extra_info`."""
     return {"index": index, "digits": list(question.digits), "scans": list(question.scans)}
 
 
 def demonstration_row(question: Question, index: int, response: str, source: str) -> dict[str, Any]:
+    """Return a row of sft.parquet."""
     return {
         "messages": [*prompt_messages(), {"role": "assistant", "content": response}],
         "images": [{"bytes": question.png}],
@@ -123,6 +136,7 @@ def demonstration_row(question: Question, index: int, response: str, source: str
 
 
 def question_row(question: Question, index: int) -> dict[str, Any]:
+    """Return a row of train.parquet or heldout.parquet."""
     return {
         "prompt": prompt_messages(),
         "images": [{"bytes": question.png}],
@@ -134,12 +148,13 @@ def question_row(question: Question, index: int) -> dict[str, Any]:
 
 
 def build(mixture: Mixture, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each file by its name, the same for the same seed."""
+    """Return the rows of each file, by its name. The same seed gives the same rows."""
     target = load_digits().target
     train_scans, heldout_scans = train_test_split(
         np.arange(len(target)), train_size=TRAIN_SCANS, stratify=target, random_state=seed
     )
-    train, heldout = draw_questions(train_scans, seed), draw_questions(heldout_scans, seed)
+    train = draw_questions(train_scans, seed)
+    heldout = draw_questions(heldout_scans, seed)
     return {
         "train": [question_row(next(train), index) for index in range(mixture.train)],
         "heldout": [question_row(next(heldout), index) for index in range(mixture.heldout)],
@@ -150,28 +165,28 @@ def build(mixture: Mixture, seed: int) -> dict[str, list[dict[str, Any]]]:
 def demonstrations(
     questions: Iterator[Question], mixture: Mixture, rng: random.Random
 ) -> list[dict[str, Any]]:
-    """Broad and teacher's demonstrations, shuffled."""
+    """Return the rows of the broad and the teacher's demonstrations, shuffled."""
     sources = ["broad"] * mixture.broad + ["teacher"] * mixture.teacher
     rng.shuffle(sources)
     rows = []
     for index, source in enumerate(sources):
-        question, taught = next(questions), source == "teacher"
-        response = (
-            teacher_response(question.digits)
-            if taught
-            else broad_response(question.digits, mixture, rng)
-        )
+        question = next(questions)
+        if source == "teacher":
+            response = teacher_response(question.digits)
+        else:
+            response = broad_response(question.digits, mixture, rng)
         rows.append(demonstration_row(question, index, response, source))
     return rows
 
 
 def main() -> None:
+    """Write the parquet files."""
     parser = argparse.ArgumentParser(description="Build the parquet files of the digits task.")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="folder to write sft, train and heldout .parquet into",
+        help="folder to write sft.parquet, train.parquet and heldout.parquet into",
     )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

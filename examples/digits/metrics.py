@@ -1,4 +1,4 @@
-"""What the digits task counts beyond a right answer: was the picture read right, and was the sum right as read."""
+"""Metrics of the digits task: did the policy read the image right, and add up what it read?"""
 
 import re
 from typing import Any
@@ -7,12 +7,15 @@ from verl_prism.response import Response
 
 
 def measure(response: Response, row: dict[str, Any]) -> dict[str, bool | None]:
-    """Perception and reasoning of one response; `row["extra_info"]["digits"]` are the digits in the picture.
+    """Return perception and reasoning of one response.
 
-    perception: the caption names these digits, from left to right, and no other number. An invalid response names
-        nothing, so the rate of perception is over all responses.
-    reasoning: the answer is the sum of the numbers that the caption names, be they right or wrong. None where the
-        response is invalid or does not name as many numbers as there are digits, so its rate is over the others.
+    `row["extra_info"]["digits"]` are the digits in the image, from left to right.
+
+    perception: the caption names these digits, from left to right, and no other number. False for
+        an invalid response, so the rate is over all responses.
+    reasoning: the answer is the sum of the numbers that the caption names, right or wrong. None if
+        the response is invalid or the caption does not name as many numbers as there are digits,
+        so the rate is over the remaining responses.
     """
     if not response.valid:
         return {"perception": False, "reasoning": None}

@@ -1,8 +1,8 @@
-"""Build a tiny Qwen3-VL from nothing: random weights, a tokenizer trained on the task's own texts, a processor.
+"""Build a tiny Qwen3-VL: random weights, a tokenizer trained on the task's texts, and a processor.
 
     python examples/digits/model.py --data outputs/digits/data --out outputs/digits/base --seed 0
 
-The folder is a Hugging Face folder like any other: transformers, verl and vLLM load it as they load Qwen3-VL-4B.
+The result is a Hugging Face folder that transformers, verl and vLLM load like Qwen3-VL-4B.
 """
 
 import argparse
@@ -32,11 +32,11 @@ SPECIAL_TOKENS = [
     "<|video_pad|>",
 ]
 VOCABULARY = 512
-# A tag, a digit and a word are one piece each, the blank before a digit or a word belongs to it. No token crosses the
-# border of a block, and every number is spelt in digits.
+# A tag, a digit and a word are one piece each; a space before a digit or a word belongs to it. So
+# no token crosses the boundary of a block, and every number is a sequence of digits.
 PIECES = r"</?\p{L}+>| ?\d| ?\p{L}+| ?[^\s\p{L}\d<]+|\s+"
-PATCH, MERGE = 8, 2  # a 64x32 picture is 4x8 patches, of which 2x2 become one token: 8 tokens
-INITIAL_STD = 0.05  # at this width the usual 0.02 needs nearly twice the training steps
+PATCH, MERGE = 8, 2  # a 64x32 image has 4x8 patches, and 2x2 patches are one token: 8 tokens
+INITIAL_STD = 0.05  # with the usual 0.02, a model this narrow needs almost twice the steps
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -62,15 +62,15 @@ CHAT_TEMPLATE = """\
 
 
 def texts(data: Path) -> Iterator[str]:
-    """Every message of the demonstrations."""
-    for messages in pq.read_table(data / "sft.parquet", columns=["messages"])[
-        "messages"
-    ].to_pylist():
-        yield from (f"{message['role']}\n{message['content']}" for message in messages)
+    """Yield every message of the demonstrations."""
+    table = pq.read_table(data / "sft.parquet", columns=["messages"])
+    for messages in table["messages"].to_pylist():
+        for message in messages:
+            yield f"{message['role']}\n{message['content']}"
 
 
 def build_tokenizer(data: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so any text survives encoding and decoding."""
+    """Train a byte-level BPE, which can encode and decode any text."""
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -94,17 +94,15 @@ def build_tokenizer(data: Path) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
-    vision = dict(
-        patch_size=PATCH,
-        merge_size=MERGE,
-        temporal_patch_size=2,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-        size={
-            "shortest_edge": 16 * 16,
-            "longest_edge": 256 * 256,
-        },  # pixels: pictures in between are not resized
-    )
+    """Return the processor. Images from 16x16 to 256x256 pixels are not resized."""
+    vision = {
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"shortest_edge": 16 * 16, "longest_edge": 256 * 256},
+    }
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**vision),
         tokenizer=tokenizer,
@@ -114,41 +112,46 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForConditionalGeneration:
-    """1.4 M parameters, random. A head is 32 wide: vLLM's attention on CPU has no narrower one."""
+    """Return a model with 1.4 M random parameters.
+
+    The head dimension is 32, the smallest that vLLM's attention on CPU supports.
+    """
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 1024,
+        "pad_token_id": tokenizer.pad_token_id,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        },
+        "tie_word_embeddings": True,
+        "initializer_range": INITIAL_STD,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_heads": 4,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 128,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+        "initializer_range": INITIAL_STD,
+    }
     token_id = tokenizer.get_vocab()
     config = Qwen3VLConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=1024,
-            pad_token_id=tokenizer.pad_token_id,
-            rope_parameters=dict(
-                rope_type="default",
-                rope_theta=10000.0,
-                mrope_section=[6, 5, 5],
-                mrope_interleaved=True,
-            ),
-            tie_word_embeddings=True,
-            initializer_range=INITIAL_STD,
-        ),
-        vision_config=dict(
-            depth=2,
-            hidden_size=128,
-            intermediate_size=256,
-            num_heads=4,
-            patch_size=PATCH,
-            spatial_merge_size=MERGE,
-            temporal_patch_size=2,
-            out_hidden_size=128,
-            num_position_embeddings=64,
-            deepstack_visual_indexes=[0],
-            initializer_range=INITIAL_STD,
-        ),
+        text_config=text,
+        vision_config=vision,
         image_token_id=token_id["<|image_pad|>"],
         video_token_id=token_id["<|video_pad|>"],
         vision_start_token_id=token_id["<|vision_start|>"],
@@ -164,12 +167,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCond
 
 
 def main() -> None:
+    """Write the model folder."""
     parser = argparse.ArgumentParser(description="Build a tiny Qwen3-VL with random weights.")
     parser.add_argument(
         "--data",
         type=Path,
         required=True,
-        help="folder with sft.parquet, whose texts the tokenizer learns",
+        help="folder with sft.parquet; the tokenizer is trained on its texts",
     )
     parser.add_argument(
         "--out",

@@ -18,7 +18,7 @@ DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
 
 def load(name: str) -> ModuleType:
-    """A script of the example, which is no package."""
+    """Import a script of the example, which is not a package."""
     spec = importlib.util.spec_from_file_location(f"digits_{name}", DIGITS / f"{name}.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -61,15 +61,15 @@ def test_no_scan_is_in_both_training_and_heldout(files):
     assert len(pairs) == len(set(pairs))
 
 
-def test_picture_shows_the_two_scans(files):
+def test_image_shows_the_two_scans(files):
     row = files["train"][0]
     pixels = np.asarray(Image.open(io.BytesIO(row["images"][0]["bytes"])).convert("L"))
     assert pixels.shape == (32, 64)
-    left, right = (load_digits().images[scan] for scan in row["extra_info"]["scans"])
-    assert np.array_equal((pixels[::4, ::4] / 255 * 16).round(), np.hstack([left, right]))
+    scans = load_digits().images[row["extra_info"]["scans"]]
+    assert np.array_equal((pixels[::4, ::4] / 255 * 16).round(), np.hstack(scans))
 
 
-def test_teacher_is_right_and_every_demonstration_is_valid(files):
+def test_teacher_is_right_and_demonstrations_are_valid(files):
     for row in files["train"]:
         response = parse_response(row["teacher_response"])
         assert metrics.measure(response, row) == {"perception": True, "reasoning": True}
@@ -77,23 +77,22 @@ def test_teacher_is_right_and_every_demonstration_is_valid(files):
     assert all(response_of(row).valid for row in files["sft"])
 
 
-def test_broad_demonstrations_drift_as_said(files):
+def test_broad_demonstrations_have_the_given_error_rates(files):
     broad = [row for row in files["sft"] if row["extra_info"]["source"] == "broad"]
     measured = [metrics.measure(response_of(row), row) for row in broad]
-    assert np.mean([m["perception"] for m in measured]) == pytest.approx(
-        1 - SMALL.wrong_digit, abs=0.07
-    )
-    assert np.mean([m["reasoning"] for m in measured]) == pytest.approx(
-        1 - SMALL.wrong_sum, abs=0.08
-    )
+    perception = np.mean([rates["perception"] for rates in measured])
+    reasoning = np.mean([rates["reasoning"] for rates in measured])
+    assert perception == pytest.approx(1 - SMALL.wrong_digit, abs=0.07)
+    assert reasoning == pytest.approx(1 - SMALL.wrong_sum, abs=0.08)
 
 
-def test_a_wrong_sum_is_one_off_and_never_negative():
+def test_wrong_sum_is_off_by_one_and_never_negative():
     rng = random.Random(0)
     for _ in range(300):
         response = parse_response(data.broad_response((0, 0), SMALL, rng))
         named = [int(character) for character in response.caption if character.isdigit()]
-        assert int(response.answer) >= 0 and abs(int(response.answer) - sum(named)) <= 1
+        assert int(response.answer) >= 0
+        assert abs(int(response.answer) - sum(named)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -144,13 +143,9 @@ def test_model_folder_loads_and_fits_the_data(folder, tmp_path, monkeypatch):
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 8]]
     assert inputs["input_ids"].shape[1] <= 48
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert model(**inputs).logits.shape == (
-        1,
-        inputs["input_ids"].shape[1],
-        len(processor.tokenizer),
-    )
-    tokens = model.generate(**inputs, max_new_tokens=2)
-    assert tokens.shape[1] <= inputs["input_ids"].shape[1] + 2
+    length = inputs["input_ids"].shape[1]
+    assert model(**inputs).logits.shape == (1, length, len(processor.tokenizer))
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] <= length + 2
 
 
 def test_tokenizer_round_trips_and_keeps_blocks_apart(folder):
@@ -165,9 +160,7 @@ def test_tokenizer_round_trips_and_keeps_blocks_apart(folder):
     assert len(tokenizer.tokenize(" 12")) == 2
     assert len(tokens) + 1 <= 36
     response = parse_response(teacher)
-    apart = [
-        token
-        for block in response.blocks
-        for token in tokenizer.tokenize(teacher[block.start : block.end])
-    ]
-    assert apart == tokens
+    by_block = []
+    for block in response.blocks:
+        by_block += tokenizer.tokenize(teacher[block.start : block.end])
+    assert by_block == tokens

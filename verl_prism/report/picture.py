@@ -13,11 +13,19 @@ from PIL import Image
 
 from verl_prism.response import BLOCK_NAMES, parse_response
 
-RIGHT, WRONG, INVALID = "#1a7f37", "#b42318", "#6e6e6e"  # green, red, gray
-QUESTION_WIDTH, CELL_WIDTH = 1.9, 3.1  # inches
-LINE_HEIGHT, MIN_ROW_HEIGHT = 0.15, 1.15  # inches
+RIGHT = "#1a7f37"  # green
+WRONG = "#b42318"  # red
+INVALID = "#6e6e6e"  # gray
+
+# Inches.
+QUESTION_WIDTH = 1.9
+CELL_WIDTH = 3.1
+LINE_HEIGHT = 0.15
+MIN_ROW_HEIGHT = 1.15
+
 ROW_GAP = 0.12  # relative to a row's height
-CHARACTERS, MAX_LINES = 44, 5  # limits of a block of a response
+LINE_LENGTH = 44  # characters
+MAX_LINES = 5  # of a block of a response
 
 Block = tuple[str, list[str]]  # heading and lines
 Marks = Mapping[str, Any]
@@ -95,12 +103,12 @@ def blocks(text: str) -> list[Block]:
     if not response.valid:
         return [(f"not in the format: {response.fault}", _lines(text))]
     contents = (response.caption, response.think, response.answer)
-    return [(name, _lines(content)) for name, content in zip(BLOCK_NAMES, contents, strict=True)]
+    return list(zip(BLOCK_NAMES, map(_lines, contents), strict=True))
 
 
 def _lines(content: str) -> list[str]:
-    printable = "".join(character if character.isprintable() else " " for character in content)
-    lines = textwrap.wrap(printable, CHARACTERS, max_lines=MAX_LINES, placeholder=" …")
+    printable = "".join(letter if letter.isprintable() else " " for letter in content)
+    lines = textwrap.wrap(printable, LINE_LENGTH, max_lines=MAX_LINES, placeholder=" …")
     return lines or ["(nothing visible)"]
 
 
@@ -148,12 +156,16 @@ def _draw_question(axes: Axes, row: Mapping[str, Any]) -> None:
 
 def _draw_response(axes: Axes, text: str, marks: Marks) -> None:
     """Draw a response in the color of its verdict: right, wrong or not in the format."""
-    color = RIGHT if marks["accuracy"] else WRONG
     if not marks["format"]:
         color = INVALID
+    elif marks["accuracy"]:
+        color = RIGHT
+    else:
+        color = WRONG
     axes.set(xticks=[], yticks=[], facecolor=color + "14")
     axes.spines[:].set(color=color, linewidth=1.3)
-    line = LINE_HEIGHT / (axes.get_window_extent().height / axes.figure.dpi)  # share of the cell
+    cell_height = axes.get_window_extent().height / axes.figure.dpi
+    line = LINE_HEIGHT / cell_height
     top = 1 - 0.4 * line
     for heading, lines in blocks(text):
         _write(axes, 0.02, top, heading, fontsize=7, color=color, fontweight="bold")
@@ -162,8 +174,10 @@ def _draw_response(axes: Axes, text: str, marks: Marks) -> None:
     verdicts = _verdicts(marks)
     for number, (name, right) in enumerate(verdicts.items()):
         left = 0.02 + number / len(verdicts)
-        verdict = f"{name} {'right' if right else 'wrong'}"
-        _write(axes, left, 1.25 * line, verdict, fontsize=7, color=RIGHT if right else WRONG)
+        if right:
+            _write(axes, left, 1.25 * line, f"{name} right", fontsize=7, color=RIGHT)
+        else:
+            _write(axes, left, 1.25 * line, f"{name} wrong", fontsize=7, color=WRONG)
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:

@@ -53,7 +53,7 @@ OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_update_actor", ["self", "batch", "metrics"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_save_checkpoint", ["self"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_load_checkpoint", ["self"]),
-    (PPOTrainerSync, PrismTrainer, "step", ["self", "metrics", "timing_raw"]),
+    (PPOTrainerSync, PrismTrainer, "on_step_end", ["self"]),
     (
         CheckpointCallback,
         PublishCheckpoint,
@@ -61,7 +61,7 @@ OVERRIDDEN = [
         ["self", "trainer", "global_step", "checkpoint_dir", "async_save", "kwargs"],
     ),
     (SFTTrainer, PrismSFTTrainer, "_build_ckpt_handler", ["self"]),
-    (SFTTrainer, PrismSFTTrainer, "_get_batch_seqlens", ["self", "data"]),
+    (SFTTrainer, PrismSFTTrainer, "_build_dataloader", ["self"]),
     (CheckpointHandler, PublishingHandler, "save_checkpoint", ["self", "step"]),
     (CheckpointHandler, PublishingHandler, "_load_dataloader_state", ["self", "checkpoint_path"]),
     (ActorRolloutRefWorker, AdversarialOPDWorker, "init_model", ["self"]),
@@ -87,6 +87,7 @@ OVERRIDDEN = [
     (Scheduler, WholeBatchScheduler, "add_request", ["self", "request"]),
 ]
 CALLED = [
+    (PPOTrainerSync, "_save_checkpoint", ["self"]),
     (FSDPEngine, "optimizer_zero_grad", ["self"]),
     (FSDPEngine, "optimizer_step", ["self"]),
     (FSDPEngine, "lr_scheduler_step", ["self"]),
@@ -149,10 +150,13 @@ def test_every_method_that_shadows_verls_is_pinned_above():
         assert {(ours, name) for name in shadowing - generic} <= pinned
 
 
-def test_the_trainer_mode_is_compared_with_sync_alone():
-    """Our trainer answers "sync" wherever verl asks; a comparison with another mode would need another answer."""
+def test_the_trainer_mode_is_compared_only_with_sync():
+    """Our trainer sets the mode to "sync" after the mode has selected its class."""
     source = inspect.getsource(trainer_base)
     assert set(re.findall(r"trainer_mode\s*[!=]=\s*(\S+?)[:)\s]", source)) == {'"sync"'}
+    source = inspect.getsource(TaskRunnerV1.__ray_actor_class__.run)
+    selected = "trainer_cls = get_trainer_cls(config.trainer.v1.trainer_mode)"
+    assert source.index(selected) < source.index("trainer_cls(config=config)")
 
 
 def test_registrations_are_found_where_verl_looks():
@@ -181,24 +185,33 @@ def test_the_setup_order_in_which_the_discriminator_is_built():
     assert places == sorted(places)
 
 
-def test_the_ppo_trainer_ends_after_a_step_that_is_said_to_be_its_last():
-    """What an end that was asked for relies on: both are read again after the step."""
+def test_the_ppo_trainer_can_save_and_end_after_a_step():
+    """`on_step_end` lowers the number of steps, which is read again before the next step."""
     source = inspect.getsource(trainer_base.PPOTrainer.fit)
-    save = "self.config.trainer.save_freq > 0 and (\n                    is_last_step or self.global_steps % self"
-    loop = "while current_epoch < self.config.trainer.total_epochs and self.global_steps <= self.total_training_steps:"
-    assert source.index(loop) < source.index("self.step(metrics") < source.index(save)
+    steps = [
+        "and self.global_steps <= self.total_training_steps:",
+        "self.step(metrics",
+        "self._save_checkpoint()",
+        "self.on_step_end()",
+        "self.logger.log(data=metrics",
+    ]
+    places = [source.index(step) for step in steps]
+    assert places == sorted(places)
 
 
-def test_the_sft_trainer_asks_after_a_step_whether_it_was_the_last():
+def test_the_sft_trainer_takes_the_next_batch_after_it_has_saved():
+    """When our data loader is asked for the next batch, it may save the last step and raise."""
     source = inspect.getsource(SFTTrainer.fit)
     steps = [
-        "self._get_batch_seqlens(",
-        "train_batch(",
-        "is_last_step = global_step >= self.total_training_steps",
+        "self.train_dataloader,",
+        "self.training_client.train_batch(",
+        "tracking.log(data=metrics, step=global_step)",
         "self.ckpt_handler.save_checkpoint(step=global_step)",
     ]
     places = [source.index(step) for step in steps]
     assert places == sorted(places)
+    assert source.count("self.train_dataloader,") == 1
+    assert source.count("self.train_dataloader)") == 0
 
 
 def test_a_checkpoint_is_announced_when_all_of_it_is_written():

@@ -153,7 +153,7 @@ def test_all_stages_one_after_the_other_and_alignment_goes_on_when_it_is_interru
 
     said = cluster.said(jobs["align"])
     assert [f"job {jobs['align']}, start {n}" in said for n in (0, 1, 2)] == [True, True, False]
-    assert re.search(r"going on from step [1-5] of ", said)
+    assert re.search(r"resuming from step [1-5] of ", said)
     assert ("saved at step" in said) == (how == "preempt")
     assert steps(root / "align") == [1, 2, 3, 4, 5, 6]
     assert steps(root / "rlvr") == [1, 2]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from verl_prism.checkpoints.preemption import request_file
+from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.resume import checkpoint_to_resume
 from verl_prism.compose import compose_run
 from verl_prism.discriminator import load_discriminator
 from verl_prism.errors import EndedEarly, UserError
-from verl_prism.report.metrics import METRICS, MetricsLog, keep_steps, read_records
+from verl_prism.report.metrics import MetricsLog, keep_steps, read_records
+from verl_prism.run_folder import RunFolder
 from verl_prism.stages.warmup import (
     run_warmup,
     shuffled_batches,
@@ -73,14 +74,21 @@ def weights(prism) -> dict[str, torch.Tensor]:
 
 
 def records(prism) -> list[dict]:
-    return read_records(prism.output)
+    return read_records(RunFolder(prism.output))
+
+
+def find_checkpoint(prism):
+    """Return the checkpoint that the launcher finds."""
+    checkpoint, _ = checkpoint_to_resume(checkpoint_store(prism), prism.stage, prism.steps)
+    return checkpoint
 
 
 def resume(prism) -> dict:
     """What the launcher and the stage's process do."""
-    checkpoint, _ = checkpoint_to_resume(prism)
-    keep_steps(prism.output, checkpoint.folder / METRICS, checkpoint.step)
-    (prism.output / METRICS).unlink()
+    checkpoint = find_checkpoint(prism)
+    run = RunFolder(prism.output)
+    keep_steps(run, checkpoint.metrics, checkpoint.step)
+    run.metrics.unlink()
     return run_warmup(prism)
 
 
@@ -188,7 +196,7 @@ def test_other_settings_are_not_resumed_and_named(compose, monkeypatch):
         stop_after(context, 2)
         run_warmup(compose())
     with pytest.raises(UserError) as refused:
-        checkpoint_to_resume(
+        find_checkpoint(
             compose("prism.seed=7", "prism.warmup.pairs_per_step=5", "prism.discriminator.margin=1")
         )
     for change in (
@@ -197,13 +205,13 @@ def test_other_settings_are_not_resumed_and_named(compose, monkeypatch):
         "prism.discriminator.margin=1.0",
     ):
         assert change in str(refused.value)
-    checkpoint_to_resume(compose("prism.checkpoint_every=1", "prism.discriminator.placement=pool"))
+    find_checkpoint(compose("prism.checkpoint_every=1", "prism.discriminator.placement=pool"))
     (compose().output / "rollouts.jsonl").unlink()
     with pytest.raises(
         UserError,
-        match=r"rollouts.jsonl, which .*global_step_2 goes with, is not there; start anew",
+        match=r"rollouts.jsonl is missing, and .*global_step_2 needs it. Start from scratch",
     ):
-        checkpoint_to_resume(compose("prism.resume=true"))
+        find_checkpoint(compose("prism.resume=true"))
 
 
 @pytest.mark.usefixtures("sampled")
@@ -213,11 +221,11 @@ def test_asked_to_end_it_saves_the_step_and_goes_on_from_there(compose, monkeypa
         compose("prism.checkpoint_every=9"),
     )
     run_warmup(whole)
-    request_file(stopped).touch()
+    RunFolder(stopped.output).end_request.touch()
     with pytest.raises(EndedEarly) as end:
         run_warmup(stopped)
     assert end.value.step == 1 and not (stopped.output / "discriminator").exists()
-    request_file(stopped).unlink()
+    RunFolder(stopped.output).end_request.unlink()
     resume(compose("prism.checkpoint_every=9", "prism.resume=true"))
     expected, found = weights(whole), weights(stopped)
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -22,6 +22,7 @@ from verl_prism.report.table import results_markdown
 from verl_prism.response import Response, parse_response
 from verl_prism.rewards.score import compute_score
 from verl_prism.rollout.sampler import PolicySampler, Sample
+from verl_prism.run_folder import RunFolder
 
 Row = Mapping[str, Any]
 Marks = dict[str, bool | int | None]
@@ -44,7 +45,7 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
     rows = read_questions(prism)
     measure = load_measure(prism.eval.metrics)
     answers: dict[str, Answers] = {}
-    with MetricsLog(prism.output) as log:
+    with MetricsLog(RunFolder(prism.output)) as log:
         log.total(len(prism.eval.policies) * len(rows) * (prism.eval.samples + 1))
         for name, folder in prism.eval.policies.items():
             log.note(f"{name}: starting vLLM")

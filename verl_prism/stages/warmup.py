@@ -22,10 +22,10 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.tensor import DTensor
 from transformers import AutoProcessor, ProcessorMixin, get_cosine_schedule_with_warmup
 
-from verl_prism.checkpoints.model_card import write_card
+from verl_prism.checkpoints.fingerprint import checkpoint_store
+from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.preemption import end_requested
-from verl_prism.checkpoints.resume import rollouts_file, upcycled_folder
-from verl_prism.checkpoints.store import Checkpoint, checkpoints_folder, newest_checkpoint
+from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.config import Prism
 from verl_prism.data.messages import chat_messages, row_images
 from verl_prism.discriminator.batch import Group, Prompt, SpanEncoder
@@ -49,6 +49,7 @@ from verl_prism.errors import EndedEarly, UserError
 from verl_prism.files import atomic_folder
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
+from verl_prism.run_folder import RunFolder
 from verl_prism.stages.warmup_state import TrainingState
 
 LR_WARMUP_SHARE = 0.1
@@ -67,9 +68,9 @@ def run_warmup(prism: Prism) -> dict[str, float | str]:
         raise UserError(
             f"prism.hardware.nodes={prism.hardware.nodes}: the warm-up runs on the devices of one node"
         )
-    checkpoint = newest_checkpoint(prism)[0] if prism.resume else None
+    checkpoint = checkpoint_store(prism).newest()[0] if prism.resume else None
     if checkpoint is None:
-        with MetricsLog(prism.output) as log:
+        with MetricsLog(RunFolder(prism.output)) as log:
             sample_policy(prism, log)
             make_discriminator(prism, log)
     reached = on_ranks(prism.hardware.devices_per_node, train_discriminator, prism, checkpoint)
@@ -98,7 +99,7 @@ def sample_policy(prism: Prism, log: MetricsLog) -> None:
         json.dumps([response.text for response in group], ensure_ascii=False) + "\n"
         for group in responses
     ]
-    rollouts_file(prism).write_text("".join(lines), encoding="utf-8")
+    RunFolder(prism.output).rollouts.write_text("".join(lines), encoding="utf-8")
 
 
 def make_discriminator(prism: Prism, log: MetricsLog) -> None:
@@ -106,7 +107,7 @@ def make_discriminator(prism: Prism, log: MetricsLog) -> None:
     settings = prism.discriminator.upcycle
     upcycle(
         settings.base,
-        upcycled_folder(prism),
+        RunFolder(prism.output).upcycled,
         experts=settings.experts,
         experts_per_token=settings.experts_per_token,
         routing=settings.routing,
@@ -150,7 +151,8 @@ class Warmup:
         settings = prism.discriminator
         self.model = _load(prism, ranks)
         self._encoder = SpanEncoder(
-            AutoProcessor.from_pretrained(upcycled_folder(prism)).tokenizer, self.model.config
+            AutoProcessor.from_pretrained(RunFolder(prism.output).upcycled).tokenizer,
+            self.model.config,
         )
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
@@ -179,11 +181,11 @@ class Warmup:
         self.model.train()
         for batch in self._batches(groups):
             self._train_step(batch, log)
-            asked = bool(self._ranks.max(end_requested(self._prism)))
+            asked = bool(self._ranks.max(end_requested(RunFolder(self._prism.output))))
             if self.step < self._prism.steps and (
                 asked or self.step % self._prism.checkpoint_every == 0
             ):
-                self._state.save(self._prism, self.step)
+                self._state.save(checkpoint_store(self._prism), self.step)
             if asked:
                 return
 
@@ -227,8 +229,9 @@ class Warmup:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         tensors = get_model_state_dict(self.model, options=options)
         if self._ranks.rank == 0:
-            start = upcycled_folder(self._prism)
-            with atomic_folder(self._prism.output / "discriminator") as folder:
+            run = RunFolder(self._prism.output)
+            start = run.upcycled
+            with atomic_folder(run.discriminator) as folder:
                 shutil.copytree(
                     start,
                     folder,
@@ -236,14 +239,9 @@ class Warmup:
                     dirs_exist_ok=True,
                 )
                 self.model.save_pretrained(folder, state_dict=tensors)
-                write_card(
-                    folder,
-                    self._prism,
-                    "discriminator",
-                    self._prism.discriminator.upcycle.base,
-                    figures,
-                )
-            for done in (checkpoints_folder(self._prism), start):
+                base = self._prism.discriminator.upcycle.base
+                ModelCard.of(self._prism, "discriminator", base, figures).write(folder)
+            for done in (run.checkpoints, start):
                 shutil.rmtree(done, ignore_errors=True)
         self._ranks.wait()
 
@@ -261,7 +259,7 @@ def shuffled_batches(groups: Sequence[Group], pairs: int, seed: int) -> Iterator
 
 
 def _load(prism: Prism, ranks: Ranks) -> PrismDiscriminatorForTokenClassification:
-    model = load_discriminator(upcycled_folder(prism), attention=prism.hardware.attention)
+    model = load_discriminator(RunFolder(prism.output).upcycled, attention=prism.hardware.attention)
     if prism.hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if ranks.size > 1:
@@ -277,7 +275,7 @@ def _autocast(prism: Prism) -> torch.autocast:
 
 
 def _log(prism: Prism, ranks: Ranks) -> MetricsLog | nullcontext[None]:
-    return MetricsLog(prism.output) if ranks.rank == 0 else nullcontext()
+    return MetricsLog(RunFolder(prism.output)) if ranks.rank == 0 else nullcontext()
 
 
 def _rows(prism: Prism) -> list[dict]:
@@ -291,7 +289,7 @@ def encode_row(processor: ProcessorMixin, row: Mapping[str, Any]) -> Prompt:
 
 
 def _pairs(prism: Prism) -> WarmupGroups:
-    lines = rollouts_file(prism).read_text(encoding="utf-8").splitlines()
+    lines = RunFolder(prism.output).rollouts.read_text(encoding="utf-8").splitlines()
     processor = AutoProcessor.from_pretrained(prism.policy)
     rows = _rows(prism)
     groups = warmup_groups(

@@ -17,8 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from verl_prism.checkpoints.store import publish, unfinished_folder
-from verl_prism.config import Prism
+from verl_prism.checkpoints.store import CheckpointStore
 from verl_prism.discriminator.ranks import Ranks
 
 SCHEDULE = "schedule.json"
@@ -33,16 +32,16 @@ class TrainingState:
     schedule: torch.optim.lr_scheduler.LRScheduler
     ranks: Ranks
 
-    def save(self, prism: Prism, step: int) -> None:
+    def save(self, checkpoints: CheckpointStore, step: int) -> None:
         """As a checkpoint: on disk as a whole, or not there."""
-        aside = unfinished_folder(prism) / f"global_step_{step}"
+        aside = checkpoints.unfinished(step)
         if self.ranks.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
         self.ranks.wait()
         dcp.save(self._tensors(), checkpoint_id=aside, no_dist=self.ranks.alone)
         if self.ranks.rank == 0:
             (aside / SCHEDULE).write_text(json.dumps(self.schedule.state_dict()))
-            publish(prism, step)
+            checkpoints.publish(step)
         self.ranks.wait()
 
     def restore(self, folder: Path) -> None:

@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from verl_prism.run_folder import RunFolder
+
 REPOSITORY = Path(__file__).parents[2]
 
 
 def wait_for_step(run: subprocess.Popen, output: Path, step: int) -> None:
-    metrics = output / "metrics.jsonl"
+    metrics = RunFolder(output).metrics
     while not (metrics.exists() and f'"step":{step}' in metrics.read_text()):
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.05)

@@ -1,13 +1,16 @@
-"""Kill -9 a training process at random moments while it saves, again and again, and look at what each start finds.
+"""Kill a training process with SIGKILL while it saves, many times, and check every restart.
 
     python benchmarks/checkpoint_kills.py --kills 200
 
-The process holds a tiny policy and a tiny discriminator, each with AdamW, a schedule and random gradients. It goes on
-from the newest complete checkpoint, makes a step, saves both by verl's FSDPCheckpointManager, publishes, and so on. The
-killer waits for the start of a save, or of its publication, and for a random part of the time that one takes. Before
-the next start it fills every file that was left half done with a pickle that betrays whoever loads it; and the process
-ends itself if it opens one. A start must find a complete checkpoint no older than the last that was announced; a step
-that is made a second time must give the same weights to the last bit.
+The process trains a tiny policy and a tiny discriminator, each with AdamW, a schedule and random
+gradients. It resumes from the newest complete checkpoint, makes a step, saves both models with
+verl's FSDPCheckpointManager, publishes the checkpoint, and so on. The killer waits until a save or a
+publication begins, and then for a random part of the time that it takes.
+
+Before each restart, every file of an unfinished checkpoint is overwritten with a pickle that leaves
+a trace when it is loaded. The process also exits if it opens such a file. A restart must find a
+complete checkpoint that is not older than the last one announced. A repeated step must give the
+same weights bit for bit.
 """
 
 import argparse
@@ -24,7 +27,10 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 os.environ |= {"OMP_NUM_THREADS": "1", "VERL_PLATFORM": "cpu"}  # before torch and verl
 os.environ |= {"VERL_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
@@ -32,70 +38,81 @@ os.environ |= {"VERL_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 
+from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.resume import checkpoint_to_resume
-from verl_prism.checkpoints.store import (
-    MANIFEST,
-    POINTER,
-    checkpoints_folder,
-    publish,
-    published,
-    unfinished_folder,
-)
+from verl_prism.checkpoints.store import MANIFEST, POINTER, published
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
 from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.upcycling import upcycle
-from verl_prism.launcher.launch import clear_output
+from verl_prism.launcher.launch import prepare_output
+from verl_prism.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CONTENTS = ["model", "optimizer", "extra", "hf_model"]
-OPENED_HALF_ONE, DAMAGED = 3, 4
+OPENED_UNFINISHED = 3
+DAMAGED = 4
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is trained, by the subfolder of a checkpoint."""
+
+    networks: dict[str, torch.nn.Module]
+    processor: ProcessorMixin
 
 
 class Trainer:
-    """One process's part: both networks, loaded from the newest complete checkpoint."""
+    """Trains and saves in one process, beginning with the newest complete checkpoint.
 
-    def __init__(self, prism: Prism, networks: dict[str, torch.nn.Module], processor, tell):
-        self._prism, self._networks, self._tell = prism, networks, tell
+    tell: reports to the killer.
+    """
+
+    def __init__(self, prism: Prism, models: Models, tell: Callable[..., None]) -> None:
+        self._prism = prism
+        self._run = RunFolder(prism.output)
+        self._store = checkpoint_store(prism)
+        self._networks = models.networks
+        self._tell = tell
         torch.manual_seed(0)
-        self._managers = {
-            name: self._manager(network, processor) for name, network in networks.items()
-        }
+        self._managers = {}
+        for name, network in models.networks.items():
+            self._managers[name] = _manager(network, models.processor)
 
     def run(self, trap: bool) -> None:
+        """Train until this process is killed. trap: first open files that must not be opened."""
         if trap:
-            for file in filter(Path.is_file, unfinished_folder(self._prism).rglob("*")):
+            for file in files_below(self._run.unfinished_checkpoints):
                 file.read_bytes()
-        checkpoint, damaged = checkpoint_to_resume(self._prism)
+        checkpoint, damaged = checkpoint_to_resume(
+            self._store, self._prism.stage, self._prism.steps
+        )
         if damaged:
             os._exit(DAMAGED)
         step = 0
         if checkpoint:
-            for name, manager in self._managers.items():
-                manager.load_checkpoint(str(checkpoint.folder / name))
-            position = torch.load(checkpoint.folder / "data.pt", weights_only=True)["position"]
             step = checkpoint.step
-            assert position == step and set(self._steps()) == {step}, "parts of two checkpoints"
+            self._load(checkpoint.folder, step)
         self._tell(started=step, weights=self._weights())
-        clear_output(self._prism, checkpoint)
+        prepare_output(self._prism, self._run, checkpoint)
         while True:
             step += 1
             self._train()
             self._tell(saving=step, weights=self._weights())
             self._save(step)
             self._tell(publishing=step)
-            publish(self._prism, step)
+            self._store.publish(step)
             self._tell(done=step)
 
-    def _manager(self, network, processor) -> FSDPCheckpointManager:
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-        contents = {"save_contents": CONTENTS, "load_contents": CONTENTS}
-        return FSDPCheckpointManager(network, optimizer, schedule, processor, contents)
+    def _load(self, folder: Path, step: int) -> None:
+        for name, manager in self._managers.items():
+            manager.load_checkpoint(str(folder / name))
+        position = torch.load(folder / "data.pt", weights_only=True)["position"]
+        assert {position, *self._steps()} == {step}, "parts of two checkpoints"
 
     def _train(self) -> None:
         for name, network in self._networks.items():
@@ -105,218 +122,255 @@ class Trainer:
             self._managers[name].lr_scheduler.step()
 
     def _save(self, step: int) -> None:
-        folder = unfinished_folder(self._prism) / f"global_step_{step}"
+        folder = self._store.unfinished(step)
         for name, manager in self._managers.items():
             manager.save_checkpoint(str(folder / name), None, step)
         torch.save({"position": step}, folder / "data.pt")
 
     def _steps(self) -> list[int]:
-        """As the optimizers and the schedules count them."""
-        optimizers = [
-            int(s["step"]) for m in self._managers.values() for s in m.optimizer.state.values()
-        ]
-        return [
-            *optimizers,
-            *(manager.lr_scheduler.last_epoch for manager in self._managers.values()),
-        ]
+        """Return the steps that the optimizers and the schedules have counted."""
+        steps = []
+        for manager in self._managers.values():
+            steps.append(manager.lr_scheduler.last_epoch)
+            steps += [int(state["step"]) for state in manager.optimizer.state.values()]
+        return steps
 
     def _weights(self) -> list[float]:
-        """A number for each network that any changed weight changes."""
+        """Return a number for each network that changes with any of its weights."""
+        sums = []
         with torch.no_grad():
-            sums = [
-                [p.full_tensor().double().square().sum() for p in n.parameters()]
-                for n in self._networks.values()
-            ]
-        return [torch.stack(of_one).sum().item() for of_one in sums]
+            for network in self._networks.values():
+                tensors = [parameter.full_tensor() for parameter in network.parameters()]
+                squares = torch.stack([tensor.double().square().sum() for tensor in tensors])
+                sums.append(squares.sum().item())
+        return sums
 
 
-def start(
-    prism: Prism, networks: dict[str, torch.nn.Module], processor, store: Path, trap: bool
-) -> tuple[int, int]:
-    """Forks: what is imported and loaded here need not be again. Returns the process and where it reports."""
+def _manager(network: torch.nn.Module, processor: ProcessorMixin) -> FSDPCheckpointManager:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    contents = {"save_contents": CONTENTS, "load_contents": CONTENTS}
+    return FSDPCheckpointManager(network, optimizer, schedule, processor, contents)
+
+
+def start(prism: Prism, models: Models, store: Path, trap: bool) -> tuple[int, int]:
+    """Fork a trainer; return its process id and the pipe on which it reports.
+
+    A fork need not import and load everything again.
+    """
     read, write = os.pipe()
     if pid := os.fork():
         os.close(write)
         return pid, read
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
+    train(prism, models, store, trap, write)
 
-    def tell(**message) -> None:
-        os.write(write, (json.dumps(message) + "\n").encode())
+
+def train(prism: Prism, models: Models, store: Path, trap: bool, pipe: int) -> NoReturn:
+    """Train in a forked process, and report to `pipe`."""
+
+    def tell(**message: Any) -> None:
+        os.write(pipe, (json.dumps(message) + "\n").encode())
 
     try:
         warnings.simplefilter("ignore")
-        sys.addaudithook(_end_at_half_ones(unfinished_folder(prism)))
+        sys.addaudithook(exit_at_unfinished_files(RunFolder(prism.output).unfinished_checkpoints))
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-        for network in networks.values():
+        for network in models.networks.values():
             fully_shard(network)
-        Trainer(prism, networks, processor, tell).run(trap)
+        Trainer(prism, models, tell).run(trap)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(1)
 
 
-def _end_at_half_ones(folder: Path):
-    """Ends the process when it opens a file of a checkpoint that another process had left unfinished."""
-    left = {str(path) for path in folder.rglob("*") if path.is_file()}
+def exit_at_unfinished_files(folder: Path) -> Callable[[str, tuple], None]:
+    """Return a hook that ends the process when it opens a file left by a killed process."""
+    left = {str(path) for path in files_below(folder)}
 
     def hook(event: str, arguments: tuple) -> None:
-        if event == "open" and str(arguments[0]) in left and os.path.exists(arguments[0]):
-            content = os.stat(arguments[0])
-            if content.st_size == len(POISON):
-                os._exit(OPENED_HALF_ONE)
+        if event != "open" or str(arguments[0]) not in left:
+            return
+        file = Path(arguments[0])
+        if file.exists() and file.stat().st_size == len(POISON):
+            os._exit(OPENED_UNFINISHED)
 
     return hook
 
 
-class Betrayal:
-    def __reduce__(self):
-        return Path.touch, (BETRAYED,)
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
-BETRAYED = Path(tempfile.gettempdir()) / f"betrayed-{os.getpid()}"
-POISON = pickle.dumps(Betrayal())
+class Trace:
+    """Creates a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (LOADED,)
+
+
+LOADED = Path(tempfile.gettempdir()) / f"loaded-{os.getpid()}"
+POISON = pickle.dumps(Trace())
 
 
 class Killer:
-    """Starts, kills and keeps count."""
+    """Starts and kills trainers, and checks what they report."""
 
-    def __init__(self, prism: Prism, base: Path, discriminator: Path, folder: Path, trap: bool):
-        self._prism, self._folder, self._trap = prism, folder, trap
-        policy = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
-        self._networks = {"actor": policy, "discriminator": load_discriminator(discriminator)}
-        self._processor = AutoProcessor.from_pretrained(base)
-        self._announced, self._weights = 0, {0: None}
+    def __init__(self, prism: Prism, models: Models, folder: Path, trap: bool) -> None:
+        self._prism = prism
+        self._run = RunFolder(prism.output)
+        self._models = models
+        self._folder = folder
+        self._trap = trap
+        self._announced = 0
+        self._weights: dict[int, list[float] | None] = {0: None}
         self._seconds = {"saving": 0.5, "publishing": 0.2}
         self.moments: Counter[str] = Counter()
         self.repeated = 0
 
-    def kill_one(self, number: int, aim: str, wait: float) -> None:
-        """Let a process start, and kill it at the share `wait` of a save or a publication."""
+    def kill_one(self, number: int, aim: str, share: float) -> None:
+        """Start a trainer, and kill it at the given share of a save or a publication."""
         store = self._folder / f"store{number}"
-        self._pid, pipe = start(self._prism, self._networks, self._processor, store, self._trap)
+        self._pid, pipe = start(self._prism, self._models, store, self._trap)
         with os.fdopen(pipe) as reports:
-            self._follow(reports, aim, wait, saves=2 - number % 2)
+            self._follow(reports, aim, share, saves=2 - number % 2)
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
-            for report in map(json.loads, filter(lambda line: line.endswith("\n"), reports)):
-                self._take(report)
+            for line in reports:
+                if line.endswith("\n"):
+                    self._take(json.loads(line))
         store.unlink(missing_ok=True)
         self.moments[self._moment()] += 1
-        for file in filter(Path.is_file, unfinished_folder(self._prism).rglob("*")):
+        for file in files_below(self._run.unfinished_checkpoints):
             file.write_bytes(POISON)
 
-    def _follow(self, reports, aim: str, wait: float, saves: int) -> None:
-        begun, seen = 0.0, 0
+    def _follow(self, reports: Iterable[str], aim: str, share: float, saves: int) -> None:
+        """Return when it is time to kill the trainer."""
+        end = "publishing" if aim == "saving" else "done"
+        begun = 0.0
+        seen = 0
         for line in reports:
             report = json.loads(line)
             self._take(report)
             if aim in report:
-                begun, seen = time.monotonic(), seen + 1
+                begun = time.monotonic()
+                seen += 1
                 if seen == saves:
-                    time.sleep(wait * self._seconds[aim])
+                    time.sleep(share * self._seconds[aim])
                     return
-            elif begun and ("publishing" in report if aim == "saving" else "done" in report):
+            elif begun and end in report:
                 self._seconds[aim] = time.monotonic() - begun
-        raise SystemExit(
-            f"a start failed: exit status {os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])}"
-        )
+        _, status = os.waitpid(self._pid, 0)
+        raise SystemExit(f"a start failed: exit status {os.waitstatus_to_exitcode(status)}")
 
     def _take(self, report: dict) -> None:
         if "started" in report and report["started"] < self._announced:
             raise SystemExit(
-                f"step {self._announced} was published, and the next start found {report['started']}"
+                f"step {self._announced} was published, "
+                f"and the next start found {report['started']}"
             )
         step = report.get("started", report.get("saving"))
-        if step is not None and step in self._weights and self._weights[step] is not None:
-            self.repeated += "saving" in report
-            if self._weights[step] != report["weights"]:
-                raise SystemExit(f"step {step} gave other weights the second time")
         if step is not None:
-            self._weights[step] = report["weights"]
+            self._compare(step, report["weights"], again="saving" in report)
         self._announced = report.get("done", self._announced)
 
+    def _compare(self, step: int, weights: list[float], again: bool) -> None:
+        before = self._weights.get(step)
+        if before is not None:
+            self.repeated += again
+            if before != weights:
+                raise SystemExit(f"step {step} gave other weights the second time")
+        self._weights[step] = weights
+
     def _moment(self) -> str:
-        """Where the process was when it died, from what it left."""
-        half = [path for path in unfinished_folder(self._prism).glob("global_step_*")]
-        if any((folder / MANIFEST).exists() for folder in half):
+        """Return what the process was doing when it was killed, judging by what it left."""
+        unfinished = list(self._run.unfinished_checkpoints.glob("global_step_*"))
+        if any((folder / MANIFEST).exists() for folder in unfinished):
             return "all written, not yet renamed"
-        if half:
+        if unfinished:
             return "writing"
-        whole = published(self._prism)
-        pointer = checkpoints_folder(self._prism) / POINTER
-        if whole and (
-            not pointer.exists() or pointer.read_text() != whole[-1].name.rpartition("_")[2]
-        ):
+        complete = published(self._run)
+        if complete and self._pointer() != complete[-1].name.rpartition("_")[2]:
             return "renamed, pointer not yet written"
-        return (
-            "removing the old one"
-            if len(whole) > 1 or unfinished_folder(self._prism).exists()
-            else "between saves"
-        )
+        if len(complete) > 1 or self._run.unfinished_checkpoints.exists():
+            return "removing the old one"
+        return "between saves"
+
+    def _pointer(self) -> str | None:
+        pointer = self._run.checkpoints / POINTER
+        return pointer.read_text() if pointer.exists() else None
 
 
 def tiny_models(folder: Path) -> tuple[Path, Path]:
-    """The digits' policy, and a discriminator upcycled from it."""
+    """Create the policy of the digits example, and a discriminator upcycled from it."""
     digits = ROOT / "examples" / "digits"
-    subprocess.run(
-        [sys.executable, digits / "data.py", "--out", folder / "data"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    model = [
-        sys.executable,
-        digits / "model.py",
-        "--data",
-        folder / "data",
-        "--out",
-        folder / "base",
-    ]
-    subprocess.run(model, check=True, stdout=subprocess.DEVNULL)
-    upcycle(folder / "base", folder / "discriminator", experts=2, experts_per_token=1)
-    return folder / "base", folder / "discriminator"
+    data = folder / "data"
+    base = folder / "base"
+    for command in (
+        [digits / "data.py", "--out", data],
+        [digits / "model.py", "--data", data, "--out", base],
+    ):
+        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    upcycle(base, folder / "discriminator", experts=2, experts_per_token=1)
+    return base, folder / "discriminator"
 
 
-def main() -> None:
+def load_models(base: Path, discriminator: Path) -> Models:
+    policy = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    networks = {"actor": policy, "discriminator": load_discriminator(discriminator)}
+    return Models(networks, AutoProcessor.from_pretrained(base))
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--trap", action="store_true", help="open half ones on purpose: the command has to fail"
+        "--trap",
+        action="store_true",
+        help="open unfinished files on purpose: the command must fail",
     )
     parser.add_argument("--models", type=Path, nargs=2, metavar=("POLICY", "DISCRIMINATOR"))
-    options = parser.parse_args()
-    disable_progress_bar()
-    folder, chance, began = (
-        Path(tempfile.mkdtemp(prefix="kills-")),
-        random.Random(options.seed),
-        time.monotonic(),
+    return parser.parse_args()
+
+
+def run_kills(options: argparse.Namespace, folder: Path) -> str:
+    """Kill and restart, and return the report. Raises SystemExit if a check fails."""
+    chance = random.Random(options.seed)
+    began = time.monotonic()
+    base, discriminator = options.models or tiny_models(folder)
+    (folder / "train.parquet").touch()
+    own = [
+        f"prism.root={folder}",
+        f"prism.policy={base}",
+        f"prism.data.train={folder / 'train.parquet'}",
+    ]
+    _, prism = compose_run(["stage=align", "prism.steps=1000000", "prism.resume=true", *own])
+    killer = Killer(prism, load_models(base, discriminator), folder, options.trap)
+    for number in range(options.kills):
+        killer.kill_one(number, chance.choice(["saving", "publishing"]), chance.uniform(0, 1.1))
+        if LOADED.exists():
+            raise SystemExit("a file of an unfinished checkpoint was loaded")
+    seconds = time.monotonic() - began
+    moments = ", ".join(f"{moment}: {count}" for moment, count in killer.moments.most_common())
+    return (
+        f"{options.kills} kills in {seconds:.0f} s, every start found a complete checkpoint; "
+        f"{moments}; {killer.repeated} steps repeated, with the same weights"
     )
+
+
+def main() -> None:
+    options = parse_arguments()
+    disable_progress_bar()
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))
     try:
-        base, discriminator = options.models or tiny_models(folder)
-        (folder / "train.parquet").touch()
-        own = [
-            f"prism.root={folder}",
-            f"prism.policy={base}",
-            f"prism.data.train={folder / 'train.parquet'}",
-        ]
-        prism = compose_run(["stage=align", "prism.steps=1000000", "prism.resume=true", *own])[1]
-        killer = Killer(prism, base, discriminator, folder, options.trap)
-        for number in range(options.kills):
-            killer.kill_one(number, chance.choice(["saving", "publishing"]), chance.uniform(0, 1.1))
-            if BETRAYED.exists():
-                raise SystemExit("a file of a half checkpoint was loaded")
-        seconds = time.monotonic() - began
-        moments = ", ".join(f"{moment}: {count}" for moment, count in killer.moments.most_common())
-        print(
-            f"{options.kills} kills in {seconds:.0f} s, every start found a complete checkpoint; {moments}; "
-            f"{killer.repeated} steps made again, with the same weights"
-        )
+        print(run_kills(options, folder))
     finally:
-        BETRAYED.unlink(missing_ok=True)
+        LOADED.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 

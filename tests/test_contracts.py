@@ -53,7 +53,7 @@ OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_update_actor", ["self", "batch", "metrics"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_save_checkpoint", ["self"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_load_checkpoint", ["self"]),
-    (PPOTrainerSync, PrismTrainer, "step", ["self", "metrics", "timing_raw"]),
+    (PPOTrainerSync, PrismTrainer, "on_step_end", ["self"]),
     (
         CheckpointCallback,
         PublishCheckpoint,
@@ -61,7 +61,7 @@ OVERRIDDEN = [
         ["self", "trainer", "global_step", "checkpoint_dir", "async_save", "kwargs"],
     ),
     (SFTTrainer, PrismSFTTrainer, "_build_ckpt_handler", ["self"]),
-    (SFTTrainer, PrismSFTTrainer, "_get_batch_seqlens", ["self", "data"]),
+    (SFTTrainer, PrismSFTTrainer, "_build_dataloader", ["self"]),
     (CheckpointHandler, PublishingHandler, "save_checkpoint", ["self", "step"]),
     (CheckpointHandler, PublishingHandler, "_load_dataloader_state", ["self", "checkpoint_path"]),
     (ActorRolloutRefWorker, AdversarialOPDWorker, "init_model", ["self"]),
@@ -87,6 +87,7 @@ OVERRIDDEN = [
     (Scheduler, WholeBatchScheduler, "add_request", ["self", "request"]),
 ]
 CALLED = [
+    (PPOTrainerSync, "_save_checkpoint", ["self"]),
     (FSDPEngine, "optimizer_zero_grad", ["self"]),
     (FSDPEngine, "optimizer_step", ["self"]),
     (FSDPEngine, "lr_scheduler_step", ["self"]),
@@ -145,10 +146,13 @@ def test_every_overridden_method_is_listed():
                 assert (ours, name) in listed
 
 
-def test_verl_compares_the_trainer_mode_only_with_sync():
-    """Our trainer answers "sync" whenever verl asks, which would be wrong for any other mode."""
+def test_the_trainer_mode_is_compared_only_with_sync():
+    """Our trainer sets the mode to "sync" after the mode has selected its class."""
     source = inspect.getsource(trainer_base)
     assert set(re.findall(r"trainer_mode\s*[!=]=\s*(\S+?)[:)\s]", source)) == {'"sync"'}
+    source = inspect.getsource(TaskRunnerV1.__ray_actor_class__.run)
+    selected = "trainer_cls = get_trainer_cls(config.trainer.v1.trainer_mode)"
+    assert source.index(selected) < source.index("trainer_cls(config=config)")
 
 
 def test_verl_finds_our_registrations():
@@ -177,28 +181,33 @@ def test_setup_loads_the_checkpoint_after_building_the_workers():
     assert places == sorted(places)
 
 
-def test_the_ppo_trainer_reads_the_last_step_and_the_save_interval_after_each_step():
-    """Ending early relies on it: both are changed during a step."""
-    source = " ".join(inspect.getsource(trainer_base.PPOTrainer.fit).split())
-    loop = (
-        "while current_epoch < self.config.trainer.total_epochs "
-        "and self.global_steps <= self.total_training_steps:"
-    )
-    save = "self.config.trainer.save_freq > 0 and ( is_last_step or self.global_steps % self"
-    places = [source.index(code) for code in (loop, "self.step(metrics", save)]
+def test_the_ppo_trainer_can_save_and_end_after_a_step():
+    """`on_step_end` lowers the number of steps, which is read again before the next step."""
+    source = inspect.getsource(trainer_base.PPOTrainer.fit)
+    steps = [
+        "and self.global_steps <= self.total_training_steps:",
+        "self.step(metrics",
+        "self._save_checkpoint()",
+        "self.on_step_end()",
+        "self.logger.log(data=metrics",
+    ]
+    places = [source.index(step) for step in steps]
     assert places == sorted(places)
 
 
-def test_the_sft_trainer_checks_for_the_last_step_after_each_step():
+def test_the_sft_trainer_takes_the_next_batch_after_it_has_saved():
+    """When our data loader is asked for the next batch, it may save the last step and raise."""
     source = inspect.getsource(SFTTrainer.fit)
     steps = [
-        "self._get_batch_seqlens(",
-        "train_batch(",
-        "is_last_step = global_step >= self.total_training_steps",
+        "self.train_dataloader,",
+        "self.training_client.train_batch(",
+        "tracking.log(data=metrics, step=global_step)",
         "self.ckpt_handler.save_checkpoint(step=global_step)",
     ]
     places = [source.index(step) for step in steps]
     assert places == sorted(places)
+    assert source.count("self.train_dataloader,") == 1
+    assert source.count("self.train_dataloader)") == 0
 
 
 def test_on_save_is_called_after_everything_is_written():

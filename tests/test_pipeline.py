@@ -32,7 +32,7 @@ def aligned(pipeline):
 @pytest.mark.timeout(900)
 def test_sft_learns_the_format(pipeline):
     summary = json.loads((pipeline.root / "warmup" / "summary.json").read_text())
-    assert float(summary["figures"]["invalid rollouts"]) < 60  # of 120
+    assert float(summary["metrics"]["invalid rollouts"]) < 60  # of 120
 
 
 def test_align_updates_policy_and_discriminator(pipeline, aligned):

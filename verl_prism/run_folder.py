@@ -1,7 +1,9 @@
-"""The paths of a run: everything that a stage writes below its output folder has its name here."""
+"""The layout of a run's output folder. No other module spells the name of a file in it."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from verl_prism.config import Stage
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,15 @@ class RunFolder:
     def discriminator(self) -> Path:
         """Hugging Face folder of the trained discriminator."""
         return self.path / "discriminator"
+
+    def result(self, stage: Stage) -> Path:
+        """Return the path of what a stage produces for the next one."""
+        match stage:
+            case "warmup":
+                return self.discriminator
+            case "eval":
+                return self.path
+        return self.policy
 
     @property
     def config(self) -> Path:
@@ -42,17 +53,17 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """What the console showed at the end of the stage, as JSON."""
+        """The summary that the console shows at the end of the stage, as JSON."""
         return self.path / "summary.json"
 
     @property
     def outcome(self) -> Path:
-        """How the stage's process ended, for the launcher."""
+        """How the stage's process ended, as JSON for the launcher."""
         return self.path / "outcome.json"
 
     @property
     def end_request(self) -> Path:
-        """Exists once someone has asked the stage to save and end early."""
+        """Exists if the stage was asked to save and end early."""
         return self.path / "end_requested"
 
     @property

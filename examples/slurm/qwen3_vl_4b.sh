@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
-# Settings for examples/slurm/pipeline.sh: Qwen3-VL-4B with the paper's values. The section "Data" of
-# README.md lists the columns of the data. Submit:
+# Settings for examples/slurm/pipeline.sh: Qwen3-VL-4B with the paper's values. docs/data.md
+# lists the columns of the data. Submit:
 #   SBATCH_GPUS_PER_NODE=8 SBATCH_EXCLUSIVE=exclusive SBATCH_TIMELIMIT=24:00:00 \
 #       examples/slurm/pipeline.sh examples/slurm/qwen3_vl_4b.sh 1
 root=runs/qwen3_vl_4b # on a disk that all nodes share; it holds data/ and base/ (the base model)

@@ -1,4 +1,4 @@
-"""Alignment on real Ray and vLLM, asked to end by SIGUSR1, and gone on with."""
+"""Alignment on real Ray and vLLM, ended early by SIGUSR1 and resumed."""
 
 import signal
 import subprocess
@@ -10,25 +10,27 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from verl_prism.run_folder import RunFolder
+
 REPOSITORY = Path(__file__).parents[2]
 
 
 def wait_for_step(run: subprocess.Popen, output: Path, step: int) -> None:
-    metrics = output / "metrics.jsonl"
+    metrics = RunFolder(output).metrics
     while not (metrics.exists() and f'"step":{step}' in metrics.read_text()):
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.05)
 
 
 def plain(state):
-    """With lists in the place of tensors, to be compared."""
+    """Return the state with lists in place of tensors, for comparison."""
     if isinstance(state, dict):
         return {key: plain(value) for key, value in state.items()}
     return state.tolist() if isinstance(state, torch.Tensor) else state
 
 
 def parts(checkpoint: Path) -> dict[str, object]:
-    """How far each part of a checkpoint of alignment has come."""
+    """Return the progress of each part of a checkpoint of alignment."""
     progress: dict[str, object] = {
         "data": plain(torch.load(checkpoint / "data.pt", weights_only=False))
     }
@@ -51,8 +53,8 @@ def parts(checkpoint: Path) -> dict[str, object]:
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_align_asked_to_end_saves_and_goes_on_as_if_it_had_not(pipeline):
-    """Across an epoch's end: ten questions, of which four make a step."""
+def test_align_resumed_after_an_early_end_gives_the_same_result(pipeline):
+    """Across the end of an epoch: ten questions, four of them per step."""
     few = pipeline.root / "few.parquet"
     pq.write_table(pq.read_table(pipeline.root / "data" / "train.parquet").slice(0, 10), few)
     own = [
@@ -83,7 +85,7 @@ def test_align_asked_to_end_saves_and_goes_on_as_if_it_had_not(pipeline):
     _, error = run.communicate()
     assert (run.returncode, error) == (
         75,
-        "saved at step 2 as asked; prism.resume=true goes on from there\n",
+        "saved at step 2 as requested; continue with prism.resume=true\n",
     )
     assert {path.name for path in (output / "checkpoints").glob("global_step_*")} == {
         "global_step_2"

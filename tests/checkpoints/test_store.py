@@ -1,158 +1,178 @@
-"""Checkpoints are whole or not there, and a run goes on from the newest whole one, if it is its own."""
+"""Checkpoints are atomic, and a run resumes from its own newest complete checkpoint."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from verl_prism.checkpoints.model_card import write_card
-from verl_prism.checkpoints.resume import checkpoint_to_resume, finished, starting_point
-from verl_prism.checkpoints.store import (
-    checkpoints_folder,
-    last_checkpoint,
-    newest_checkpoint,
-    publish,
-    replaced_folder,
-    unfinished_folder,
-)
+from verl_prism.checkpoints.fingerprint import checkpoint_store
+from verl_prism.checkpoints.model_card import ModelCard
+from verl_prism.checkpoints.resume import checkpoint_to_resume, resume_notes
+from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.compose import compose_run
+from verl_prism.config import Prism
 from verl_prism.errors import EndedEarly, UserError
-from verl_prism.launcher.launch import clear_output
-from verl_prism.report.metrics import EARLIER, METRICS, join_records, keep_steps, read_records
+from verl_prism.launcher.launch import is_complete, prepare_output
+from verl_prism.report.metrics import join_records, keep_steps, read_records
+from verl_prism.run_folder import RunFolder
+
+SHARD = "model_world_size_1_rank_0.pt"
 
 
 @pytest.fixture
 def compose(tmp_path):
-    """From overrides, the config of stage align in a folder of this test's."""
+    """Compose the config of stage align in this test's folder."""
     (tmp_path / "train.parquet").write_text("rows")
 
-    def make(*overrides: str, stage: str = "align"):
+    def make(*overrides: str) -> Prism:
         own = (
             f"prism.root={tmp_path}",
             f"prism.data.train={tmp_path / 'train.parquet'}",
             "prism.steps=20",
         )
-        return compose_run([f"stage={stage}", *own, "prism.optim.lr=1e-5", *overrides])[1]
+        return compose_run(["stage=align", *own, "prism.optim.lr=1e-5", *overrides])[1]
 
     return make
 
 
-def save(prism, step: int) -> Path:
-    """As verl does, with a few bytes in the place of tensors."""
+@pytest.fixture
+def run(compose) -> RunFolder:
+    return RunFolder(compose().output)
+
+
+def save(prism: Prism, step: int) -> Path:
+    """Save a checkpoint as verl does, with a few bytes in place of tensors."""
+    store = checkpoint_store(prism)
     for part in ("actor", "discriminator"):
-        folder = unfinished_folder(prism) / f"global_step_{step}" / part
+        folder = store.unfinished(step) / part
         folder.mkdir(parents=True)
-        (folder / "model_world_size_1_rank_0.pt").write_text(f"{part} at {step}")
-    return publish(prism, step)
+        (folder / SHARD).write_text(f"{part} at {step}")
+    return store.publish(step)
+
+
+def newest_step(prism: Prism) -> int | None:
+    checkpoint, _ = checkpoint_store(prism).newest()
+    return checkpoint.step if checkpoint else None
+
+
+def find(prism: Prism) -> tuple[Checkpoint | None, list[str]]:
+    return checkpoint_to_resume(checkpoint_store(prism), prism.stage, prism.steps)
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def log(prism, *steps: int, file: str = METRICS):
-    prism.output.mkdir(parents=True, exist_ok=True)
-    (prism.output / file).write_text(
-        "".join(f'{{"step": {n}, "data": {{"loss": {n}.5}}}}\n' for n in steps)
-    )
+def log(run: RunFolder, *steps: int) -> None:
+    run.path.mkdir(parents=True, exist_ok=True)
+    lines = [f'{{"step": {n}, "data": {{"loss": {n}.5}}}}\n' for n in steps]
+    run.metrics.write_text("".join(lines))
 
 
-def test_what_is_published_is_found_and_the_pointer_names_it(compose):
-    prism = compose()
-    assert newest_checkpoint(prism) == (None, [])
-    folder = save(prism, 5)
-    checkpoint, damaged = newest_checkpoint(prism)
+def test_a_published_checkpoint_is_found_and_named_by_the_pointer(compose, run):
+    store = checkpoint_store(compose())
+    assert store.newest() == (None, [])
+    folder = save(compose(), 5)
+    checkpoint, damaged = store.newest()
     assert (checkpoint.folder, checkpoint.step, damaged) == (folder, 5, [])
-    assert (checkpoints_folder(prism) / "latest_checkpointed_iteration.txt").read_text() == "5"
+    assert (run.checkpoints / "latest_checkpointed_iteration.txt").read_text() == "5"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["files"]["actor/model_world_size_1_rank_0.pt"] == len("actor at 5")
+    assert manifest["files"][f"actor/{SHARD}"] == len("actor at 5")
 
 
-def test_so_many_stay_as_are_wanted(compose):
+def test_the_most_recent_checkpoints_are_kept(compose, run):
     prism = compose("prism.keep_checkpoints=2")
     for step in (5, 10, 15):
         save(prism, step)
-    assert names(checkpoints_folder(prism)) == {
+    assert names(run.checkpoints) == {
         "global_step_10",
         "global_step_15",
         "latest_checkpointed_iteration.txt",
     }
 
 
-def test_a_half_one_is_none(compose):
+def test_an_unfinished_checkpoint_is_not_found(compose):
     prism = compose()
     save(prism, 5)
-    (unfinished_folder(prism) / "global_step_10" / "actor").mkdir(parents=True)
-    assert newest_checkpoint(prism)[0].step == 5
+    (checkpoint_store(prism).unfinished(10) / "actor").mkdir(parents=True)
+    assert newest_step(prism) == 5
+
+
+def remove_shard(folder: Path) -> None:
+    (folder / "actor" / SHARD).unlink()
+
+
+def truncate_shard(folder: Path) -> None:
+    (folder / "actor" / SHARD).write_text("a")
+
+
+def remove_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def truncate_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (
-            lambda folder: (folder / "actor" / "model_world_size_1_rank_0.pt").unlink(),
-            "rank_0.pt is not there",
-        ),
-        (
-            lambda folder: (folder / "actor" / "model_world_size_1_rank_0.pt").write_text("a"),
-            "has 1 bytes of 11",
-        ),
-        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is not there"),
-        (
-            lambda folder: (folder / "manifest.json").write_text("{"),
-            "manifest.json is not readable",
-        ),
+        (remove_shard, "rank_0.pt is missing"),
+        (truncate_shard, "has 1 of 11 bytes"),
+        (remove_manifest, "manifest.json is missing"),
+        (truncate_manifest, "manifest.json is not readable"),
     ],
 )
-def test_a_damaged_one_is_passed_over_by_name_and_replaced_by_the_next(compose, damage, said):
+def test_a_damaged_checkpoint_is_skipped_by_name_and_replaced_later(
+    compose, run, damage: Callable[[Path], None], message
+):
     prism = compose("prism.keep_checkpoints=2", "prism.resume=true")
     for step in (5, 10):
         save(prism, step)
-    damage(checkpoints_folder(prism) / "global_step_10")
-    checkpoint, damaged = checkpoint_to_resume(prism)
+    broken = run.checkpoints / "global_step_10"
+    damage(broken)
+    checkpoint, damaged = find(prism)
     assert checkpoint.step == 5
-    assert damaged[0].startswith(str(checkpoints_folder(prism) / "global_step_10")) and damaged[
-        0
-    ].endswith(said)
-    lines = starting_point(prism, checkpoint, damaged)
-    assert lines == [
-        f"damaged, not gone on from: {damaged[0]}",
-        f"going on from step 5 of {checkpoint.folder}",
+    assert damaged[0].startswith(str(broken))
+    assert damaged[0].endswith(message)
+    assert resume_notes(run, checkpoint, damaged) == [
+        f"skipping a damaged checkpoint: {damaged[0]}",
+        f"resuming from step 5 of {checkpoint.folder}",
     ]
     save(prism, 10)
-    assert newest_checkpoint(prism)[0].step == 10 and newest_checkpoint(prism)[1] == []
+    checkpoint, damaged = find(prism)
+    assert (checkpoint.step, damaged) == (10, [])
 
 
-def test_where_only_damaged_ones_are_left_a_person_decides(compose):
+def test_with_only_damaged_checkpoints_the_user_decides(compose):
     prism = compose("prism.resume=true")
     (save(prism, 5) / "manifest.json").unlink()
     with pytest.raises(
-        UserError, match=r"no checkpoint is complete: .*global_step_5: manifest.json is not there"
+        UserError, match=r"no checkpoint is complete: .*global_step_5: manifest.json is missing"
     ):
-        checkpoint_to_resume(prism)
+        find(prism)
 
 
-def test_where_there_is_none_the_run_starts_anew_and_says_so(compose):
-    prism = compose("prism.resume=true")
-    assert checkpoint_to_resume(prism) == (None, [])
-    said = f"nothing to go on from in {checkpoints_folder(prism)}: starting anew"
-    assert starting_point(prism, None, []) == [said]
+def test_without_a_checkpoint_the_run_starts_from_scratch_and_says_so(compose, run):
+    assert find(compose("prism.resume=true")) == (None, [])
+    note = f"no checkpoint in {run.checkpoints}; starting from scratch"
+    assert resume_notes(run, None, []) == [note]
 
 
-def test_a_rank_whose_files_are_elsewhere_is_named(compose):
+def test_a_rank_that_wrote_to_another_disk_is_named(compose):
     prism = compose("prism.hardware.nodes=2")
     with pytest.raises(
-        UserError,
-        match=r"model_world_size_2_rank_0.pt was written elsewhere: prism.output has to be",
+        UserError, match=r"model_world_size_2_rank_0.pt is missing: a rank wrote it to another disk"
     ):
         save(prism, 5)
-    assert newest_checkpoint(prism)[0] is None
+    assert newest_step(prism) is None
 
 
-def test_another_run_is_not_gone_on_from(compose, tmp_path):
+def test_a_checkpoint_of_a_different_run_is_refused(compose, tmp_path):
     save(compose(), 5)
     with pytest.raises(UserError) as refused:
-        checkpoint_to_resume(
+        find(
             compose("prism.seed=3", "prism.discriminator.margin=1", "prism.rollout.temperature=0.5")
         )
     for change in (
@@ -163,106 +183,107 @@ def test_another_run_is_not_gone_on_from(compose, tmp_path):
         assert change in str(refused.value)
     (tmp_path / "train.parquet").write_text("other rows")
     with pytest.raises(UserError, match=r"prism.data.train, its bytes=10 \(was 4\)"):
-        checkpoint_to_resume(compose())
+        find(compose())
 
 
-def test_steps_may_be_added_where_the_learning_rate_does_not_depend_on_them(compose):
+def test_steps_can_be_added_if_the_learning_rate_does_not_depend_on_them(compose):
     save(compose(), 5)
-    assert checkpoint_to_resume(compose("prism.steps=40", "prism.checkpoint_every=1"))[0].step == 5
+    assert find(compose("prism.steps=40", "prism.checkpoint_every=1"))[0].step == 5
     with pytest.raises(UserError, match=r"global_step_5 is beyond prism.steps=4"):
-        checkpoint_to_resume(compose("prism.steps=4"))
+        find(compose("prism.steps=4"))
 
 
-def test_a_cosine_ends_where_it_was_to_end(compose):
+def test_a_cosine_schedule_keeps_its_number_of_steps(compose):
     save(compose("prism.optim.schedule=cosine"), 5)
     with pytest.raises(UserError, match=r"prism.steps=40 \(was 20\)"):
-        checkpoint_to_resume(compose("prism.optim.schedule=cosine", "prism.steps=40"))
+        find(compose("prism.optim.schedule=cosine", "prism.steps=40"))
 
 
-def test_another_number_of_ranks_is_refused_with_a_command_that_helps(compose):
+def test_a_different_number_of_ranks_is_refused_with_a_command_that_helps(compose):
     folder = save(compose(), 5)
     with pytest.raises(UserError) as refused:
-        checkpoint_to_resume(compose("prism.hardware.devices_per_node=2"))
-    said = str(refused.value)
-    assert "(actor 1, discriminator 1; this run has actor 2, discriminator 2)" in said
-    assert "without its optimizer state, learning-rate schedule and place in the data" in said
-    assert f"python -m verl_prism.main stage=align prism.policy={folder}/actor/huggingface" in said
-    assert f"prism.discriminator.path={folder}/discriminator/huggingface prism.output=" in said
+        find(compose("prism.hardware.devices_per_node=2"))
+    message = str(refused.value)
+    assert "(actor 1, discriminator 1; this run has actor 2, discriminator 2)" in message
+    assert "without its optimizer state, learning-rate schedule and position in the data" in message
+    command = f"python -m verl_prism.main stage=align prism.policy={folder}/actor/huggingface"
+    assert command in message
+    assert f"prism.discriminator.path={folder}/discriminator/huggingface prism.output=" in message
 
 
-def test_a_run_that_made_its_last_step_is_finished_once_its_policy_is_there(compose):
+def test_a_run_is_complete_when_its_last_step_is_saved_and_its_policy_exported(compose, run):
     prism = compose("prism.resume=true")
     save(prism, 20)
-    checkpoint, _ = checkpoint_to_resume(prism)
-    policy = prism.output / "policy"
-    assert last_checkpoint(prism) == checkpoint.folder and not finished(prism, checkpoint, policy)
-    policy.mkdir()
-    assert finished(prism, checkpoint, policy)
-    assert not finished(compose("prism.steps=30"), checkpoint, policy)
+    checkpoint, _ = find(prism)
+    assert checkpoint_store(prism).last(prism.steps) == checkpoint.folder
+    assert not is_complete(prism, run, checkpoint)
+    run.policy.mkdir()
+    assert is_complete(prism, run, checkpoint)
+    assert not is_complete(compose("prism.steps=30"), run, checkpoint)
 
 
-def test_a_run_that_ended_early_has_no_result(compose):
+def test_a_run_that_ended_early_has_no_last_checkpoint(compose):
     save(compose(), 5)
     with pytest.raises(EndedEarly) as end:
-        last_checkpoint(compose())
+        checkpoint_store(compose()).last(20)
     assert end.value.step == 5
 
 
-def test_starting_anew_keeps_the_earlier_checkpoints_until_there_is_a_new_one(compose):
+def test_starting_from_scratch_keeps_earlier_checkpoints_until_a_new_one_is_saved(compose, run):
     prism = compose()
     save(prism, 5)
-    clear_output(prism, None)
-    assert newest_checkpoint(prism)[0] is None and names(replaced_folder(prism)) >= {
-        "global_step_5"
-    }
-    (unfinished_folder(prism) / "global_step_1").mkdir(parents=True)
-    clear_output(prism, None)
-    assert names(replaced_folder(prism)) >= {"global_step_5"}, (
-        "the second run has nothing to put in its place"
-    )
+    prepare_output(prism, run, None)
+    assert newest_step(prism) is None
+    assert "global_step_5" in names(run.replaced_checkpoints)
+    checkpoint_store(prism).unfinished(1).mkdir(parents=True)
+    prepare_output(prism, run, None)
+    assert "global_step_5" in names(run.replaced_checkpoints), "the second run has saved none"
     save(prism, 2)
-    assert newest_checkpoint(prism)[0].step == 2 and not replaced_folder(prism).exists()
+    assert newest_step(prism) == 2
+    assert not run.replaced_checkpoints.exists()
 
 
-def test_a_run_is_not_started_from_the_checkpoints_that_it_puts_aside(compose):
+def test_a_run_cannot_start_from_checkpoints_that_it_would_overwrite(compose, run):
     prism = compose()
     folder = save(prism, 5) / "actor" / "huggingface"
-    with pytest.raises(
-        UserError, match=r"the stage would write over prism.policy, which it starts from"
-    ):
-        clear_output(compose(f"prism.policy={folder}"), None)
-    assert newest_checkpoint(prism)[0].step == 5
+    with pytest.raises(UserError, match=r"would overwrite prism.policy, which it starts from"):
+        prepare_output(compose(f"prism.policy={folder}"), run, None)
+    assert newest_step(prism) == 5
 
 
-def test_a_resumed_run_has_each_step_once_in_its_metrics(compose):
-    """verl logs step 3 after it has saved; steps 4 and 5 are made again."""
+def test_a_resumed_run_has_each_step_once_in_its_metrics(compose, run):
+    """verl logs step 3 after it has saved it. Steps 4 and 5 are repeated."""
     prism = compose()
-    log(prism, 1, 2)
+    log(run, 1, 2)
     folder = save(prism, 3)
-    log(prism, 1, 2, 3, 4, 5)
-    with open(prism.output / METRICS, "a") as metrics:
+    log(run, 1, 2, 3, 4, 5)
+    with open(run.metrics, "a") as metrics:
         metrics.write('{"step": 6, "da')
-    clear_output(prism, newest_checkpoint(prism)[0])
-    assert [record["step"] for record in read_records(prism.output)] == [1, 2, 3, 4, 5]
-    log(prism, 4, 5, 6)
+    prepare_output(prism, run, checkpoint_store(prism).newest()[0])
+    assert [record["step"] for record in read_records(run)] == [1, 2, 3, 4, 5]
+    log(run, 4, 5, 6)
     save(prism, 6)
-    keep_steps(prism.output, checkpoints_folder(prism) / "global_step_6" / METRICS, 6)
+    checkpoint, _ = checkpoint_store(prism).newest()
+    keep_steps(run, checkpoint.metrics, 6)
     assert not folder.exists()
-    log(prism, 7)
-    join_records(prism.output)
-    steps = [json.loads(line)["step"] for line in (prism.output / METRICS).read_text().splitlines()]
-    assert steps == [1, 2, 3, 4, 5, 6, 7] and not (prism.output / EARLIER).exists()
+    log(run, 7)
+    join_records(run)
+    steps = [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6, 7]
+    assert not run.earlier_metrics.exists()
 
 
-def test_a_model_card_tells_the_run_and_nothing_of_the_machine(compose, tmp_path):
+def test_a_model_card_describes_the_run_but_not_the_machine(compose, tmp_path):
     prism = compose(
         f"prism.policy={tmp_path / 'sft' / 'policy'}",
         "prism.discriminator.path=/home/me/models/warm",
     )
-    write_card(tmp_path, prism, "policy", prism.policy, {"invalid": "0.5 -> 0.1"})
+    ModelCard.of(prism, "policy", prism.policy, {"invalid": "0.5 -> 0.1"}).write(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "Started from `sft/policy`, trained for 20 steps on `train.parquet`, seed 0." in card
-    assert "| invalid | 0.5 -> 0.1 |" in card and "| verl | 0.9.1 |" in card
+    assert "| invalid | 0.5 -> 0.1 |" in card
+    assert "| verl | 0.9.1 |" in card
     assert "| prism.discriminator.path | models/warm |" in card
-    assert str(tmp_path) not in card and "/home" not in card
+    assert str(tmp_path) not in card
+    assert "/home" not in card

@@ -1,4 +1,4 @@
-"""A stage as a person runs it, with all that it starts and holds."""
+"""A stage as a user runs it, with the processes that it starts and the memory that it holds."""
 
 import os
 import subprocess
@@ -9,9 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from verl_prism.run_folder import RunFolder
+
 
 class StageRun:
-    """A stage on the digits; what it has started is looked at once, when it has got somewhere."""
+    """A stage on the digits. Its processes are recorded once, when it has reached some point."""
 
     def __init__(self, output: Path, overrides: list[str]):
         self.output = output
@@ -21,32 +23,31 @@ class StageRun:
         )
 
     def reach(self, text: str) -> None:
-        """Waits until metrics.jsonl has the text."""
-        metrics = self.output / "metrics.jsonl"
+        """Wait until the metrics file contains the text, and record the run's processes."""
+        metrics = RunFolder(self.output).metrics
         while not (metrics.exists() and text in metrics.read_text()):
             assert self.process.poll() is None, self.process.stderr.read()
             time.sleep(0.2)
         self.descendants = psutil.Process(self.process.pid).children(recursive=True)
-        environments = [
-            process.environ() for process in self.descendants
-        ]  # some have written over their own
+        # Some processes have overwritten their environment.
+        environments = [process.environ() for process in self.descendants]
         self.scratch = {
             Path(names["RAY_TMPDIR"]) for names in environments if "RAY_TMPDIR" in names
         }
         self.segments = {name for name in os.listdir("/dev/shm") if self._uses(f"/dev/shm/{name}")}
 
     def end(self, limit: float) -> tuple[int, str, float]:
-        """Exit code, stderr, and the seconds until it ended; the test fails after so many."""
+        """Return exit code, stderr, and the seconds until the run ended; fail after `limit`."""
         started = time.monotonic()
         _, stderr = self.process.communicate(timeout=limit)
         return self.process.returncode, stderr, time.monotonic() - started
 
     def assert_nothing_left(self) -> None:
-        assert not [process for process in self.descendants if process.is_running()], (
-            "not even a zombie"
-        )
+        running = [process for process in self.descendants if process.is_running()]
+        assert not running, "not even a zombie"
         assert not self.segments & set(os.listdir("/dev/shm"))
-        assert self.scratch and not [folder for folder in self.scratch if folder.exists()]
+        assert self.scratch
+        assert not [folder for folder in self.scratch if folder.exists()]
 
     def _uses(self, path: str) -> bool:
         return any(
@@ -58,7 +59,7 @@ class StageRun:
 
 @pytest.fixture
 def start_stage(digits_folder, discriminator_folder, tmp_path):
-    """Starts a stage on the digits by its name, with further overrides; what is left of it at the end is stopped."""
+    """Return a function that starts a stage on the digits, and stop it after the test."""
     runs = []
 
     def start(stage: str, *overrides: str) -> StageRun:

@@ -1,4 +1,4 @@
-"""A process that is killed in mid-step ends the run: soon, with its name, and with nothing left behind."""
+"""A killed process ends the run soon, is named, and leaves nothing behind."""
 
 import json
 
@@ -10,7 +10,7 @@ from verl_prism.launcher.process_names import ROLES
 SMALL = ["prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4"]
 LIMIT = 60.0  # seconds
 
-# What is said of it, and how its command line begins.
+# Role in the message -> part of the command line.
 ON_RAY = {
     ROLES["vLLMHttpServer"]: "ray::vLLMHttpServer",
     ROLES["raylet"]: "/raylet --",
@@ -86,7 +86,7 @@ def test_a_killed_engine_ends_the_warmup(start_stage):
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_killed_run_is_started_again_from_its_last_checkpoint(start_stage):
+def test_a_killed_run_is_restarted_from_its_last_checkpoint(start_stage):
     run = start_stage(
         "rlvr", "prism.steps=10", "prism.checkpoint_every=1", "prism.max_restarts=1", *SMALL
     )
@@ -100,7 +100,9 @@ def test_a_killed_run_is_started_again_from_its_last_checkpoint(start_stage):
     assert "restart 1 of prism.max_restarts=1" in stderr
     lines = (run.output / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
-    assert steps[0] == 1 and steps[-1] == 10 and steps == sorted(set(steps))
+    assert steps[0] == 1
+    assert steps[-1] == 10
+    assert steps == sorted(set(steps))
     assert (run.output / "policy" / "config.json").is_file()
     run.assert_nothing_left()
 

@@ -1,3 +1,5 @@
+"""The log contains what was printed, but no secrets."""
+
 import os
 import stat
 import subprocess
@@ -12,7 +14,7 @@ def printed(pipe: int, text: bytes) -> None:
         text = text[os.write(pipe, text) :]
 
 
-def test_a_secret_printed_in_pieces_is_not_in_the_file(tmp_path):
+def test_a_secret_printed_in_pieces_is_redacted(tmp_path):
     log = StageLog(tmp_path / "log.txt", Redactor(["hunter-two"]))
     for piece in (b"before hun", b"ter-", b"two after\nhunter", b"-two"):
         printed(log.pipe, piece)
@@ -21,7 +23,7 @@ def test_a_secret_printed_in_pieces_is_not_in_the_file(tmp_path):
     assert (tmp_path / "log.txt").read_text() == "before [redacted] after\n[redacted]"
 
 
-def test_it_is_byte_for_byte_what_was_printed(tmp_path):
+def test_the_log_equals_what_was_printed_byte_for_byte(tmp_path):
     text = (
         b"\xff\xfe no utf-8\r 50%\r100%\r\n"
         + "é→\n".encode()
@@ -35,7 +37,7 @@ def test_it_is_byte_for_byte_what_was_printed(tmp_path):
     assert (tmp_path / "log.txt").read_bytes() == text
 
 
-def test_a_line_is_in_the_file_while_the_stage_runs(tmp_path):
+def test_a_line_is_written_while_the_stage_runs(tmp_path):
     log = StageLog(tmp_path / "log.txt", str)
     subprocess.run(["echo", "a line"], stdout=log.pipe, check=True)
     log.catch_up()
@@ -43,6 +45,6 @@ def test_a_line_is_in_the_file_while_the_stage_runs(tmp_path):
     log.close()
 
 
-def test_only_the_user_may_read_it(tmp_path):
+def test_only_the_user_can_read_it(tmp_path):
     StageLog(tmp_path / "log.txt", str).close()
     assert stat.S_IMODE((tmp_path / "log.txt").stat().st_mode) == 0o600

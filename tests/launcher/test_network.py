@@ -1,4 +1,4 @@
-"""Whom a run talks to: its own processes, over loopback."""
+"""A run's processes talk only to each other, over loopback."""
 
 import os
 import re
@@ -12,6 +12,7 @@ import pytest
 from verl_prism.compose import compose_run
 from verl_prism.launcher.launch import environment
 from verl_prism.launcher.network import network_environment
+from verl_prism.run_folder import RunFolder
 
 LIBRARIES = """
 import ray
@@ -19,38 +20,38 @@ from huggingface_hub import constants
 from ray._common.usage.usage_lib import usage_stats_enabled
 from vllm import envs
 from vllm.utils.network_utils import get_ip
-print(usage_stats_enabled(), envs.VLLM_DO_NOT_TRACK, constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_OFFLINE)
+print(usage_stats_enabled(), envs.VLLM_DO_NOT_TRACK)
+print(constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_OFFLINE)
 print(ray.util.get_node_ip_address(), get_ip())
 """
 
 
 def variables(tmp_path, *overrides: str) -> dict[str, str]:
-    return network_environment(compose_run(["stage=align", *overrides])[1], tmp_path)
+    return environment(compose_run(["stage=align", *overrides])[1], tmp_path)
 
 
-def test_libraries_report_to_nobody_and_take_loopback_for_the_address_of_the_host(tmp_path):
+def test_libraries_send_no_statistics_and_use_loopback_as_the_address_of_the_host(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", LIBRARIES],
-        env=os.environ | variables(tmp_path),
+        env=variables(tmp_path),
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines() == ["False True True True", "127.0.0.1 127.0.0.1"]
+    assert done.stdout.splitlines() == ["False True", "True True", "127.0.0.1 127.0.0.1"]
 
 
 @pytest.mark.parametrize("cluster", ["prism.hardware.ray_address=auto", "prism.hardware.nodes=2"])
 def test_a_cluster_keeps_its_own_network(cluster, tmp_path):
-    assert set(variables(tmp_path, cluster)) == {
-        "RAY_USAGE_STATS_ENABLED",
-        "DO_NOT_TRACK",
-        "HF_HUB_OFFLINE",
-    }
+    loopback_only = network_environment(True, tmp_path).keys()
+    always = network_environment(False, tmp_path).keys()
+    assert always == {"RAY_USAGE_STATS_ENABLED", "DO_NOT_TRACK", "HF_HUB_OFFLINE"}
+    assert variables(tmp_path, cluster).keys() & loopback_only == always
 
 
-def test_the_user_has_the_last_word(monkeypatch, tmp_path):
+def test_variables_of_the_user_take_precedence(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    assert environment(compose_run(["stage=align"])[1], tmp_path)["HF_HUB_OFFLINE"] == "0"
+    assert variables(tmp_path)["HF_HUB_OFFLINE"] == "0"
 
 
 def test_each_run_has_a_token_of_its_own(tmp_path):
@@ -63,7 +64,7 @@ def test_each_run_has_a_token_of_its_own(tmp_path):
 def test_a_run_listens_on_loopback_and_writes_no_secret(
     digits_folder, discriminator_folder, tmp_path
 ):
-    """The exception is vLLM's engine: torch's store, over which its ranks meet, binds to every address."""
+    """The exception is vLLM's engine, whose ranks meet in torch's store on every address."""
     secrets = {
         "WANDB_API_KEY": "planted-in-the-environment",
         "HF_TOKEN": "hf_plantedplantedplanted",
@@ -90,25 +91,20 @@ def test_a_run_listens_on_loopback_and_writes_no_secret(
         time.sleep(0.2)
     assert run.returncode == 0
 
-    assert {"gcs_server", "raylet", "ray::vLLMHttpServer", "ray::TransferQueueController"} <= {
-        n for n, _, _ in listening
-    }
-    open_to_all = {
-        (name, port) for name, address, port in listening if not address.startswith("127.")
-    }
-    assert [name for name, _ in open_to_all] == ["VLLM::EngineCore"]
+    servers = {"gcs_server", "raylet", "ray::vLLMHttpServer", "ray::TransferQueueController"}
+    assert servers <= {name for name, _, _ in listening}
+    public = {(name, port) for name, address, port in listening if not address.startswith("127.")}
+    assert [name for name, _ in public] == ["VLLM::EngineCore"]
 
-    written = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    assert not [
-        file
-        for file, content in written.items()
-        if re.search(rb"planted|RAY_AUTH_TOKEN.{0,5}[0-9a-f]{64}", content)
-    ]
-    assert b"'MY_TOKEN': '[redacted]'" in written[tmp_path / "log.txt"], "the run had it"
+    secret = re.compile(rb"planted|RAY_AUTH_TOKEN.{0,5}[0-9a-f]{64}")
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in written if secret.search(file.read_bytes())]
+    log = RunFolder(tmp_path).log.read_text()
+    assert "'MY_TOKEN': '[redacted]'" in log, "the run had the secret"
 
 
 def listeners(pid: int) -> set[tuple[str, str, int]]:
-    """Name (without the method that a Ray actor is in), address and port of each process of the tree that listens."""
+    """Return name, address and port of each listening process, without a Ray actor's method."""
     found = set()
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:

@@ -1,4 +1,4 @@
-"""A stopped run leaves no process and no shared memory of its own, and touches nobody else's."""
+"""A stopped run leaves no process and no shared memory, and spares those of others."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 
 from verl_prism.launcher.process_tree import ProcessTree
 
-# A parent with a daemon in a session of its own that ignores SIGTERM and holds shared memory: as Ray and vLLM do it.
+# As in Ray and vLLM, a daemon with its own session ignores SIGTERM and holds shared memory.
 DAEMON = """
 import signal, sys, time
 from multiprocessing import resource_tracker, shared_memory
@@ -38,11 +38,10 @@ def segment_name(file: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["child", "orphan"])
-def test_nothing_of_the_tree_is_left(kind, tmp_path):
+def test_the_whole_tree_is_stopped(kind, tmp_path):
     others = psutil.Process().children(recursive=True)
-    with ProcessTree(
-        [sys.executable, "-c", PARENT, DAEMON, str(tmp_path / "name"), kind], dict(os.environ)
-    ) as tree:
+    command = [sys.executable, "-c", PARENT, DAEMON, str(tmp_path / "name"), kind]
+    with ProcessTree(command, os.environ) as tree:
         name = segment_name(tmp_path / "name")
         if kind == "orphan":
             assert tree.wait(30) == 0
@@ -54,7 +53,7 @@ def test_nothing_of_the_tree_is_left(kind, tmp_path):
     assert not [p for p in descendants if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_others_are_left_alone(tmp_path):
+def test_other_processes_are_spared(tmp_path):
     stranger = subprocess.Popen([sys.executable, "-c", DAEMON, str(tmp_path / "name")])
     segment = shared_memory.SharedMemory(segment_name(tmp_path / "name"))
     try:
@@ -68,7 +67,7 @@ def test_others_are_left_alone(tmp_path):
         segment.unlink()
 
 
-def test_shared_memory_that_a_stranger_uses_stays(tmp_path):
+def test_shared_memory_that_another_process_uses_is_kept(tmp_path):
     stranger = subprocess.Popen([sys.executable, "-c", DAEMON, str(tmp_path / "name")])
     name = segment_name(tmp_path / "name")
     reader = f"import time; file = open('/dev/shm/{name}', 'rb'); time.sleep(300)"

@@ -34,11 +34,11 @@ with actors.watched_actors(Path(sys.argv[2])):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("act, status", [("kill", 1), ("end", 0)])
+@pytest.mark.parametrize(("act", "status"), [("kill", 1), ("end", 0)])
 def test_a_run_that_waits_for_a_dead_actor_is_ended(act, status, tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as scratch:  # a socket's path must be short
         command = [sys.executable, "-c", DRIVER, scratch, str(tmp_path / "metrics.jsonl"), act]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == status
-    message = "ActorDied: agent_loop_worker_1 of this run ended, and the run waits for it\n"
+    message = "ActorDied: agent_loop_worker_1 of this run died, and the run waits for it\n"
     assert (message in done.stderr) == (act == "kill")

@@ -1,4 +1,4 @@
-"""A stage that fails is started again with resume; a small command stands in for the stage."""
+"""A failed stage is restarted with resume. A function stands in for the stage."""
 
 import json
 
@@ -11,7 +11,10 @@ from verl_prism.launcher.restart import with_restarts
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a stage whose launches report so many steps, end with such a status, and are written down."""
+    """Return a function that runs launches, each given by its last step and its exit code.
+
+    It returns the last exit code, and whether each launch was resumed.
+    """
 
     def run(launches: list[tuple[int, int]], max_restarts: int) -> tuple[int, list[bool]]:
         config, prism = compose_run(
@@ -31,38 +34,35 @@ def start(tmp_path):
     return run
 
 
-def test_a_failure_is_started_again_with_resume(start, capsys):
+def test_a_failed_stage_is_restarted_with_resume(start, capsys):
     assert start([(3, 1), (5, 1), (9, 0)], max_restarts=4) == (0, [False, True, True])
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
-        "starting it again after step 3: restart 1 of prism.max_restarts=4",
-        "starting it again after step 5: restart 2 of prism.max_restarts=4",
+    assert capsys.readouterr().err.splitlines() == [
+        "restarting after step 3: restart 1 of prism.max_restarts=4",
+        "restarting after step 5: restart 2 of prism.max_restarts=4",
     ]
 
 
-def test_no_more_restarts_than_allowed(start):
+def test_the_number_of_restarts_is_limited(start):
     assert start([(3, 1)], max_restarts=0) == (1, [False])
     assert start([(3, 1), (4, 1), (5, 1)], max_restarts=2) == (1, [False, True, True])
 
 
 @pytest.mark.parametrize("status", [0, 2, 75, 130])
-def test_what_is_no_failure_is_not_started_again(start, status):
+def test_other_exit_codes_do_not_restart(start, status):
     assert start([(3, status)], max_restarts=3) == (status, [False])
 
 
-def test_it_gives_up_where_restarts_make_no_new_step(start, capsys):
+def test_it_gives_up_if_restarts_make_no_new_step(start, capsys):
     assert start([(3, 1), (3, 1), (2, 1)], max_restarts=9) == (1, [False, True, True])
-    assert capsys.readouterr().err.endswith(
-        "not started again: 2 restarts in a row have made no new step\n"
-    )
+    assert capsys.readouterr().err.endswith("giving up: 2 restarts in a row made no new step\n")
 
 
-def test_a_new_step_counts_however_late(start):
+def test_each_new_step_resets_the_count(start):
     launches = [(0, 1), (0, 1), (1, 1), (1, 1), (2, 0)]
     assert start(launches, max_restarts=9) == (0, [False, True, True, True, True])
 
 
-def test_a_mistake_is_the_users(tmp_path):
+def test_a_user_error_is_raised(tmp_path):
     config, prism = compose_run(["stage=rlvr", f"prism.output={tmp_path}", "prism.max_restarts=3"])
 
     def launch(config, prism):

@@ -5,7 +5,7 @@ import sys
 
 import psutil
 
-from verl_prism.launcher.stacks import STACKS_VARIABLE, report_stacks, where
+from verl_prism.launcher.stacks import HEADING, STACKS_VARIABLE, current_frames, report_stacks
 
 WAITING = """\
 Thread 0x00007f1 (most recent call first):
@@ -19,16 +19,18 @@ Current thread 0x00007f2 (most recent call first):
 """
 
 
-def test_the_thread_at_work_is_shown_with_who_called_it():
-    assert where(WAITING) == (
-        "distributed/distributed_c10d.py:2810 in all_reduce, called by discriminator/ranks.py:58 in _reduce"
+def test_the_busiest_thread_is_shown_with_its_caller():
+    assert current_frames(WAITING) == (
+        "distributed/distributed_c10d.py:2810 in all_reduce, "
+        "called by discriminator/ranks.py:58 in _reduce"
     )
-    assert where(WAITING.partition("\n\n")[0]) == "_private/worker.py:1045 in main_loop"
-    assert where("") == ""
+    idle = WAITING.partition("\n\n")[0]
+    assert current_frames(idle) == "_private/worker.py:1045 in main_loop"
+    assert current_frames("") == ""
 
 
-def test_every_interpreter_answers_where_a_run_wants_it(tmp_path):
-    """Of its own accord: `verl_prism_cpu.pth` is beside the packages. Without the variable it is left alone."""
+def test_every_interpreter_answers_if_the_environment_says_so(tmp_path):
+    """Interpreters listen because of `verl_prism_cpu.pth`. Others are left alone."""
     program = [sys.executable, "-c", "import time\nprint(flush=True)\ntime.sleep(300)"]
     answering = {**os.environ, STACKS_VARIABLE: str(tmp_path / "stacks")}
     processes = [
@@ -47,8 +49,8 @@ def test_every_interpreter_answers_where_a_run_wants_it(tmp_path):
         for process in processes:
             process.kill()
             process.communicate()
-    _, first, second = (tmp_path / "log.txt").read_text().split("===== where it stands: ")
-    assert f"process {processes[0].pid}, " in first and re.search(
-        r'File "<string>", line [23] in <module>', first
-    )
-    assert f"process {processes[1].pid}, " in second and "File" not in second
+    _, first, second = (tmp_path / "log.txt").read_text().split(HEADING)
+    assert f"process {processes[0].pid}, " in first
+    assert re.search(r'File "<string>", line [23] in <module>', first)
+    assert f"process {processes[1].pid}, " in second
+    assert "File" not in second

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of each stage on Ray or vLLM, beside another Ray on the host."""
+"""Ctrl-C during each stage on Ray or vLLM, with another Ray on the same host."""
 
 import shutil
 import signal
@@ -19,7 +19,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def bystander():
-    """A function that asks another Ray on this host for twice a number."""
+    """Return a function that lets another Ray on this host double a number."""
     folder = tempfile.mkdtemp(prefix="bystander-", dir="/tmp")  # a socket's path must be short
     command = [sys.executable, "-c", BYSTANDER, folder]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -51,7 +51,7 @@ SMALL = ["prism.rollout.prompts_per_step=4", "prism.rollout.samples_per_prompt=4
         ("eval", '"data"', []),
     ],
 )
-def test_ctrl_c_leaves_nothing_and_touches_no_other_ray(
+def test_ctrl_c_leaves_nothing_and_spares_another_ray(
     stage, reached, overrides, start_stage, bystander
 ):
     assert bystander(1) == 2
@@ -59,9 +59,9 @@ def test_ctrl_c_leaves_nothing_and_touches_no_other_ray(
     run.reach(reached)
     run.process.send_signal(signal.SIGINT)
     status, _, seconds = run.end(30)
-    assert status == 130 and seconds < 15
-    assert len(run.descendants) > (10 if stage in ("rlvr", "align") else 0), (
-        "what it stops was running"
-    )
+    assert status == 130
+    assert seconds < 15
+    expected = 10 if stage in ("rlvr", "align") else 0
+    assert len(run.descendants) > expected, "the stage was running"
     run.assert_nothing_left()
     assert bystander(21) == 42

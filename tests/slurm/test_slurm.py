@@ -156,7 +156,7 @@ def test_the_pipeline_runs_and_alignment_resumes_after_an_interruption(
     output = cluster.output(jobs["align"])
     starts = re.findall(rf"job {jobs['align']}, start (\d+)", output)
     assert sorted(set(starts)) == ["0", "1"]
-    assert re.search(r"going on from step [1-5] of ", output)
+    assert re.search(r"resuming from step [1-5] of ", output)
     assert ("saved at step" in output) == (how == "preempt")
     assert steps(root / "align") == [1, 2, 3, 4, 5, 6]
     assert steps(root / "rlvr") == [1, 2]

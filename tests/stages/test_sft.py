@@ -1,4 +1,4 @@
-"""Stage sft as a person runs it: verl's own trainer on the digits, its end, its failure and Ctrl-C."""
+"""Stage sft as a user runs it: complete, failing, stopped, resumed and ended early."""
 
 import json
 import signal
@@ -33,19 +33,17 @@ def command(digits_folder, output, *arguments: str) -> list[str]:
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_two_steps_leave_a_folder_for_the_next_stage(digits_folder, tmp_path):
+def test_two_steps_export_a_policy(digits_folder, tmp_path):
     run = command(digits_folder, tmp_path, "prism.steps=2", "prism.optim.warmup_steps=0")
     done = subprocess.run(run, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout[done.stdout.index("✓") :].splitlines()) == 3
     AutoProcessor.from_pretrained(tmp_path / "policy")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "policy", dtype="auto")
-    assert str(model.dtype) == "torch.float32", "the config tells the dtype that the weights have"
-    made, base = (
-        set(file.name for file in folder.iterdir())
-        for folder in (tmp_path / "policy", digits_folder / "base")
-    )
-    assert made == base | {"README.md"}
+    assert str(model.dtype) == "torch.float32", "the dtype of the weights"
+    exported = {file.name for file in (tmp_path / "policy").iterdir()}
+    base = {file.name for file in (digits_folder / "base").iterdir()}
+    assert exported == base | {"README.md"}
     losses = [
         json.loads(line)["data"]["train/loss"]
         for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -83,8 +81,8 @@ def test_stopping_leaves_no_process(number, digits_folder, tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_more_steps_go_on_from_the_last_as_if_they_had_been_planned(digits_folder, tmp_path):
-    """Across an epoch's end: sixteen demonstrations, of which eight make a step."""
+def test_a_resumed_run_gives_the_same_result(digits_folder, tmp_path):
+    """Across the end of an epoch: sixteen demonstrations, eight of them per step."""
     few = tmp_path / "few.parquet"
     pq.write_table(pq.read_table(digits_folder / "data" / "sft.parquet").slice(0, 16), few)
 
@@ -100,13 +98,10 @@ def test_more_steps_go_on_from_the_last_as_if_they_had_been_planned(digits_folde
     train("whole", "prism.steps=4")
     train("parts", "prism.steps=2")
     said = train("parts", "prism.steps=4", "prism.resume=true").stdout
-    assert (
-        f"going on from step 2 of {tmp_path}/parts/checkpoints/global_step_2\n" in said
-        and "2 steps in" in said
-    )
-    expected, found = (
-        load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "parts")
-    )
+    assert f"resuming from step 2 of {tmp_path}/parts/checkpoints/global_step_2\n" in said
+    assert "2 steps in" in said
+    expected = load_file(tmp_path / "whole" / "policy" / "model.safetensors")
+    found = load_file(tmp_path / "parts" / "policy" / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     metrics = [
         json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
@@ -116,7 +111,7 @@ def test_more_steps_go_on_from_the_last_as_if_they_had_been_planned(digits_folde
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_asked_to_end_it_saves_its_step(digits_folder, tmp_path):
+def test_a_requested_end_saves_the_current_step(digits_folder, tmp_path):
     run = subprocess.Popen(command(digits_folder, tmp_path), stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
         assert run.poll() is None
@@ -129,6 +124,6 @@ def test_asked_to_end_it_saves_its_step(digits_folder, tmp_path):
     ]
     assert (
         run.stderr.read()
-        == f"saved at step {steps[0]} as asked; prism.resume=true goes on from there\n"
+        == f"saved at step {steps[0]} as requested; continue with prism.resume=true\n"
     )
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == steps[0]

@@ -4,13 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from verl_prism.checkpoints.preemption import request_file
+from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.resume import checkpoint_to_resume
+from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.compose import compose_run
 from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.batch import Group
 from verl_prism.errors import EndedEarly, UserError
-from verl_prism.report.metrics import METRICS, MetricsLog, keep_steps, read_records
+from verl_prism.report.metrics import MetricsLog, keep_steps, read_records
+from verl_prism.run_folder import RunFolder
 from verl_prism.stages.warmup import read_rollouts, run_warmup, write_rollouts
 from verl_prism.stages.warmup_training import shuffled_batches
 
@@ -70,14 +72,22 @@ def assert_equal_weights(one, other) -> None:
 
 def steps(prism) -> list[dict]:
     """The metrics of each step."""
-    return [record["data"] for record in read_records(prism.output) if "step" in record]
+    records = read_records(RunFolder(prism.output))
+    return [record["data"] for record in records if "step" in record]
+
+
+def find_checkpoint(prism) -> Checkpoint | None:
+    """Return the checkpoint that the launcher finds."""
+    checkpoint, _ = checkpoint_to_resume(checkpoint_store(prism), prism.stage, prism.steps)
+    return checkpoint
 
 
 def resume(prism) -> dict:
     """Resume like the launcher and the stage's process."""
-    checkpoint, _ = checkpoint_to_resume(prism)
-    keep_steps(prism.output, checkpoint.folder / METRICS, checkpoint.step)
-    (prism.output / METRICS).unlink()
+    checkpoint = find_checkpoint(prism)
+    run = RunFolder(prism.output)
+    keep_steps(run, checkpoint.metrics, checkpoint.step)
+    run.metrics.unlink()
     return run_warmup(prism)
 
 
@@ -174,17 +184,17 @@ def test_changed_settings_are_named_and_not_resumed(compose, monkeypatch):
         "prism.seed=7", "prism.warmup.pairs_per_step=5", "prism.discriminator.margin=1"
     )
     with pytest.raises(UserError) as refused:
-        checkpoint_to_resume(changed)
+        find_checkpoint(changed)
     for change in (
         "prism.seed=7 (was 0)",
         "prism.warmup.pairs_per_step=5 (was 6)",
         "prism.discriminator.margin=1.0",
     ):
         assert change in str(refused.value)
-    checkpoint_to_resume(compose("prism.checkpoint_every=1", "prism.discriminator.placement=pool"))
+    find_checkpoint(compose("prism.checkpoint_every=1", "prism.discriminator.placement=pool"))
     (compose().output / "rollouts.jsonl").unlink()
     with pytest.raises(UserError, match=r"rollouts\.jsonl.*global_step_2"):
-        checkpoint_to_resume(compose("prism.resume=true"))
+        find_checkpoint(compose("prism.resume=true"))
 
 
 @pytest.mark.usefixtures("sampled")
@@ -193,12 +203,12 @@ def test_an_early_end_saves_the_step_and_can_be_resumed(compose):
     whole = compose(*options, name="whole")
     run_warmup(whole)
     stopped = compose(*options)
-    request_file(stopped).touch()
+    RunFolder(stopped.output).end_request.touch()
     with pytest.raises(EndedEarly) as end:
         run_warmup(stopped)
     assert end.value.step == 1
     assert not (stopped.output / "discriminator").exists()
-    request_file(stopped).unlink()
+    RunFolder(stopped.output).end_request.unlink()
     resume(compose(*options, "prism.resume=true"))
     assert_equal_weights(whole, stopped)
 

@@ -1,62 +1,79 @@
-"""What a training stage hands on: policy and discriminator as Hugging Face folders, whole or not there."""
+"""Export of a trained part, policy or discriminator, as a Hugging Face folder."""
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from verl_prism.checkpoints.merge_lora import merge_adapters
-from verl_prism.checkpoints.model_card import Part, write_card
-from verl_prism.config import Prism
+from verl_prism.checkpoints.model_card import ModelCard
+from verl_prism.config import Lora
 from verl_prism.files import atomic_folder
 
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+COPIED = (".json", ".jinja", ".txt")
 
-def publish_part(
-    prism: Prism, part: Part, trained: Path, figures: Mapping[str, float | str]
+
+def export_part(
+    trained: Path, base: Path, target: Path, card: ModelCard, lora: Lora | None = None
 ) -> None:
-    """Makes `<output>/<part>` from a checkpoint, which stays whole; no weight is copied.
+    """Export a part of a checkpoint to `target`. Weights are linked unless adapters are merged.
 
-    trained: the checkpoint's folder that holds `huggingface/`. Small files that verl does not write (a generation
-    config, say) come from the folder that the stage started from.
+    trained: the part's folder in the checkpoint; it contains `huggingface/`.
+    base: the folder that training started from. Small files that verl does not save, such as a
+        generation config, are copied from there.
+    lora: settings of the adapters to merge, if any.
     """
-    base = prism.policy if part == "policy" else prism.discriminator.path
-    with atomic_folder(prism.output / part) as folder:
-        shutil.copytree(
-            trained / "huggingface", folder, copy_function=_link_weights, dirs_exist_ok=True
-        )
-        for file in base.iterdir():
-            small = file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(
-                ".index.json"
-            )
-            if small and not (folder / file.name).exists():
-                shutil.copy(file, folder)
-        if part == "policy" and prism.lora.rank:
-            merge_adapters(folder, prism.lora.alpha / prism.lora.rank)
+    source = trained / "huggingface"
+    with atomic_folder(target) as folder:
+        if lora and lora.rank:
+            ignore = shutil.ignore_patterns("*.safetensors")
+            shutil.copytree(source, folder, ignore=ignore, dirs_exist_ok=True)
+            merge_adapters(source, folder, lora.alpha / lora.rank)
+        else:
+            shutil.copytree(source, folder, copy_function=_link_weights, dirs_exist_ok=True)
+        _copy_small_files(base, folder)
         _correct_config(folder)
-        write_card(folder, prism, part, base, figures)
+        card.write(folder)
 
 
 def _link_weights(source: str, target: str) -> None:
-    (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
+    if source.endswith(".safetensors"):
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def _copy_small_files(base: Path, folder: Path) -> None:
+    for file in base.iterdir():
+        small = file.suffix in COPIED and not file.name.endswith(".index.json")
+        if small and not (folder / file.name).exists():
+            shutil.copy(file, folder)
 
 
 def _correct_config(folder: Path) -> None:
-    """verl declares bfloat16 whatever the weights are, and keeps the attention kernel of the training host."""
+    """Set the stored dtype, and remove the attention kernel of the training host.
+
+    verl always writes bfloat16.
+    """
     with safe_open(next(folder.glob("*.safetensors")), framework="np") as weights:
         stored = weights.get_slice(next(iter(weights.keys()))).get_dtype()
-    dtype = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[stored]
-
-    def corrected(node: dict[str, Any]) -> dict[str, Any]:
-        node = {key: value for key, value in node.items() if key != "attn_implementation"}
-        node = {
-            key: corrected(value) if isinstance(value, dict) else value
-            for key, value in node.items()
-        }
-        return node | {"dtype": dtype} if "dtype" in node else node
-
     file = folder / "config.json"
-    file.write_text(json.dumps(corrected(json.loads(file.read_text())), indent=2) + "\n")
+    config = _corrected(json.loads(file.read_text()), DTYPES[stored])
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _corrected(node: dict[str, Any], dtype: str) -> dict[str, Any]:
+    result = {}
+    for key, value in node.items():
+        if key == "attn_implementation":
+            continue
+        if key == "dtype":
+            value = dtype
+        elif isinstance(value, dict):
+            value = _corrected(value, dtype)
+        result[key] = value
+    return result

@@ -1,9 +1,10 @@
-"""The settings that decide what a stage's run becomes: those that a resumed run must have in common with its past."""
+"""The fingerprint of a run: the settings that a resumed run must share with its checkpoint."""
 
-from collections.abc import Iterator
 from typing import Any
 
-from verl_prism.config import Prism, Stage
+from verl_prism.checkpoints.store import CheckpointStore
+from verl_prism.config import Prism, Stage, flatten
+from verl_prism.run_folder import RunFolder
 
 ALL_STAGES = (
     "seed",
@@ -15,7 +16,7 @@ ALL_STAGES = (
     "data.max_response_tokens",
     "hardware.dtype",
 )
-# dataloader_workers, as the place in the data is kept for each of them.
+# The position in the data is saved per data loader worker, so their number is included.
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
     "sft": ("optim.", "lora.", "sft."),
     "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),
@@ -37,9 +38,9 @@ OF_STAGE: dict[Stage, tuple[str, ...]] = {
         "reward.judge.model",
         "hardware.dataloader_workers",
     ),
-    "eval": (),
 }
-FREE: dict[Stage, tuple[str, ...]] = {
+# Settings below those of OF_STAGE that may change between a checkpoint and a resumed run.
+EXCLUDED: dict[Stage, tuple[str, ...]] = {
     "sft": (),
     "warmup": (
         "discriminator.path",
@@ -56,51 +57,53 @@ FREE: dict[Stage, tuple[str, ...]] = {
         "discriminator.max_nonfinite",
     ),
     "rlvr": ("algorithm.validation_", "algorithm.distillation.devices"),
-    "eval": (),
 }
 
 
-def decisive_settings(prism: Prism) -> dict[str, Any]:
-    """Full key to value. `prism.steps` is among them where the learning rate depends on it."""
-    chosen, free = (*ALL_STAGES, *OF_STAGE[prism.stage]), FREE[prism.stage]
-    if not _rate_depends_on_steps(prism):
-        free = (*free, "steps")
-    node = prism.model_dump(mode="json")
-    settings = {
-        key: v
-        for key, v in _flat(node)
-        if key.startswith(chosen) and not (free and key.startswith(free))
-    }
-    bytes_of_data = {"data.train, its bytes": prism.data.train.stat().st_size}
-    return {f"prism.{key}": value for key, value in (settings | bytes_of_data).items()}
+def checkpoint_store(prism: Prism) -> CheckpointStore:
+    """Return the store of a run's checkpoints."""
+    return CheckpointStore(
+        RunFolder(prism.output), fingerprint(prism), world_sizes(prism), prism.keep_checkpoints
+    )
 
 
-def ranks(prism: Prism) -> dict[str, int]:
-    """The number of ranks that write each part of a checkpoint in shards of their own, keyed by the part's folder."""
+def fingerprint(prism: Prism) -> dict[str, Any]:
+    """Return full key -> value. Stage eval saves no checkpoints and has none.
+
+    `prism.steps` is included only if the learning rate depends on it.
+    """
+    if prism.stage == "eval":
+        return {}
+    included = (*ALL_STAGES, *OF_STAGE[prism.stage])
+    excluded = EXCLUDED[prism.stage]
+    if not _learning_rate_depends_on_steps(prism):
+        excluded = (*excluded, "steps")
+    settings = {}
+    for key, value in flatten(prism.model_dump(mode="json")):
+        if key.startswith(included) and not key.startswith(excluded):
+            settings[f"prism.{key}"] = value
+    return settings | {"prism.data.train, its bytes": prism.data.train.stat().st_size}
+
+
+def world_sizes(prism: Prism) -> dict[str, int]:
+    """Return the number of ranks that save each part of a checkpoint, by the part's subfolder.
+
+    Stage warmup is not included: its checkpoints load with any number of ranks.
+    """
     devices = prism.hardware.devices_per_node * prism.hardware.nodes
     match prism.stage:
         case "sft":
             return {".": devices}
         case "rlvr":
             return {"actor": devices}
+        case "align" if prism.discriminator.placement == "pool":
+            return {"actor": devices, "discriminator": prism.discriminator.pool_devices}
         case "align":
-            colocated = prism.discriminator.placement == "colocated"
-            return {
-                "actor": devices,
-                "discriminator": devices if colocated else prism.discriminator.pool_devices,
-            }
+            return {"actor": devices, "discriminator": devices}
     return {}
 
 
-def _rate_depends_on_steps(prism: Prism) -> bool:
+def _learning_rate_depends_on_steps(prism: Prism) -> bool:
     if prism.stage == "warmup" or prism.optim.schedule == "cosine":
         return True
     return prism.optim.warmup_steps == 0 and prism.optim.warmup_ratio > 0
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

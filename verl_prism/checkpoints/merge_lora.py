@@ -1,56 +1,55 @@
-"""Adapters merged into the weights that they were trained beside. verl exports both under PEFT's names."""
+"""Merging of LoRA adapters into the weights. verl exports both, under PEFT's names."""
 
 import json
-import os
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-PREFIX, BESIDE = "base_model.model.", ".base_layer."
+PREFIX = "base_model.model."
+BASE_LAYER = ".base_layer."
 INDEX = "model.safetensors.index.json"
 
 
-def merge_adapters(folder: Path, scale: float) -> None:
-    """Every W with adapters becomes W + scale·B·A, under its own name; memory holds one file's tensors at a time.
+def merge_adapters(source: Path, target: Path, scale: float) -> None:
+    """Write every weight W with adapters as W + scale·B·A, under its name without PEFT's parts.
 
-    scale: alpha / rank. Files are replaced, never written into: they may be links to a checkpoint's. None is replaced
-    before all are merged: an adapter may stand in another file than its weight.
+    An adapter may be in another file of `source` than its weight. Memory holds the tensors of one
+    file at a time.
+
+    source: folder with the weights and adapters. target: folder for the merged weights.
+    scale: alpha / rank.
     """
-    files = {name: file for file in sorted(folder.glob("*.safetensors")) for name in _names(file)}
-    kept: dict[str, str] = {}
+    files: dict[str, Path] = {}  # name of a tensor -> its file
+    for file in sorted(source.glob("*.safetensors")):
+        files |= dict.fromkeys(_names(file), file)
+    weight_map: dict[str, str] = {}
     for file in sorted(set(files.values())):
-        tensors = {
-            _own_name(name): _merged(name, files, scale)
-            for name in files
-            if files[name] == file and ".lora_" not in name
-        }
-        save_file(tensors, _aside(file), metadata={"format": "pt"})
-        kept |= dict.fromkeys(tensors, file.name)
-    for file in set(files.values()):
-        os.replace(_aside(file), file)
-    if (folder / INDEX).exists():
-        (folder / INDEX).write_text(
-            json.dumps({"metadata": {}, "weight_map": kept}, indent=2), encoding="utf-8"
-        )
-
-
-def _aside(file: Path) -> Path:
-    return file.with_suffix(".unfinished")
+        tensors = {}
+        for name in files:
+            if files[name] == file and ".lora_" not in name:
+                tensors[_plain_name(name)] = _merged(name, files, scale)
+        save_file(tensors, target / file.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file.name)
+    if (source / INDEX).exists():
+        index = {"metadata": {}, "weight_map": weight_map}
+        (target / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _merged(name: str, files: dict[str, Path], scale: float) -> Tensor:
     weight = _read(files[name], name)
-    if BESIDE not in name:
+    if BASE_LAYER not in name:
         return weight
-    sides = [name.replace("base_layer", f"lora_{side}.default") for side in "AB"]
-    down, up = (_read(files[side], side).float() for side in sides)
-    return (weight.float() + scale * up @ down).to(weight.dtype)
+    name_a = name.replace("base_layer", "lora_A.default")
+    name_b = name.replace("base_layer", "lora_B.default")
+    adapter_a = _read(files[name_a], name_a).float()
+    adapter_b = _read(files[name_b], name_b).float()
+    return (weight.float() + scale * adapter_b @ adapter_a).to(weight.dtype)
 
 
-def _own_name(name: str) -> str:
-    return name.removeprefix(PREFIX).replace(BESIDE, ".")
+def _plain_name(name: str) -> str:
+    return name.removeprefix(PREFIX).replace(BASE_LAYER, ".")
 
 
 def _names(file: Path) -> list[str]:

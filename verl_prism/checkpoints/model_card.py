@@ -1,13 +1,14 @@
-"""What a published folder says of itself: README.md, filled from the run."""
+"""The model card of an exported folder: README.md, rendered from the run's settings and metrics."""
 
 import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from verl_prism.checkpoints.fingerprint import decisive_settings
+from verl_prism.checkpoints.fingerprint import fingerprint
 from verl_prism.config import Prism
 
 CARD = "README.md"
@@ -16,42 +17,71 @@ PACKAGES = ("verl_prism", "verl", "torch", "transformers", "vllm", "ray")
 Part = Literal["policy", "discriminator"]
 
 
-def write_card(
-    folder: Path, prism: Prism, part: Part, base: Path, figures: Mapping[str, float | str]
-) -> None:
-    """base: the folder that `part` was trained from."""
-    loader = PackageLoader("verl_prism.checkpoints", package_path="")
-    template = Environment(
-        loader=loader, undefined=StrictUndefined, keep_trailing_newline=True
-    ).get_template("model_card.md.jinja")
-    settings = {key: _shown(prism, value) for key, value in decisive_settings(prism).items()}
-    card = template.render(
-        prism=prism,
-        part=part,
-        base=_shown(prism, base),
-        data=_shown(prism, prism.data.train),
-        figures=figures,
-        settings=settings,
-        versions=_versions(),
-    )
-    (folder / CARD).write_text(card, encoding="utf-8")
+@dataclass(frozen=True)
+class ModelCard:
+    """What the model card says.
 
+    model: name of the model. part: which part of the run the folder contains.
+    base: the folder that training started from. root: paths below it are shown relative to it.
+    """
 
-def _shown(prism: Prism, value: object) -> object:
-    """A path without what it says of the machine: from the pipeline's folder on or, outside of it, its last parts."""
-    path = Path(str(value))
-    if not path.is_absolute():
-        return value
-    return (
-        str(path.relative_to(prism.root))
-        if path.is_relative_to(prism.root)
-        else "/".join(path.parts[-2:])
-    )
+    part: Part
+    model: str
+    stage: str
+    steps: int
+    seed: int
+    base: Path
+    data: Path
+    root: Path
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, float | str]
+
+    @classmethod
+    def of(
+        cls, prism: Prism, part: Part, base: Path, metrics: Mapping[str, float | str]
+    ) -> "ModelCard":
+        """Return the card for a part of a run."""
+        return cls(
+            part=part,
+            model=prism.model.name,
+            stage=prism.stage,
+            steps=prism.steps,
+            seed=prism.seed,
+            base=base,
+            data=prism.data.train,
+            root=prism.root,
+            settings=fingerprint(prism),
+            metrics=metrics,
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the card into an exported folder."""
+        environment = Environment(
+            loader=PackageLoader("verl_prism.checkpoints", package_path=""),
+            undefined=StrictUndefined,
+            keep_trailing_newline=True,
+        )
+        text = environment.get_template("model_card.md.jinja").render(
+            card=self,
+            base=self._anonymous(self.base),
+            data=self._anonymous(self.data),
+            settings={key: self._anonymous(value) for key, value in self.settings.items()},
+            versions=_versions(),
+        )
+        (folder / CARD).write_text(text, encoding="utf-8")
+
+    def _anonymous(self, value: object) -> object:
+        """Shorten an absolute path, so that the card reveals nothing about the machine."""
+        path = Path(str(value))
+        if not path.is_absolute():
+            return value
+        if path.is_relative_to(self.root):
+            return str(path.relative_to(self.root))
+        return "/".join(path.parts[-2:])
 
 
 def _versions() -> dict[str, str]:
-    installed = {
-        package.metadata["Name"].lower().replace("-", "_")
-        for package in importlib.metadata.distributions()
-    }
+    installed = set()
+    for package in importlib.metadata.distributions():
+        installed.add(package.metadata["Name"].lower().replace("-", "_"))
     return {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}

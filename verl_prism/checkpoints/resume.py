@@ -1,105 +1,90 @@
-"""Which checkpoint a stage goes on from, and whether it may: asked before anything is started or removed."""
+"""Which checkpoint a stage resumes from, and whether it can: checked before anything is started."""
 
-from pathlib import Path
+from collections.abc import Mapping
 
-from verl_prism.checkpoints.fingerprint import decisive_settings, ranks
-from verl_prism.checkpoints.store import Checkpoint, checkpoints_folder, newest_checkpoint
-from verl_prism.config import Prism
+from verl_prism.checkpoints.store import Checkpoint, CheckpointStore
+from verl_prism.config import Stage
 from verl_prism.errors import UserError
+from verl_prism.run_folder import RunFolder
 
 
-def rollouts_file(prism: Prism) -> Path:
-    """Of the warm-up. A line for each prompt: the policy's answers."""
-    return prism.output / "rollouts.jsonl"
+def checkpoint_to_resume(
+    store: CheckpointStore, stage: Stage, steps: int
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest complete checkpoint, if any, and the damaged ones that are skipped.
 
-
-def upcycled_folder(prism: Prism) -> Path:
-    """Of the warm-up: the discriminator that training started from."""
-    return prism.output / "upcycled"
-
-
-def checkpoint_to_resume(prism: Prism) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint, None where the stage has saved nothing yet; and the damaged ones passed over.
-
-    Raises UserError where there are damaged ones alone, where it is of another run, or where this run cannot load it.
+    Raises UserError if all checkpoints are damaged, if the newest complete one belongs to a
+    different run, or if this run cannot load it.
     """
-    checkpoint, damaged = newest_checkpoint(prism)
+    checkpoint, damaged = store.newest()
     if checkpoint is None and damaged:
         raise UserError(
-            f"prism.resume=true, but no checkpoint is complete: {'; '.join(damaged)}. To start anew, without resume, "
-            f"is to give them up"
+            f"prism.resume=true, but no checkpoint is complete: {'; '.join(damaged)}. "
+            "To give them up and start from scratch, leave out prism.resume"
         )
     if checkpoint:
-        _check_settings(prism, checkpoint)
-        _check_ranks(prism, checkpoint)
-        _check_files(prism, checkpoint)
+        _check_settings(checkpoint, store.fingerprint)
+        _check_steps(checkpoint, steps)
+        _check_world_sizes(checkpoint, store.world_sizes, stage)
+        if stage == "warmup":
+            _check_warmup_files(checkpoint, store.run)
     return checkpoint, damaged
 
 
-def _check_settings(prism: Prism, checkpoint: Checkpoint) -> None:
-    before, wanted = checkpoint.settings, decisive_settings(prism)
-    changed = [
-        f"{key}={wanted.get(key)} (was {before.get(key)})"
-        for key in sorted(before | wanted)
-        if before.get(key) != wanted.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"prism.resume=true, but {checkpoint.folder} was made with other settings: {', '.join(changed)}; give the "
-            "same ones, or start anew without resume"
-        )
-    if checkpoint.step > prism.steps:
-        raise UserError(
-            f"prism.resume=true, but {checkpoint.folder} is beyond prism.steps={prism.steps}"
-        )
-
-
-def _check_ranks(prism: Prism, checkpoint: Checkpoint) -> None:
-    """verl loads each rank's shards at the same number of ranks alone."""
-    if checkpoint.ranks == ranks(prism):
-        return
-    was, wanted = (
-        ", ".join(f"{part} {n}" for part, n in r.items()) for r in (checkpoint.ranks, ranks(prism))
-    )
-    part = next(iter(checkpoint.ranks))
-    anew = [f"stage={prism.stage}", f"prism.policy={checkpoint.folder / part / 'huggingface'}"]
-    if "discriminator" in checkpoint.ranks:
-        anew.append(
-            f"prism.discriminator.path={checkpoint.folder / 'discriminator' / 'huggingface'}"
-        )
-    raise UserError(
-        f"prism.resume=true, but {checkpoint.folder} was saved by another number of ranks ({was}; this run has "
-        f"{wanted}), and loads at that number alone. Give as many devices again, or start a new run from its weights, "
-        "without its optimizer state, learning-rate schedule and place in the data:\n"
-        f"  python -m verl_prism.main {' '.join(anew)} prism.output=…"
-    )
-
-
-def _check_files(prism: Prism, checkpoint: Checkpoint) -> None:
-    if prism.stage == "warmup":
-        for path in (rollouts_file(prism), upcycled_folder(prism)):
-            if not path.exists():
-                raise UserError(
-                    f"prism.resume=true, but {path}, which {checkpoint.folder} goes with, is not there; start anew "
-                    "without resume"
-                )
-
-
-def finished(prism: Prism, checkpoint: Checkpoint | None, result: Path) -> bool:
-    """Whether an earlier run of the stage made its result, and all of the steps that are asked for."""
-    return result.exists() and (
-        prism.stage == "warmup" or (checkpoint is not None and checkpoint.step == prism.steps)
-    )
-
-
-def starting_point(prism: Prism, checkpoint: Checkpoint | None, damaged: list[str]) -> list[str]:
-    """For the console: where the run begins, and what it passes over; nothing where that was not the question."""
-    if not prism.resume:
-        return []
-    passed_over = [f"damaged, not gone on from: {fault}" for fault in damaged]
+def resume_notes(run: RunFolder, checkpoint: Checkpoint | None, damaged: list[str]) -> list[str]:
+    """Return what the console says about where the run starts."""
+    notes = [f"skipping a damaged checkpoint: {damage}" for damage in damaged]
     if checkpoint is None:
-        return [
-            *passed_over,
-            f"nothing to go on from in {checkpoints_folder(prism)}: starting anew",
-        ]
-    return [*passed_over, f"going on from step {checkpoint.step} of {checkpoint.folder}"]
+        return [*notes, f"no checkpoint in {run.checkpoints}; starting from scratch"]
+    return [*notes, f"resuming from step {checkpoint.step} of {checkpoint.folder}"]
+
+
+def _check_settings(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:
+    saved = checkpoint.fingerprint
+    keys = [key for key in sorted({*saved, *wanted}) if saved.get(key) != wanted.get(key)]
+    if keys:
+        changed = [f"{key}={wanted.get(key)} (was {saved.get(key)})" for key in keys]
+        raise UserError(
+            f"prism.resume=true, but {checkpoint.folder} was saved with different settings: "
+            f"{', '.join(changed)}. Use the same settings, or start from scratch without resume"
+        )
+
+
+def _check_steps(checkpoint: Checkpoint, steps: int) -> None:
+    if checkpoint.step > steps:
+        raise UserError(f"prism.resume=true, but {checkpoint.folder} is beyond prism.steps={steps}")
+
+
+def _check_world_sizes(checkpoint: Checkpoint, wanted: Mapping[str, int], stage: Stage) -> None:
+    """verl loads a checkpoint only with the number of ranks that saved it."""
+    if checkpoint.world_sizes == wanted:
+        return
+    policy = next(iter(checkpoint.world_sizes))
+    command = [
+        "python -m verl_prism.main",
+        f"stage={stage}",
+        f"prism.policy={checkpoint.folder / policy / 'huggingface'}",
+    ]
+    if "discriminator" in checkpoint.world_sizes:
+        discriminator = checkpoint.folder / "discriminator" / "huggingface"
+        command.append(f"prism.discriminator.path={discriminator}")
+    raise UserError(
+        f"prism.resume=true, but {checkpoint.folder} was saved by a different number of ranks "
+        f"({_counts(checkpoint.world_sizes)}; this run has {_counts(wanted)}), and verl can only "
+        "load it with the same number. Use as many devices as before, or start a new run from its "
+        "weights, without its optimizer state, learning-rate schedule and position in the data:\n"
+        f"  {' '.join(command)} prism.output=…"
+    )
+
+
+def _counts(world_sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} {count}" for part, count in world_sizes.items())
+
+
+def _check_warmup_files(checkpoint: Checkpoint, run: RunFolder) -> None:
+    for path in (run.rollouts, run.upcycled):
+        if not path.exists():
+            raise UserError(
+                f"prism.resume=true, but {path} is missing, and {checkpoint.folder} needs it. "
+                "Start from scratch without resume"
+            )

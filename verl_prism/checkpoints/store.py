@@ -1,165 +1,176 @@
-"""Complete checkpoints: how one comes to be, in one instant, and which there are.
+"""The checkpoints of a run: how they are published, and which of them are complete.
 
-A stage writes to `<output>/checkpoints/unfinished/global_step_N`, in as many files as it likes. `publish` lists them in
-a manifest, waits until all are on disk and renames the folder to `<output>/checkpoints/global_step_N`: from then on,
-and not before, the checkpoint exists. Nothing ever reads below `unfinished`.
+A stage writes a checkpoint to `<output>/checkpoints/unfinished/global_step_N`. `publish` lists its
+files in a manifest, waits until they are on disk and renames the folder to
+`<output>/checkpoints/global_step_N`. The rename makes the checkpoint exist, in one instant. Nothing
+is ever read from `unfinished`.
 
-Without torch, so that it is asked before anything is started.
+This module does not import torch, so that checkpoints can be checked before anything is started.
 """
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_prism.checkpoints.fingerprint import decisive_settings, ranks
-from verl_prism.config import Prism
 from verl_prism.errors import EndedEarly, UserError
-from verl_prism.files import write_atomically, sync, sync_tree
-from verl_prism.report.metrics import METRICS, write_records
+from verl_prism.files import sync, sync_tree, write_atomically
+from verl_prism.report.metrics import write_records
+from verl_prism.run_folder import RunFolder
 
 MANIFEST = "manifest.json"
-POINTER = "latest_checkpointed_iteration.txt"  # as verl names it, for verl's own tools
-STEP = "global_step_"  # verl finds the step in a folder's name
+METRICS = "metrics.jsonl"  # a copy of the run's metrics up to the checkpoint
+POINTER = "latest_checkpointed_iteration.txt"  # verl's own tools expect this name
+STEP = "global_step_"  # verl reads the step from the folder's name
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """ranks: those of each part, keyed by its subfolder. settings: see `decisive_settings`."""
+    """A complete checkpoint.
+
+    world_sizes: number of ranks that saved each part, by the part's subfolder.
+    fingerprint: see `verl_prism.checkpoints.fingerprint`.
+    """
 
     folder: Path
     step: int
-    ranks: dict[str, int]
-    settings: dict[str, Any]
+    world_sizes: dict[str, int]
+    fingerprint: dict[str, Any]
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics of the run up to this checkpoint."""
+        return self.folder / METRICS
 
 
-def checkpoints_folder(prism: Prism) -> Path:
-    return prism.output / "checkpoints"
+@dataclass(frozen=True)
+class CheckpointStore:
+    """Publishes and finds the checkpoints of one run.
 
-
-def unfinished_folder(prism: Prism) -> Path:
-    return checkpoints_folder(prism) / "unfinished"
-
-
-def publish(prism: Prism, step: int) -> Path:
-    """Makes the folder written for `step` the newest complete checkpoint, then removes those that are too many.
-
-    Raises UserError where a rank's files are not beside the others'.
+    fingerprint: settings that a run must share with a checkpoint to resume from it.
+    world_sizes: number of ranks that save each part of a checkpoint, by the part's subfolder.
+    keep: number of most recent checkpoints to keep.
     """
-    aside, target = (
-        folder(prism) / f"{STEP}{step}" for folder in (unfinished_folder, checkpoints_folder)
-    )
-    _check_ranks(prism, aside)
-    write_records(prism.output, aside / METRICS)
-    manifest = {
-        "step": step,
-        "ranks": ranks(prism),
-        "settings": decisive_settings(prism),
-        "files": _sizes(aside),
-    }
-    (aside / MANIFEST).write_text(json.dumps(manifest, indent=2))
-    sync_tree(aside)
-    if target.exists():  # a damaged one that the run did not go on from
-        target.rename(aside.with_name(f"damaged_{step}"))
-    aside.rename(target)
-    sync(target.parent)
-    write_atomically(target.parent / POINTER, str(step))
-    _prune(prism, step)
-    return target
+
+    run: RunFolder
+    fingerprint: Mapping[str, Any]
+    world_sizes: Mapping[str, int]
+    keep: int
+
+    def unfinished(self, step: int) -> Path:
+        """Return the folder to write the checkpoint of a step to, before it is published."""
+        return self.run.unfinished_checkpoints / f"{STEP}{step}"
+
+    def publish(self, step: int) -> Path:
+        """Make the checkpoint written for `step` the newest one, and remove the oldest ones.
+
+        Raises UserError if the files of a rank are missing.
+        """
+        unfinished = self.unfinished(step)
+        target = self.run.checkpoints / unfinished.name
+        self._check_ranks(unfinished)
+        write_records(self.run, unfinished / METRICS)
+        manifest = {
+            "step": step,
+            "ranks": dict(self.world_sizes),
+            "settings": dict(self.fingerprint),
+            "files": _sizes(unfinished),
+        }
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        sync_tree(unfinished)
+        if target.exists():  # damaged: the run did not resume from it
+            target.rename(unfinished.with_name(f"damaged_{step}"))
+        unfinished.rename(target)
+        sync(target.parent)
+        write_atomically(target.parent / POINTER, str(step))
+        self._prune(step)
+        return target
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest complete checkpoint, and what is wrong with each later one."""
+        damaged: list[str] = []
+        for folder in reversed(published(self.run)):
+            damage = _damage(folder)
+            if damage is None:
+                return _read(folder), damaged
+            damaged.append(f"{folder}: {damage}")
+        return None, damaged
+
+    def reached(self, step: int) -> bool:
+        """Return whether the newest complete checkpoint is the one of `step`."""
+        checkpoint, _ = self.newest()
+        return checkpoint is not None and checkpoint.step == step
+
+    def last(self, steps: int) -> Path:
+        """Return the folder of the checkpoint of the run's last step.
+
+        Raises EndedEarly if the newest checkpoint is of an earlier step.
+        """
+        checkpoint, damaged = self.newest()
+        if checkpoint is None:
+            raise FileNotFoundError(
+                f"no complete checkpoint in {self.run.checkpoints} {'; '.join(damaged)}"
+            )
+        if checkpoint.step < steps:
+            raise EndedEarly(checkpoint.step)
+        return checkpoint.folder
+
+    def _check_ranks(self, folder: Path) -> None:
+        for part, world_size in self.world_sizes.items():
+            for rank in range(world_size):
+                file = folder / part / f"model_world_size_{world_size}_rank_{rank}.pt"
+                if not file.exists():
+                    raise UserError(
+                        f"{file} is missing: a rank wrote it to another disk. "
+                        "Put prism.output on a disk that all nodes share"
+                    )
+
+    def _prune(self, step: int) -> None:
+        """Remove old checkpoints, and those after `step`: the run resumed before the latter."""
+        folders = published(self.run)
+        kept = [folder for folder in folders if _step(folder) <= step][-self.keep :]
+        removed = [folder for folder in folders if folder not in kept]
+        removed += [self.run.unfinished_checkpoints, self.run.replaced_checkpoints]
+        for folder in removed:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def newest_checkpoint(prism: Prism) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete one, and what is wrong with each of those after it."""
-    damaged: list[str] = []
-    for folder in reversed(published(prism)):
-        fault = _fault(folder)
-        if fault is None:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            return Checkpoint(
-                folder, manifest["step"], manifest["ranks"], manifest["settings"]
-            ), damaged
-        damaged.append(f"{folder}: {fault}")
-    return None, damaged
-
-
-def last_step_saved(prism: Prism) -> bool:
-    """Whether a resumed run has nothing left to train."""
-    checkpoint, _ = newest_checkpoint(prism)
-    return prism.resume and checkpoint is not None and checkpoint.step == prism.steps
-
-
-def last_checkpoint(prism: Prism) -> Path:
-    """The one that the stage's result is made from. Raises EndedEarly where it is not of the last step."""
-    checkpoint, damaged = newest_checkpoint(prism)
-    if checkpoint is None:
-        raise FileNotFoundError(
-            f"no complete checkpoint in {checkpoints_folder(prism)} {'; '.join(damaged)}"
-        )
-    if checkpoint.step < prism.steps:
-        raise EndedEarly(checkpoint.step)
-    return checkpoint.folder
-
-
-def published(prism: Prism) -> list[Path]:
-    """The newest last."""
-    folders = [
-        path
-        for path in checkpoints_folder(prism).glob(f"{STEP}*")
-        if path.name[len(STEP) :].isdigit()
-    ]
-    return sorted(folders, key=_step)
+def published(run: RunFolder) -> list[Path]:
+    """Return the folders of all published checkpoints, damaged ones included, the newest last."""
+    folders = run.checkpoints.glob(f"{STEP}*")
+    numbered = [folder for folder in folders if folder.name.removeprefix(STEP).isdigit()]
+    return sorted(numbered, key=_step)
 
 
 def _step(folder: Path) -> int:
-    return int(folder.name[len(STEP) :])
+    return int(folder.name.removeprefix(STEP))
 
 
-def _check_ranks(prism: Prism, folder: Path) -> None:
-    for part, count in ranks(prism).items():
-        for rank in range(count):
-            file = folder / part / f"model_world_size_{count}_rank_{rank}.pt"
-            if not file.exists():
-                raise UserError(
-                    f"{file} was written elsewhere: prism.output has to be on a disk that all nodes share"
-                )
+def _read(folder: Path) -> Checkpoint:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    return Checkpoint(folder, manifest["step"], manifest["ranks"], manifest["settings"])
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {
-        str(f.relative_to(folder)): f.stat().st_size
-        for f in sorted(folder.rglob("*"))
-        if f.is_file()
-    }
+    """Return the size in bytes of each file, by its path in the folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
 
 
-def _fault(folder: Path) -> str | None:
-    """What the manifest says is there, and is not; its files are not opened."""
+def _damage(folder: Path) -> str | None:
+    """Compare a checkpoint's files with its manifest, without opening them."""
     if not (folder / MANIFEST).is_file():
-        return f"{MANIFEST} is not there"
+        return f"{MANIFEST} is missing"
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        sizes = json.loads((folder / MANIFEST).read_text())["files"]
     except (ValueError, KeyError):
         return f"{MANIFEST} is not readable"
     found = _sizes(folder)
-    for name, size in files.items():
+    for name, size in sizes.items():
         if name not in found:
-            return f"{name} is not there"
+            return f"{name} is missing"
         if found[name] != size:
-            return f"{name} has {found[name]} bytes of {size}"
+            return f"{name} has {found[name]} of {size} bytes"
     return None
-
-
-def _prune(prism: Prism, step: int) -> None:
-    """What stays are the last up to `step`: those after it are damaged, as the run did not go on from them."""
-    kept = [folder for folder in published(prism) if _step(folder) <= step][
-        -prism.keep_checkpoints :
-    ]
-    others = [folder for folder in published(prism) if folder not in kept]
-    for folder in (*others, unfinished_folder(prism), replaced_folder(prism)):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def replaced_folder(prism: Prism) -> Path:
-    """The checkpoints of an earlier run that this one replaces: kept until this one has a checkpoint."""
-    return prism.output / "checkpoints.replaced"

@@ -1,4 +1,4 @@
-"""One progress line on the terminal for a stage; everything that libraries print goes to the stage's log file."""
+"""A progress line on the terminal for a stage. What libraries print goes to the stage's log."""
 
 import atexit
 import io
@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from verl_prism.launcher.log import StageLog
-from verl_prism.launcher.log_errors import last_errors, plain_lines
+from verl_prism.launcher.log_errors import plain_lines
+from verl_prism.run_folder import RunFolder
 
 POLL_SECONDS = 0.25
 PLAIN_LINE_SECONDS = 30.0
@@ -29,50 +30,50 @@ PLAIN_LINE_SECONDS = 30.0
 class StageConsole:
     """Owns the terminal while a stage runs.
 
-    Inside the `with` block, file descriptors 1 and 2 of this process, and of every child it starts, lead to
-    `<output>/log.txt`; only this class still writes to the terminal. A thread follows `<output>/metrics.jsonl` and
-    moves the line: `{"step": …, "data": {…}}`, as verl's file logger writes it, and `{"note": …}` or `{"total": …}`,
-    by which a child process names its phase and its number of steps.
+    In the `with` block, file descriptors 1 and 2 of this process and of all its children lead to the
+    stage's log. Only this class writes to the terminal. A thread follows the metrics file and updates
+    the progress line. It reads steps, in the format of verl's file logger, and lines that name the
+    phase or the number of steps (`verl_prism.report.metrics.MetricsLog`).
 
-    On a terminal the line is redrawn in place; elsewhere a short plain line is printed every half minute and at each
-    new phase. When the block ends, also by an exception, the terminal is given back. From interpreter exit on, output
-    goes to the log again, so that what libraries say while they shut down is kept but not shown.
+    On a terminal the line is redrawn in place. Otherwise a plain line is printed every half minute
+    and at each new phase. At the end of the block the terminal is restored. When the interpreter
+    exits, output goes to the log again, for what libraries print while they shut down.
 
-    headline: metrics shown on the line, each the key of a metric or `label=key`.
-    total_steps: may be set later, once it is known (`console.total_steps = n`).
-    first_step: the step that a resumed run goes on from; its log is added to the earlier one's.
-    redact: what is printed -> what the log shows of it.
-    progressed: when (`time.monotonic()`) a step or a phase was last reported.
+    total_steps: can be set later, when it is known.
+    shown: label -> key of each metric on the progress line.
+    first_step: step that the run resumes from; the log of the earlier run is then continued.
+    redact: removes secrets from what is written to the log.
+    progressed: time (`time.monotonic()`) of the last reported step or phase.
     """
 
     def __init__(
         self,
         stage: str,
-        output: Path,
+        run: RunFolder,
         total_steps: int | None,
-        headline: Sequence[str] = (),
+        shown: Mapping[str, str] | None = None,
         first_step: int = 0,
         redact: Callable[[str], str] = str,
     ) -> None:
         self.stage = stage
-        self.output = Path(output)
+        self.run = run
         self.total_steps = total_steps
-        self.log_path = self.output / "log.txt"
+        self.log_path = run.log
         self.metrics: dict[str, Any] = {}
-        self._headline = [tuple(h.split("=", 1)) if "=" in h else (h, h) for h in headline]
-        self._metrics_path = self.output / "metrics.jsonl"
+        self.step = first_step  # the last one reported
+        self._shown = shown or {}
+        self._first_step = first_step
         self._redact = redact
         self._log: StageLog | None = None
         self._log_start = 0
         self._note = "starting"
-        self._step = self._first_step = first_step
         self._pace = _Pace()
         self.progressed = time.monotonic()
 
     def __enter__(self) -> Self:
-        self.output.mkdir(parents=True, exist_ok=True)
-        for stale in (self._metrics_path, self.output / "summary.json"):
-            stale.unlink(missing_ok=True)
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        self.run.metrics.unlink(missing_ok=True)
+        self.run.summary.unlink(missing_ok=True)
         _flush_streams()
         self._saved_fds = (os.dup(1), os.dup(2))
         self._terminal = open(os.dup(1), "w", encoding="utf-8", errors="replace")
@@ -82,9 +83,8 @@ class StageConsole:
         self._log_start = os.fstat(self._log.file).st_size
         _point_output_to(self._log.pipe)
         self._animated = self._terminal.isatty()
-        self._console = Console(
-            file=self._terminal, highlight=False, width=None if self._animated else 120
-        )
+        width = None if self._animated else 120
+        self._console = Console(file=self._terminal, highlight=False, width=width)
         self._live = Live(
             get_renderable=self._line,
             console=self._console,
@@ -117,63 +117,48 @@ class StageConsole:
         atexit.register(_point_output_to, self._log.file)
 
     def note(self, text: str) -> None:
-        """Name the phase that the stage is in now, e.g. "starting Ray and vLLM"."""
+        """Name the current phase of the stage, e.g. "starting Ray and vLLM"."""
         self._note = text
         self.progressed = time.monotonic()
-
-    def advance(self, steps: int = 1) -> None:
-        """Count steps; for stages that write no metrics.jsonl."""
-        self._set_step(self._step + steps)
 
     def print(self, *renderables: RenderableType) -> None:
         """Print to the terminal, above the progress line."""
         self._console.print(*renderables)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the progress line."""
+        """Print a line of text above the progress line."""
         self._console.print(Text(text), soft_wrap=True)
 
-    def finish(self, figures: Mapping[str, Any], made: Path | None = None) -> None:
-        """Print the three-line summary and write `<output>/summary.json`.
+    def finish(self, metrics: Mapping[str, Any], result: Path) -> None:
+        """Print the three-line summary and write it to `summary.json`.
 
-        figures: label -> number or text. made: what the stage leaves behind; the output folder unless given.
+        metrics: label -> number or text. result: what the stage leaves for the next one.
         """
-        made = self.output if made is None else Path(made)
         seconds = self._pace.elapsed()
         self._stop_line()
-        shown = " · ".join(f"{label} {_short(value)}" for label, value in figures.items())
-        steps = f"{self._step - self._first_step} steps in " if self._step else ""
-        self._console.print(Text(f"✓ {self.stage}: {made}", style="bold"), soft_wrap=True)
-        self._console.print(Text(f"  {shown or 'no figures'}"), soft_wrap=True)
-        self._console.print(
-            Text(f"  {steps}{_clock(seconds)} · log in {self.log_path}"), soft_wrap=True
-        )
+        shown = " · ".join(f"{label} {_short(value)}" for label, value in metrics.items())
+        steps = f"{self.step - self._first_step} steps in " if self.step else ""
+        self._console.print(Text(f"✓ {self.stage}: {result}", style="bold"), soft_wrap=True)
+        self.say(f"  {shown or 'no metrics'}")
+        self.say(f"  {steps}{_clock(seconds)} · log in {self.log_path}")
         summary = {
             "stage": self.stage,
-            "made": str(made),
-            "figures": dict(figures),
-            "steps": self._step,
+            "made": str(result),
+            "metrics": dict(metrics),
+            "steps": self.step,
             "seconds": round(seconds, 1),
             "log": str(self.log_path),
         }
         text = json.dumps(summary, indent=2, ensure_ascii=False, default=float)
-        (self.output / "summary.json").write_text(text + "\n")
-
-    @property
-    def step(self) -> int:
-        """The last step that was reported."""
-        return self._step
+        self.run.summary.write_text(text + "\n")
 
     def log_lines(self) -> list[str]:
-        """Of this run; an earlier one that it goes on from has left some too."""
+        """Return the log of this run, without what an earlier run wrote before a resume."""
         _flush_streams()
         if self._log is not None:
             self._log.catch_up()
-        return plain_lines(self.log_path.read_bytes()[self._log_start :].decode(errors="replace"))
-
-    def last_errors(self, count: int = 8) -> list[str]:
-        """The last lines of this run's log that name an error or, where none does, its last lines."""
-        return last_errors(self.log_lines(), count)
+        log = self.log_path.read_bytes()[self._log_start :]
+        return plain_lines(log.decode(errors="replace"))
 
     def _stop_line(self) -> None:
         self._stop.set()
@@ -181,25 +166,27 @@ class StageConsole:
         self._live.stop()
 
     def _follow(self) -> None:
-        lines = _AppendedLines(self._metrics_path)
-        last_phase, last_time = None, 0.0
+        lines = _AppendedLines(self.run.metrics)
+        last_phase = None
+        last_time = 0.0
         while not self._stop.wait(POLL_SECONDS):
             for line in lines.read():
                 self._take(json.loads(line))
-            phase, now = (
-                re.sub(r"\d+", "", self._note),
-                time.monotonic(),
-            )  # a note that only counts is no new phase
-            if not self._animated and (phase != last_phase or now - last_time > PLAIN_LINE_SECONDS):
-                self._console.print(Text(self._plain_line()), soft_wrap=True)
-                last_phase, last_time = phase, now
+            if self._animated:
+                continue
+            phase = re.sub(r"\d+", "", self._note)  # a note that only counts is not a new phase
+            now = time.monotonic()
+            if phase != last_phase or now - last_time > PLAIN_LINE_SECONDS:
+                self.say(self._plain_line())
+                last_phase = phase
+                last_time = now
         for line in lines.read():
             self._take(json.loads(line))
 
     def _take(self, record: dict[str, Any]) -> None:
         if "step" in record:
             self.metrics.update(record["data"])
-            self._set_step(max(self._step, int(record["step"])))
+            self._set_step(int(record["step"]))
         if "total" in record:
             self.total_steps = int(record["total"])
         if "note" in record:
@@ -207,35 +194,39 @@ class StageConsole:
 
     def _set_step(self, step: int) -> None:
         self.progressed = time.monotonic()
-        if self._step == self._first_step and step > self._first_step:
-            self._note = ""
-        if step > self._step:
-            self._step = step
+        if step > self.step:
+            if self.step == self._first_step:
+                self._note = ""
+            self.step = step
             self._pace.stepped(step)
 
     def _parts(self) -> list[str]:
-        of = f"/{self.total_steps}" if self.total_steps else ""
-        shown = [
-            f"{label} {_short(self.metrics[key])}"
-            for label, key in self._headline
-            if key in self.metrics
-        ]
+        """Return the parts of the progress line: step, phase, metrics and times."""
+        parts = []
+        if self.total_steps:
+            parts.append(f"{self.step}/{self.total_steps}")
+        elif self.step:
+            parts.append(str(self.step))
+        if self._note:
+            parts.append(self._note)
+        for label, key in self._shown.items():
+            if key in self.metrics:
+                parts.append(f"{label} {_short(self.metrics[key])}")
+        times = _clock(self._pace.elapsed())
         left = self._pace.left(self.total_steps)
-        times = _clock(self._pace.elapsed()) + ("" if left is None else f", {_clock(left)} left")
-        return [f"{self._step}{of}" if self._step or of else "", self._note, *shown, times]
+        if left is not None:
+            times += f", {_clock(left)} left"
+        return [*parts, times]
 
     def _plain_line(self) -> str:
-        return "  ".join([self.stage, *filter(None, self._parts())])
+        return "  ".join([self.stage, *self._parts()])
 
     def _line(self) -> RenderableType:
         row: list[RenderableType] = [Text(self.stage, style="bold cyan")]
         if self.total_steps:
-            row.append(
-                ProgressBar(
-                    total=self.total_steps, completed=min(self._step, self.total_steps), width=20
-                )
-            )
-        row += [Text(part) for part in self._parts() if part]
+            done = min(self.step, self.total_steps)
+            row.append(ProgressBar(total=self.total_steps, completed=done, width=20))
+        row += [Text(part) for part in self._parts()]
         grid = Table.grid(padding=(0, 2, 0, 0))
         for _ in row:
             grid.add_column(no_wrap=True, overflow="ellipsis")
@@ -244,38 +235,40 @@ class StageConsole:
 
 
 class _Pace:
-    """Time left from the mean seconds per step since the first one, so that start-up does not count as a step."""
+    """Estimates the time left from the mean time per step.
+
+    The first step is left out, because it includes the start-up.
+    """
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._first: tuple[int, float] | None = None
+        self._first: tuple[int, float] | None = None  # step, time
         self._last: tuple[int, float] | None = None
 
     def elapsed(self) -> float:
+        """Return the seconds since the start."""
         return time.monotonic() - self._start
 
     def stepped(self, step: int) -> None:
+        """Record that a step has ended."""
         self._last = (step, time.monotonic())
         self._first = self._first or self._last
 
     def left(self, total_steps: int | None) -> float | None:
-        """Seconds; None while unknown."""
-        if (
-            not total_steps
-            or self._first is None
-            or self._last is None
-            or self._last[0] == self._first[0]
-        ):
+        """Return the seconds left; None while unknown."""
+        if not total_steps or self._first is None or self._last is None:
             return None
-        seconds_per_step = (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
-        return max(
-            0.0,
-            seconds_per_step * (total_steps - self._last[0]) - (time.monotonic() - self._last[1]),
-        )
+        first_step, first_time = self._first
+        last_step, last_time = self._last
+        if last_step == first_step:
+            return None
+        seconds_per_step = (last_time - first_time) / (last_step - first_step)
+        since_last = time.monotonic() - last_time
+        return max(0.0, seconds_per_step * (total_steps - last_step) - since_last)
 
 
 class _AppendedLines:
-    """Reads the lines appended to a file since the last call; a line still being written waits for its end."""
+    """Reads the lines appended to a file since the last call, but no incomplete last line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -296,7 +289,7 @@ def _point_output_to(fd: int) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # into a file Python would hold lines back
+        sys.stdout.reconfigure(line_buffering=True)  # Python buffers blocks when not on a terminal
 
 
 def _flush_streams() -> None:

@@ -1,4 +1,4 @@
-"""The parent of a stage: owns the terminal, starts the stage in a child process and tells how it ended."""
+"""The parent process of a stage: it owns the terminal, runs the stage and reports how it ended."""
 
 import json
 import os
@@ -11,21 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_prism.checkpoints.preemption import (
-    EXIT_SAVED,
-    ignore_requests,
-    listen_for_requests,
-    request_file,
-)
-from verl_prism.checkpoints.resume import checkpoint_to_resume, finished, starting_point
-from verl_prism.checkpoints.store import (
-    Checkpoint,
-    checkpoints_folder,
-    published,
-    replaced_folder,
-    unfinished_folder,
-)
-from verl_prism.config import Prism, Stage
+from verl_prism.checkpoints.fingerprint import checkpoint_store
+from verl_prism.checkpoints.preemption import EXIT_SAVED, ignore_requests, listen_for_requests
+from verl_prism.checkpoints.resume import checkpoint_to_resume, resume_notes
+from verl_prism.checkpoints.store import Checkpoint, published
+from verl_prism.config import ON_RAY, Prism, Stage, flatten
 from verl_prism.cpu.environment import cpu_environment
 from verl_prism.data.checks import model_folders
 from verl_prism.errors import UserError
@@ -35,14 +25,16 @@ from verl_prism.launcher.network import network_environment
 from verl_prism.launcher.process_tree import STOP_SIGNALS, ProcessTree
 from verl_prism.launcher.stacks import STACKS_VARIABLE
 from verl_prism.launcher.watch import Watch
-from verl_prism.redaction import run_redactor
-from verl_prism.report.metrics import EARLIER, METRICS, join_records, keep_steps
-from verl_prism.report.summary import shown
+from verl_prism.redaction import Redactor, run_redactor
+from verl_prism.report.metrics import join_records, keep_steps
+from verl_prism.report.summary import shown_metrics
 from verl_prism.report.table import results_table
-from verl_prism.stages.run import OUTCOME
+from verl_prism.run_folder import RunFolder
 
-CONFIG = "config.yaml"
-STARTING: dict[Stage, str] = {
+EXIT_FAILED = 1
+EXIT_STOPPED = 130
+
+FIRST_PHASE: dict[Stage, str] = {
     "sft": "loading the model and the demonstrations",
     "warmup": "loading the policy",
     "align": "starting Ray, the policy, vLLM and the discriminator",
@@ -50,7 +42,8 @@ STARTING: dict[Stage, str] = {
     "eval": "loading the policy",
 }
 
-# The order of sets, and kernels on GPUs whose sums come in one order; verl sets them too, in the stages that use Ray.
+# The iteration order of sets, and GPU kernels with a fixed order of summation.
+# In the stages on Ray verl sets these too.
 REPRODUCIBLE = {
     "PYTHONHASHSEED": "0",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -60,148 +53,187 @@ REPRODUCIBLE = {
     "NCCL_ALGO": "Ring",
 }
 
+Outcome = dict[str, Any]
+
 
 def launch(config: DictConfig, prism: Prism) -> int:
-    """Returns the exit code: 0; 1 where the stage failed; 75 where it saved and ended early, as SIGUSR1 asks; 130 where
-    it was stopped by Ctrl-C, SIGTERM or SIGHUP.
+    """Run a stage and return the exit code.
 
-    Raises UserError where the stage itself found a mistake in its input.
+    0: the stage is complete. 1: it failed. 75: it saved and ended early, as SIGUSR1 requests.
+    130: it was stopped by Ctrl-C, SIGTERM or SIGHUP.
+
+    Raises UserError if the stage found a mistake in its input.
     """
-    checkpoint, damaged = checkpoint_to_resume(prism) if prism.resume else (None, [])
-    if prism.resume and finished(prism, checkpoint, result(prism)):
-        sys.stdout.write(f"stage {prism.stage} is complete: {result(prism)}\n")
-        return 0
-    clear_output(prism, checkpoint)
-    if checkpoint and prism.stage != "warmup":
-        config.trainer.resume_mode, config.trainer.resume_from_path = (
-            "resume_path",
-            str(checkpoint.folder),
+    run = RunFolder(prism.output)
+    checkpoint: Checkpoint | None = None
+    notes: list[str] = []
+    if prism.resume:
+        checkpoint, damaged = checkpoint_to_resume(
+            checkpoint_store(prism), prism.stage, prism.steps
         )
+        if is_complete(prism, run, checkpoint):
+            sys.stdout.write(f"stage {prism.stage} is complete: {run.result(prism.stage)}\n")
+            return 0
+        notes = resume_notes(run, checkpoint, damaged)
+    prepare_output(prism, run, checkpoint)
+    if checkpoint and prism.stage != "warmup":
+        config.trainer.resume_mode = "resume_path"
+        config.trainer.resume_from_path = str(checkpoint.folder)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
     ignore_requests()
-    scratch = Path(
-        tempfile.mkdtemp(prefix="prism-", dir="/tmp")
-    )  # short: a socket's path has 107 characters at most
+    # Ray's sockets are below this folder, and a socket's path has at most 107 characters.
+    scratch = Path(tempfile.mkdtemp(prefix="prism-", dir="/tmp"))
     try:
-        return run(
-            config,
-            prism,
-            scratch,
-            checkpoint.step if checkpoint else 0,
-            starting_point(prism, checkpoint, damaged),
-        )
+        return run_process(config, prism, scratch, checkpoint.step if checkpoint else 0, notes)
     except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; log in {prism.output / 'log.txt'}\n")
-        return 130
+        sys.stderr.write(f"stopped; log in {run.log}\n")
+        return EXIT_STOPPED
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        join_records(prism.output)
+        join_records(run)
 
 
-def run(config: DictConfig, prism: Prism, scratch: Path, first_step: int, notes: list[str]) -> int:
-    """Starts the stage's process, watches it and says how it ended. notes: to be shown first."""
-    variables = environment(prism, scratch)
-    redact = run_redactor(config, variables)
-    OmegaConf.save(redact.config(config), prism.output / CONFIG)
-    OmegaConf.save(
-        config, scratch / CONFIG
-    )  # with its secrets: the folder is open to the user alone
-    steps = None if prism.stage == "eval" else prism.steps
-    headline = [f"{label}={key}" for label, key in shown(prism).items()]
-    console = StageConsole(prism.stage, prism.output, steps, headline, first_step, redact)
-    with console, ProcessTree(command(prism, scratch), variables) as tree:
-        for note in notes:
-            console.say(note)
-        listen_for_requests(prism)
-        console.note(STARTING[prism.stage])
-        watch = Watch(tree, console, prism, stacks_file(scratch))
-        status = watch.wait()
-        outcome = read_outcome(prism)
-        if status == 0 and "figures" in outcome:
-            console.finish(outcome["figures"], made=result(prism))
-            if prism.stage == "eval":
-                console.print(
-                    results_table(json.loads((prism.output / "results.json").read_text()))
-                )
-    if "mistake" in outcome:
-        raise UserError(outcome["mistake"])
-    if status == 0 and "saved" in outcome:
-        sys.stderr.write(
-            f"saved at step {outcome['saved']} as asked; prism.resume=true goes on from there\n"
-        )
-        return EXIT_SAVED
-    if status:
-        sys.stderr.write(failure_text(prism, status, console, watch))
-    return 1 if status else 0
+def is_complete(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) -> bool:
+    """Return whether the stage has made all requested steps and exported its result."""
+    if not run.result(prism.stage).exists():
+        return False
+    if prism.stage == "warmup":  # it exports its result when it has made all steps
+        return True
+    return checkpoint is not None and checkpoint.step == prism.steps
 
 
-def clear_output(prism: Prism, checkpoint: Checkpoint | None) -> None:
-    """Removes what an earlier run of the stage left, so that nobody takes it for this run's.
+def prepare_output(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) -> None:
+    """Create the output folder, and remove what an earlier run of the stage left in it.
 
-    Without a checkpoint to go on from, earlier ones are set aside until this run has one.
+    Without a checkpoint to resume from, earlier checkpoints are set aside until this run has one.
     """
-    prism.output.mkdir(parents=True, exist_ok=True)
-    for stale in (prism.output / OUTCOME, request_file(prism)):
-        stale.unlink(missing_ok=True)
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.outcome.unlink(missing_ok=True)
+    run.end_request.unlink(missing_ok=True)
     if prism.stage == "eval":
         return
-    for key, folder in model_folders(prism).items():
-        made = (prism.output / "policy", prism.output / "discriminator", checkpoints_folder(prism))
-        if any(map(folder.is_relative_to, made)):
-            raise UserError(
-                f"prism.output={prism.output}: the stage would write over {key}, which it starts from"
-            )
-    for part in ("policy", "discriminator"):
-        shutil.rmtree(prism.output / part, ignore_errors=True)
-    shutil.rmtree(unfinished_folder(prism), ignore_errors=True)
+    _check_inputs_are_kept(prism, run)
+    for folder in (run.policy, run.discriminator, run.unfinished_checkpoints):
+        shutil.rmtree(folder, ignore_errors=True)
     if checkpoint:
-        keep_steps(prism.output, checkpoint.folder / METRICS, checkpoint.step)
+        keep_steps(run, checkpoint.metrics, checkpoint.step)
         return
-    (prism.output / EARLIER).unlink(missing_ok=True)
-    if published(prism):
-        shutil.rmtree(replaced_folder(prism), ignore_errors=True)
-        checkpoints_folder(prism).rename(replaced_folder(prism))
+    run.earlier_metrics.unlink(missing_ok=True)
+    if published(run):
+        shutil.rmtree(run.replaced_checkpoints, ignore_errors=True)
+        run.checkpoints.rename(run.replaced_checkpoints)
 
 
-def read_outcome(prism: Prism) -> dict[str, Any]:
-    """What the stage's process left: `figures`, a user's `mistake`, the step `saved`, or nothing if it broke down."""
-    file = prism.output / OUTCOME
-    return json.loads(file.read_text()) if file.exists() else {}
+def _check_inputs_are_kept(prism: Prism, run: RunFolder) -> None:
+    for key, folder in model_folders(prism).items():
+        for overwritten in (run.policy, run.discriminator, run.checkpoints):
+            if folder.is_relative_to(overwritten):
+                raise UserError(
+                    f"prism.output={run.path}: the stage would overwrite {key}, which it starts "
+                    "from. Choose another output folder"
+                )
 
 
-def command(prism: Prism, scratch: Path) -> list[str]:
-    run = ["-m", "verl_prism.stages.run", str(scratch / CONFIG)]
-    if prism.stage == "sft" and prism.hardware.devices_per_node > 1:
-        ranks = f"--nproc-per-node={prism.hardware.devices_per_node}"
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks, *run]
-    return [sys.executable, *run]
+def run_process(
+    config: DictConfig, prism: Prism, scratch: Path, first_step: int, notes: list[str]
+) -> int:
+    """Run the stage's process, watch it, and return the exit code.
+
+    scratch: the run's temporary folder. notes: shown on the console first.
+    """
+    run = RunFolder(prism.output)
+    variables = environment(prism, scratch)
+    redact = run_redactor(config, variables)
+    OmegaConf.save(redact.config(config), run.config)
+    config_file = scratch / run.config.name  # with secrets: only the user can read this folder
+    OmegaConf.save(config, config_file)
+    console = _console(prism, run, first_step, redact)
+    with console, ProcessTree(command(prism, config_file), variables) as tree:
+        for note in notes:
+            console.say(note)
+        listen_for_requests(run)
+        console.note(FIRST_PHASE[prism.stage])
+        watch = Watch(
+            tree,
+            console,
+            Path(variables[STACKS_VARIABLE]),
+            on_ray=prism.stage in ON_RAY,
+            stall_seconds=prism.stall_seconds,
+        )
+        status = watch.wait()
+        outcome = read_outcome(run)
+        if status == 0 and "metrics" in outcome:
+            console.finish(outcome["metrics"], run.result(prism.stage))
+            if prism.stage == "eval":
+                console.print(results_table(json.loads(run.results.read_text())))
+    return _report_end(prism, status, outcome, console, watch)
+
+
+def _console(prism: Prism, run: RunFolder, first_step: int, redact: Redactor) -> StageConsole:
+    return StageConsole(
+        prism.stage,
+        run,
+        total_steps=None if prism.stage == "eval" else prism.steps,
+        shown=shown_metrics(prism.stage, prism.algorithm.dynamic_sampling),
+        first_step=first_step,
+        redact=redact,
+    )
+
+
+def _report_end(
+    prism: Prism, status: int, outcome: Outcome, console: StageConsole, watch: Watch
+) -> int:
+    """Return the exit code, after a message about a failure or an early end.
+
+    Raises UserError if the stage found a mistake in its input.
+    """
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    if status:
+        settings = dict(flatten(prism.model_dump(), "prism"))
+        sys.stderr.write(failure_text(prism.stage, status, console, watch, settings))
+        return EXIT_FAILED
+    if "saved_step" in outcome:
+        step = outcome["saved_step"]
+        sys.stderr.write(f"saved at step {step} as requested; continue with prism.resume=true\n")
+        return EXIT_SAVED
+    return 0
+
+
+def read_outcome(run: RunFolder) -> Outcome:
+    """Return `metrics`, `error` or `saved_step`, as the stage left it; nothing if it crashed."""
+    if not run.outcome.exists():
+        return {}
+    return json.loads(run.outcome.read_text())
+
+
+def command(prism: Prism, config_file: Path) -> list[str]:
+    """Return the command that runs the stage, through torchrun if it has several ranks."""
+    stage = ["-m", "verl_prism.stages.run", str(config_file)]
+    ranks = prism.hardware.devices_per_node
+    if prism.stage == "sft" and ranks > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        return [sys.executable, *torchrun, *stage]
+    return [sys.executable, *stage]
 
 
 def environment(prism: Prism, scratch: Path) -> dict[str, str]:
-    """Variables that must be there before Python starts, or that Ray's workers inherit."""
-    ours = {
+    """Return the environment of the stage's process, which Ray's workers inherit.
+
+    The user's own variables take precedence over the defaults for the network and the CPU only.
+    """
+    single_node = prism.hardware.nodes == 1 and prism.hardware.ray_address is None
+    variables = network_environment(single_node, scratch)
+    if prism.hardware.device == "cpu":
+        variables |= cpu_environment()
+    variables |= os.environ
+    if prism.reproducible:
+        variables |= REPRODUCIBLE
+    return variables | {
         "PYTHONUNBUFFERED": "1",
-        STACKS_VARIABLE: str(stacks_file(scratch)),
+        STACKS_VARIABLE: str(scratch / "stacks"),
         "RAY_TMPDIR": str(scratch),
         "VLLM_RPC_BASE_PATH": str(scratch),
-        "VERL_FILE_LOGGER_PATH": str(prism.output / "metrics.jsonl"),
+        "VERL_FILE_LOGGER_PATH": str(RunFolder(prism.output).metrics),
     }
-    hardware = cpu_environment() if prism.hardware.device == "cpu" else {}
-    repeatable = REPRODUCIBLE if prism.reproducible else {}
-    return {**network_environment(prism, scratch), **hardware, **os.environ, **repeatable, **ours}
-
-
-def stacks_file(scratch: Path) -> Path:
-    """Where processes write their stacks when asked."""
-    return scratch / "stacks"
-
-
-def result(prism: Prism) -> Path:
-    """What the stage leaves for the next one."""
-    match prism.stage:
-        case "warmup":
-            return prism.output / "discriminator"
-        case "eval":
-            return prism.output
-    return prism.output / "policy"

@@ -1,4 +1,4 @@
-"""The log of a stage: what its processes print, read from a pipe, without secrets."""
+"""The log of a stage: the output of its processes, read from a pipe, with secrets removed."""
 
 import fcntl
 import os
@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-BLOCK = 1 << 20  # bytes read at once
-LONG_LINE = 1 << 16  # bytes after which a line is written piece by piece
+BLOCK = 1 << 20  # bytes to read at once
+LONG_LINE = 1 << 16  # bytes after which a line is written in pieces
 END_SECONDS = 5.0
 
 
 class StageLog:
-    """A file that is written through `pipe`, a descriptor to which any number of processes may print.
+    """A file that is written through `pipe`, a descriptor to which any process can print.
 
-    A thread takes whole lines from the pipe, so that no secret is met in halves, and writes them at once. Only the user
-    may read the file: a secret that nobody told us of may be in it.
+    A thread reads from the pipe and writes only whole lines, so that a secret printed in pieces is
+    recognized. Only the user can read the file: it may contain secrets that we do not know.
     """
 
     def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
@@ -32,47 +32,52 @@ class StageLog:
         self._thread.start()
 
     def catch_up(self) -> None:
-        """Returns when each line that has been printed is in the file, or after END_SECONDS."""
+        """Wait until every line printed so far is in the file, for at most END_SECONDS."""
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
             with self._reading:
-                if not self._thread.is_alive() or _waiting(self._end) == 0:
+                if not self._thread.is_alive() or _bytes_waiting(self._end) == 0:
                     return
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Ends the log, once all who print to it have ended. The file stays open."""
+        """End the log, after all processes that print to it have ended. The file stays open."""
         os.close(self.pipe)
         self._thread.join(END_SECONDS)
         if not self._thread.is_alive():
             os.close(self._end)
 
     def _follow(self) -> None:
-        while self._read():
+        while self._copy_block():
             pass
 
-    def _read(self) -> bool:
-        """One block from the pipe to the file; False at the pipe's end."""
+    def _copy_block(self) -> bool:
+        """Copy one block from the pipe to the file; return False at the pipe's end."""
         select.select([self._end], [], [])
         with self._reading:
             block = os.read(self._end, BLOCK)
             text = self._unfinished + block
             cut = _last_line_end(text) if block else len(text)
             self._unfinished = text[cut:]
-            shown = self._redact(text[:cut].decode(errors="surrogateescape")).encode(
-                errors="surrogateescape"
-            )
-            while shown:
-                shown = shown[os.write(self.file, shown) :]
+            self._write(text[:cut])
         return bool(block)
+
+    def _write(self, text: bytes) -> None:
+        decoded = text.decode(errors="surrogateescape")
+        shown = self._redact(decoded).encode(errors="surrogateescape")
+        while shown:
+            written = os.write(self.file, shown)
+            shown = shown[written:]
 
 
 def _last_line_end(text: bytes) -> int:
-    """Where to cut: behind the last line end or, in a line that does not end, behind its last blank."""
+    """Return the position after the last line end or, in a very long line, after its last space."""
     end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
-    return end if len(text) - end < LONG_LINE else max(end, text.rfind(b" ") + 1)
+    if len(text) - end < LONG_LINE:
+        return end
+    return max(end, text.rfind(b" ") + 1)
 
 
-def _waiting(pipe: int) -> int:
-    """Bytes in the pipe."""
-    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0]
+def _bytes_waiting(pipe: int) -> int:
+    waiting = fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4)
+    return struct.unpack("i", waiting)[0]

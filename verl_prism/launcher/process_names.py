@@ -1,4 +1,4 @@
-"""The processes of a run by the names that a person knows them by."""
+"""Readable names for the processes of a run."""
 
 import contextlib
 import re
@@ -21,21 +21,22 @@ ROLES = {
     "raylet": "node manager of Ray",
     "gcs_server": "control store of Ray",
 }
-_ACTOR = re.compile(
-    r"ray::(?!IDLE)(\w*[A-Z]\w*)"
-)  # a class; Ray's functions are named like functions
+_ACTOR = re.compile(r"ray::(?!IDLE)(\w*[A-Z]\w*)")  # the name of a class, not of a Ray function
 _ENGINE = re.compile(r"VLLM::(EngineCore|Worker)")
 _STAGE = "verl_prism.stages.run"
 
 
 def process_class(process: psutil.Process) -> str | None:
-    """`WorkerDict`, `EngineCore`, `raylet`, …: of the processes without which a run on Ray cannot go on.
+    """Return the class of a process that a run on Ray cannot continue without, or None.
 
-    A copy that such a process has forked has the name of its parent, and is none.
+    Examples are `WorkerDict`, `EngineCore` and `raylet`. Forked children share their parent's name
+    and are ignored.
     """
     with contextlib.suppress(psutil.Error):
-        name, parent = _class(_command(process)), process.parent()
-        return name if parent is None or name != _class(_command(parent)) else None
+        name = _class(_command(process))
+        parent = process.parent()
+        if parent is None or name != _class(_command(parent)):
+            return name
     return None
 
 
@@ -44,30 +45,29 @@ def _class(command: list[str]) -> str | None:
     if actor := _ACTOR.match(first):
         return actor[1]
     if engine := _ENGINE.match(first):
-        return {"Worker": "VllmWorker"}.get(engine[1], engine[1])
+        return "VllmWorker" if engine[1] == "Worker" else engine[1]
     program = PurePath(first).name
     return program if program in ("raylet", "gcs_server") else None
 
 
-def in_words(name: str) -> str:
-    """A role for a class; an unknown class stands for itself."""
+def describe(name: str) -> str:
+    """Return the role and the class, or the class only if its role is unknown."""
     return f"{ROLES[name]} ({name})" if name in ROLES else name
 
 
 def role(process: psutil.Process) -> str | None:
-    """In words, for the stage's own process (of SFT, each rank) and those with a class."""
+    """Return the description of a process that has a class, or that runs the stage itself."""
     if name := process_class(process):
-        return in_words(name)
+        return describe(name)
     return "stage's own process" if _STAGE in _command(process) else None
 
 
 def title(process: psutil.Process) -> str:
-    """Of any process: its role where it has one, otherwise its command."""
-    return (
-        role(process)
-        or " ".join(" ".join(_command(process)).split())[:60]
-        or "a process that has ended"
-    )
+    """Return the role of a process if it has one, otherwise its command."""
+    if name := role(process):
+        return name
+    command = " ".join(_command(process))
+    return " ".join(command.split())[:60] or "a process that has ended"
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -1,4 +1,4 @@
-"""A child process with all that it starts: stopped as one, leaving nothing behind and touching nobody else's."""
+"""A child process and everything it starts. At the end all of it is stopped and cleaned up."""
 
 import contextlib
 import ctypes
@@ -19,10 +19,11 @@ SHARED_MEMORY = "/dev/shm/"
 
 
 class ProcessTree:
-    """Runs a command in a session of its own, so that the terminal's Ctrl-C reaches only us.
+    """Runs a command in a session of its own, so that the terminal's Ctrl-C only reaches us.
 
-    We adopt whatever the tree orphans (Ray's daemons, vLLM's engine), so that at the end all that is left of it are
-    our descendants. Linux only.
+    This process adopts what the tree orphans, such as Ray's daemons and vLLM's engine. All that is
+    left of the tree at the end is therefore among our descendants. Processes that existed before are
+    not touched. Linux only.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -40,9 +41,10 @@ class ProcessTree:
         return self
 
     def wait(self, seconds: float) -> int | None:
-        """The exit status of the command, None where it has none after so many seconds.
+        """Return the exit status of the command, or None if it still runs after `seconds`.
 
-        Now and then notes the tree's shared memory: Ray kills without clearing up.
+        Also records the tree's shared memory from time to time: a process that Ray kills does not
+        clean up.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._child.wait(seconds)
@@ -52,11 +54,11 @@ class ProcessTree:
         return None
 
     def __exit__(self, *_: object) -> None:
-        """Ends every process of the tree, the first one gently, and removes the shared memory that they held."""
+        """Stop every process of the tree, and remove the shared memory that they held."""
         previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
         try:
             self._held |= self._shared_memory()
-            self._ask_to_end()
+            self._terminate()
             for process in self.alive():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -66,8 +68,8 @@ class ProcessTree:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _ask_to_end(self) -> None:
-        """SIGTERM to the command: Ray's driver then takes its cluster down. Then wait for stragglers."""
+    def _terminate(self) -> None:
+        """Send SIGTERM to the command, on which Ray's driver stops its cluster, and wait."""
         if self._child.poll() is None:
             self._child.terminate()
         deadline = time.monotonic() + GRACE_SECONDS
@@ -75,40 +77,47 @@ class ProcessTree:
             time.sleep(0.1)
 
     def alive(self) -> list[psutil.Process]:
-        """Every process of the tree, those that it has orphaned too."""
+        """Return every running process of the tree, including orphaned ones."""
         processes = psutil.Process().children(recursive=True)
         return [p for p in processes if p.pid not in self._foreign and _running(p)]
 
     def _reap(self) -> None:
-        """Waits for all that were killed, and takes the exit status of those that we adopted: nobody else asks for it.
+        """Wait for killed processes, and collect the exit status of those that we adopted.
 
-        A killed process is gone only when its memory is freed and its last thread has ended, and its children become
-        ours only then.
+        A killed process is only gone when its memory is freed and its last thread has ended. Then we
+        adopt its children.
         """
         deadline = time.monotonic() + GRACE_SECONDS
-        while (left := self._left()) and time.monotonic() < deadline:
-            for process in (process for process in left if process.pid != self._child.pid):
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(process.pid, os.WNOHANG)
+        while (children := self._children()) and time.monotonic() < deadline:
+            for process in children:
+                if process.pid != self._child.pid:
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitpid(process.pid, os.WNOHANG)
             time.sleep(0.02)
 
-    def _left(self) -> list[psutil.Process]:
-        """Our own children; the command itself is not among them once its status is known."""
+    def _children(self) -> list[psutil.Process]:
+        """Return our own children, without the command once its exit status is known."""
         self._child.poll()
-        return [
-            process for process in psutil.Process().children() if process.pid not in self._foreign
-        ]
+        children = psutil.Process().children()
+        return [process for process in children if process.pid not in self._foreign]
 
     def _remove_shared_memory(self) -> None:
-        """What a living process still uses is not ours alone."""
-        if self._held:
-            used = {name for pid in psutil.pids() for name in _open_files(pid)}
-            for path in self._held - {Path(name) for name in used}:
+        """Remove the segments that no living process uses."""
+        if not self._held:
+            return
+        used: set[str] = set()
+        for pid in psutil.pids():
+            used |= _open_segments(pid)
+        for path in self._held:
+            if str(path) not in used:
                 path.unlink(missing_ok=True)
 
     def _shared_memory(self) -> set[Path]:
-        """Segments in /dev/shm that the tree has open or mapped."""
-        return {Path(name) for process in self.alive() for name in _open_files(process.pid)}
+        """Return the segments in /dev/shm that the tree has open or mapped."""
+        segments: set[str] = set()
+        for process in self.alive():
+            segments |= _open_segments(process.pid)
+        return {Path(name) for name in segments}
 
 
 def _running(process: psutil.Process) -> bool:
@@ -117,18 +126,18 @@ def _running(process: psutil.Process) -> bool:
     return False
 
 
-def _open_files(pid: int) -> set[str]:
+def _open_segments(pid: int) -> set[str]:
     names = set()
     with contextlib.suppress(OSError):
-        names |= {
-            line.split(maxsplit=5)[5]
-            for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
-            if SHARED_MEMORY in line
-        }
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            if SHARED_MEMORY in line:
+                names.add(line.split(maxsplit=5)[5])
     with contextlib.suppress(OSError):
         for descriptor in os.scandir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
                 names.add(os.readlink(descriptor.path))
-    return {
-        name for name in names if name.startswith(SHARED_MEMORY) and not name.endswith("(deleted)")
-    }
+    segments = set()
+    for name in names:
+        if name.startswith(SHARED_MEMORY) and not name.endswith("(deleted)"):
+            segments.add(name)
+    return segments

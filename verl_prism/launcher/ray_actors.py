@@ -1,4 +1,7 @@
-"""The driver's eye on the run's Ray actors of all nodes; those of its own node its parent sees better (`watch.py`)."""
+"""The driver's watch over the run's Ray actors on all nodes.
+
+The launcher knows more about the processes on its own node (`watch.py`).
+"""
 
 import os
 import sys
@@ -10,15 +13,17 @@ from pathlib import Path
 import ray
 
 POLL_SECONDS = 5.0
-GRACE_SECONDS = 30.0  # for the parent, which knows more, and for the run to end by itself
+GRACE_SECONDS = 30.0  # for the launcher to report more, and for the run to end by itself
 
 
 @contextmanager
 def watched_actors(metrics: Path) -> Iterator[None]:
-    """An actor that is gone while the block runs ends this process with exit code 1, unless the block ends before.
+    """Exit this process with code 1 if a named actor dies during the block.
 
-    metrics: the file that the steps are logged to. Before the first one actors may come and go, and those without a
-    name at any time: verl names its workers, vLLM servers, agent loops and reward loops.
+    verl names its workers, vLLM servers, agent loops and reward loops. Actors without a name, and
+    all actors before the first step, may start and end.
+
+    metrics: the file to which steps are logged.
     """
     ended = threading.Event()
     threading.Thread(target=_watch, args=(metrics, ended), name="actors", daemon=True).start()
@@ -34,9 +39,8 @@ def _watch(metrics: Path, ended: threading.Event) -> None:
         present = set(ray.util.list_named_actors()) if ray.is_initialized() else set()
         gone = known - present
         if gone and metrics.exists() and metrics.stat().st_size and not ended.wait(GRACE_SECONDS):
-            sys.stderr.write(
-                f"ActorDied: {', '.join(sorted(gone))} of this run ended, and the run waits for it\n"
-            )
+            names = ", ".join(sorted(gone))
+            sys.stderr.write(f"ActorDied: {names} of this run died, and the run waits for it\n")
             sys.stderr.flush()
             os._exit(1)
         known = present

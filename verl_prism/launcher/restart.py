@@ -1,4 +1,4 @@
-"""Starting a failed stage again, from its newest complete checkpoint."""
+"""Restart of a failed stage from its newest complete checkpoint."""
 
 import json
 import sys
@@ -7,40 +7,47 @@ from collections.abc import Callable
 from omegaconf import DictConfig, OmegaConf
 
 from verl_prism.config import Prism
-from verl_prism.report.metrics import METRICS
+from verl_prism.launcher.launch import EXIT_FAILED
+from verl_prism.run_folder import RunFolder
 
-FAILED = 1
-FRUITLESS = 2  # restarts in a row without a new step, after which there is no use in another
+MAX_FRUITLESS = 2  # restarts in a row without a new step, after which another one is useless
 
 
 def with_restarts(
     launch: Callable[[DictConfig, Prism], int], config: DictConfig, prism: Prism
 ) -> int:
-    """The exit code of the last start. A mistake of the user, a stop and a request to end are no failures."""
-    furthest, fruitless = 0, 0
-    for restart in range(prism.max_restarts + 1):
+    """Launch a stage, again if it fails, and return the exit code of the last launch.
+
+    A user's error, a stop and an early end on request are not failures.
+    """
+    run = RunFolder(prism.output)
+    furthest = 0
+    fruitless = 0
+    for restart in range(1, prism.max_restarts + 1):
         status = launch(config, prism)
-        if status != FAILED or restart == prism.max_restarts:
+        if status != EXIT_FAILED:
             return status
-        step = last_step(prism)
-        fruitless = fruitless + 1 if restart and step <= furthest else 0
+        step = last_step(run)
+        if restart > 1:
+            fruitless = fruitless + 1 if step <= furthest else 0
         furthest = max(furthest, step)
-        if fruitless == FRUITLESS:
-            sys.stderr.write(
-                f"not started again: {FRUITLESS} restarts in a row have made no new step\n"
-            )
+        if fruitless == MAX_FRUITLESS:
+            sys.stderr.write(f"giving up: {MAX_FRUITLESS} restarts in a row made no new step\n")
             return status
         sys.stderr.write(
-            f"starting it again after step {step}: restart {restart + 1} of prism.max_restarts="
+            f"restarting after step {step}: "
+            f"restart {restart} of prism.max_restarts={prism.max_restarts}\n"
         )
-        sys.stderr.write(f"{prism.max_restarts}\n")
         OmegaConf.update(config, "prism.resume", True)
         prism = prism.model_copy(update={"resume": True})
-    raise AssertionError
+    return launch(config, prism)
 
 
-def last_step(prism: Prism) -> int:
-    """The last one that was reported; 0 before the first."""
-    file = prism.output / METRICS
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
-    return max((json.loads(line).get("step", 0) for line in lines), default=0)
+def last_step(run: RunFolder) -> int:
+    """Return the last step that was reported; 0 before the first one."""
+    if not run.metrics.exists():
+        return 0
+    steps = [0]
+    for line in run.metrics.read_text(encoding="utf-8").split("\n")[:-1]:
+        steps.append(json.loads(line).get("step", 0))
+    return max(steps)

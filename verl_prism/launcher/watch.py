@@ -1,6 +1,6 @@
-"""What the parent of a stage looks at while it waits: that no process dies while the run goes on, and that it gets on.
+"""The watch over a running stage: it notices dead processes and stalls.
 
-verl and Ray end a run by themselves when most of their processes die, and wait for ever for some others.
+verl and Ray end a run by themselves when most of their processes die, but wait forever for some.
 """
 
 import time
@@ -9,53 +9,59 @@ from pathlib import Path
 
 import psutil
 
-from verl_prism.config import ON_RAY, Prism
 from verl_prism.launcher.console import StageConsole
 from verl_prism.launcher.oom import kernel_kills
-from verl_prism.launcher.process_names import in_words, process_class
+from verl_prism.launcher.process_names import describe, process_class
 from verl_prism.launcher.process_tree import ProcessTree
 from verl_prism.launcher.stacks import report_stacks
 
 POLL_SECONDS = 0.5
-GRACE_SECONDS = (
-    20.0  # for a run to end by itself once a process of it has died: what it says then says more
-)
-TAKE_OTHERS_ALONG = (
-    "raylet",
-    "gcs_server",
-    "PrismTaskRunner",
-)  # Ray ends an actor's own actors with it
+GRACE_SECONDS = 20.0  # for a run that lost a process to end by itself: its own errors say more
+ENDS_OTHERS = ("raylet", "gcs_server", "PrismTaskRunner")  # other processes die with these
 
 
 @dataclass(frozen=True)
 class Death:
-    """A process that was there at one look and gone at the next."""
+    """A process that has disappeared.
 
-    name: str  # its class
+    name: its class. memory: bytes, when it was last seen. step: the step during which it died.
+    """
+
+    name: str
     pid: int
-    memory: int  # bytes, when it was last seen
+    memory: int
     step: int
 
     def __str__(self) -> str:
-        held = f"{self.memory >> 20} MiB"
-        return f"the {in_words(self.name)}, process {self.pid}, died in step {self.step}; it held {held}"
+        process = f"{describe(self.name)}, process {self.pid}"
+        return f"the {process}, died in step {self.step}; it held {self.memory >> 20} MiB"
 
 
 class Watch:
-    """Waits for the end of a stage, and gives a stage up that has lost a process or makes no progress.
+    """Waits for a stage to end, and gives it up if it lost a process or makes no progress.
 
-    deaths: processes that were missing first, while the stage still ran.
+    on_ray: watch the processes of a run on Ray. In other stages torchrun watches its ranks, and
+        vLLM's engine starts and ends during the run.
+    stall_seconds: give the stage up after this time without a step or a new phase; None disables.
+    deaths: processes that disappeared first, while the stage still ran.
     complaint: why the stage was given up.
     """
 
     def __init__(
-        self, tree: ProcessTree, console: StageConsole, prism: Prism, stacks: Path
+        self,
+        tree: ProcessTree,
+        console: StageConsole,
+        stacks: Path,
+        *,
+        on_ray: bool,
+        stall_seconds: float | None,
     ) -> None:
-        self._tree, self._console, self._stacks = tree, console, stacks
-        self._stall_seconds = prism.stall_seconds
-        # Elsewhere torchrun looks after its ranks, and vLLM's engine comes and goes.
-        self._on_ray = prism.stage in ON_RAY
-        self._seen: dict[psutil.Process, tuple[str, int]] = {}
+        self._tree = tree
+        self._console = console
+        self._stacks = stacks
+        self._on_ray = on_ray
+        self._stall_seconds = stall_seconds
+        self._seen: dict[psutil.Process, tuple[str, int]] = {}  # class and memory
         self._first_step = console.step
         self._died_at = 0.0
         self._kills_before = kernel_kills()
@@ -63,53 +69,59 @@ class Watch:
         self.complaint = ""
 
     def wait(self) -> int:
-        """The stage's exit status; 1 where it was given up."""
+        """Return the stage's exit status, or 1 if it was given up."""
         while (status := self._tree.wait(POLL_SECONDS)) is None:
-            self._look()
+            self._look_for_deaths()
             if self.deaths and time.monotonic() > self._died_at + GRACE_SECONDS:
                 self.complaint = (
-                    f"it did not end by itself within {GRACE_SECONDS:.0f} s and was ended"
+                    f"the run did not end by itself within {GRACE_SECONDS:.0f} s and was stopped"
                 )
                 return 1
-            if self._stalled():
-                self.complaint = self._stall()
+            if self._is_stalled():
+                self.complaint = self._describe_stall()
                 return 1
         return status
 
     def kernel_kills(self) -> int:
-        """How many processes the kernel has killed for want of memory since the stage was started."""
+        """Return how many processes the kernel's OOM killer has killed since the stage started."""
         return kernel_kills() - self._kills_before
 
-    def _look(self) -> None:
-        """Deaths count between the first step and the last: before and after, processes come and go."""
+    def _look_for_deaths(self) -> None:
+        """Compare the processes with those seen before.
+
+        Before the first step and after the last one, processes may start and end.
+        """
         if not self._on_ray or self.deaths or self._console.step == self._console.total_steps:
             return
-        alive = {
-            process: (name, _memory(process))
-            for process in self._tree.alive()
-            if (name := process_class(process))
-        }
-        gone = sorted(
-            (process.pid, *self._seen[process]) for process in self._seen.keys() - alive.keys()
-        )
-        if gone and self._console.step > self._first_step:
-            first = [each for each in gone if each[1] in TAKE_OTHERS_ALONG] or gone
-            self.deaths = [
-                Death(name, pid, memory, self._console.step + 1) for pid, name, memory in first
-            ]
-            self._died_at = time.monotonic()
+        alive = {}
+        for process in self._tree.alive():
+            if name := process_class(process):
+                alive[process] = (name, _memory(process))
+        if self._console.step > self._first_step:
+            self._record_deaths(self._seen.keys() - alive.keys())
         self._seen = alive
 
-    def _stalled(self) -> bool:
+    def _record_deaths(self, gone: set[psutil.Process]) -> None:
+        if not gone:
+            return
+        self._died_at = time.monotonic()
+        for process in sorted(gone, key=lambda process: process.pid):
+            name, memory = self._seen[process]
+            self.deaths.append(Death(name, process.pid, memory, self._console.step + 1))
+        roots = [death for death in self.deaths if death.name in ENDS_OTHERS]
+        self.deaths = roots or self.deaths
+
+    def _is_stalled(self) -> bool:
         limit = self._stall_seconds
         return limit is not None and time.monotonic() > self._console.progressed + limit
 
-    def _stall(self) -> str:
-        where = report_stacks(self._tree.alive(), self._stacks, self._console.log_path)
-        listed = "\n".join(f"  {line}" for line in where)
+    def _describe_stall(self) -> str:
+        log = self._console.log_path
+        processes = report_stacks(self._tree.alive(), self._stacks, log)
+        listed = "\n".join(f"  {line}" for line in processes)
         return (
-            f"no progress for prism.stall_seconds={self._stall_seconds:g}. Where its processes stand, in full at the "
-            f"end of {self._console.log_path}:\n{listed}"
+            f"no progress for prism.stall_seconds={self._stall_seconds:g}. The full stacks of all "
+            f"processes are at the end of {log}; in short:\n{listed}"
         )
 
 

@@ -1,9 +1,12 @@
-"""The metrics that a person sees of a stage: on its progress line, and first and last in its summary."""
+"""The metrics shown for each stage, on its progress line and in its final summary."""
 
-from verl_prism.config import Prism, Stage
+from collections.abc import Mapping
+
+from verl_prism.config import Stage
 from verl_prism.report.metrics import read_records
+from verl_prism.run_folder import RunFolder
 
-WINDOW = 10
+WINDOW = 10  # steps
 
 SHOWN: dict[Stage, dict[str, str]] = {
     "sft": {"loss": "train/loss"},
@@ -22,24 +25,29 @@ SHOWN: dict[Stage, dict[str, str]] = {
 FILTERED = "training/filter_groups/evicted_samples"
 
 
-def shown(prism: Prism) -> dict[str, str]:
-    """Label and name in metrics.jsonl of what the stage shows."""
-    dynamic = prism.stage == "rlvr" and prism.algorithm.dynamic_sampling
-    return SHOWN[prism.stage] | ({"filtered groups": FILTERED} if dynamic else {})
+def shown_metrics(stage: Stage, dynamic_sampling: bool) -> dict[str, str]:
+    """Return the label of each metric shown for a stage, with its key in `metrics.jsonl`."""
+    if stage == "rlvr" and dynamic_sampling:
+        return {**SHOWN[stage], "filtered groups": FILTERED}
+    return SHOWN[stage]
 
 
-def figures(prism: Prism) -> dict[str, float | str]:
-    """Each shown metric as "first -> last": means over at most WINDOW steps at either end of the run."""
-    records = [record["data"] for record in read_records(prism.output) if "data" in record]
-    return {
-        label: _trend([data[key] for data in records if key in data])
-        for label, key in shown(prism).items()
-    }
+def summary_metrics(run: RunFolder, shown: Mapping[str, str]) -> dict[str, float | str]:
+    """Return each shown metric as "first -> last".
+
+    Both are means over at most WINDOW steps, at the start and at the end of the run.
+    """
+    steps = [record["data"] for record in read_records(run) if "data" in record]
+    summary: dict[str, float | str] = {}
+    for label, key in shown.items():
+        summary[label] = _trend([metrics[key] for metrics in steps if key in metrics])
+    return summary
 
 
 def _trend(values: list[float]) -> str:
     if not values:
         return "never reported"
     window = max(1, min(WINDOW, len(values) // 2))
-    first, last = values[:window], values[-window:]
-    return f"{sum(first) / window:.3g} -> {sum(last) / window:.3g}"
+    first = sum(values[:window]) / window
+    last = sum(values[-window:]) / window
+    return f"{first:.3g} -> {last:.3g}"

@@ -56,7 +56,7 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
     measure = load_measure(settings.metrics)
     per_policy = len(rows) * (settings.samples + 1)
     answers: dict[str, list[Answers]] = {}
-    with MetricsLog(prism.output) as log:
+    with MetricsLog(folder) as log:
         log.total(len(settings.policies) * per_policy)
         for name, policy in settings.policies.items():
             log.note(f"{name}: starting vLLM")

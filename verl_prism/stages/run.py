@@ -1,4 +1,4 @@
-"""python -m verl_prism.stages.run <config.yaml>: one stage, in this process. Started by `launch.py`."""
+"""python -m verl_prism.stages.run <config.yaml>: run a stage in this process, for the launcher."""
 
 import json
 import os
@@ -10,30 +10,35 @@ from omegaconf import DictConfig, OmegaConf
 from verl_prism.config import Prism, parse_prism
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.redaction import run_redactor
-
-OUTCOME = "outcome.json"
+from verl_prism.run_folder import RunFolder
 
 
 def main(config_file: Path) -> int:
-    """Runs the stage and leaves its figures for the summary, the user's mistake, or the step that it saved when asked
-    to end, in `<output>/outcome.json`."""
+    """Run the stage and save its outcome for the launcher: `metrics`, `error` or `saved_step`.
+
+    Returns 2 for a user's error, otherwise 0. Any other exception propagates.
+    """
     config = OmegaConf.load(config_file)
     assert isinstance(config, DictConfig)
     prism = parse_prism(config.prism)
     outcome: dict[str, object]
     try:
-        outcome = {"figures": run_stage(config, prism)}
+        outcome = {"metrics": run_stage(config, prism)}
     except UserError as error:
-        outcome = {"mistake": run_redactor(config, os.environ)(str(error))}
+        redact = run_redactor(config, os.environ)
+        outcome = {"error": redact(str(error))}
     except EndedEarly as end:
-        outcome = {"saved": end.step}
+        outcome = {"saved_step": end.step}
     if os.environ.get("RANK", "0") == "0":
-        (prism.output / OUTCOME).write_text(json.dumps(outcome, indent=2))
-    return 2 if "mistake" in outcome else 0
+        RunFolder(prism.output).outcome.write_text(json.dumps(outcome, indent=2))
+    return 2 if "error" in outcome else 0
 
 
 def run_stage(config: DictConfig, prism: Prism) -> dict[str, float | str]:
-    """Each stage's modules are imported when it runs: they bring torch, verl, Ray or vLLM."""
+    """Run the stage and return the metrics for its summary.
+
+    Only the stage's own module is imported: torch, verl, Ray and vLLM take long to import.
+    """
     match prism.stage:
         case "sft":
             from verl_prism.stages.sft import run_sft

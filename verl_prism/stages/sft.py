@@ -1,29 +1,23 @@
-"""Stage 1: supervised fine-tuning, by verl's own trainer."""
+"""Stage 1: supervised fine-tuning with verl's SFT trainer."""
 
 import os
 
 from omegaconf import DictConfig
 
-from verl_prism.checkpoints.export import publish_part
-from verl_prism.checkpoints.store import last_checkpoint, last_step_saved
+from verl_prism.checkpoints.export import export_part
+from verl_prism.checkpoints.fingerprint import checkpoint_store
+from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.config import Prism
-from verl_prism.report.summary import figures
+from verl_prism.report.summary import shown_metrics, summary_metrics
 
 
 def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
-    """Trains in this process, one rank of a torchrun or the only one. Raises EndedEarly."""
+    """Train in this process, which is one rank, and export the policy.
+
+    Returns the metrics for the summary; none on ranks other than 0. Raises EndedEarly.
+    """
     if "RANK" not in os.environ:
-        store = {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "0",
-        }
-        # in a file of the launcher's scratch folder: torch's own store would listen to the whole network
-        os.environ |= store | {
-            "DIST_INIT_METHOD": f"file://{os.environ['RAY_TMPDIR']}/store?rank=0&world_size=1"
-        }
+        os.environ |= _single_rank()
     from verl_prism import plugin
     from verl_prism.trainer.sft import train
 
@@ -32,10 +26,30 @@ def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
         from verl_prism.trainer.frozen_vision import VENDOR
 
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR
-    if not last_step_saved(prism):
+    checkpoints = checkpoint_store(prism)
+    if not (prism.resume and checkpoints.reached(prism.steps)):
         train(config)
     if os.environ["RANK"] != "0":
         return {}
-    checkpoint, shown = last_checkpoint(prism), figures(prism)
-    publish_part(prism, "policy", checkpoint, shown)
-    return shown
+    trained = checkpoints.last(prism.steps)
+    shown = shown_metrics(prism.stage, prism.algorithm.dynamic_sampling)
+    metrics = summary_metrics(checkpoints.run, shown)
+    card = ModelCard.of(prism, "policy", prism.policy, metrics)
+    export_part(trained, prism.policy, checkpoints.run.policy, card, prism.lora)
+    return metrics
+
+
+def _single_rank() -> dict[str, str]:
+    """Return the variables that torchrun would set for the only rank.
+
+    Ranks meet in a file: torch's own store would listen on every network interface.
+    """
+    store = f"{os.environ['RAY_TMPDIR']}/store"
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "DIST_INIT_METHOD": f"file://{store}?rank=0&world_size=1",
+    }

@@ -1,4 +1,4 @@
-"""verl's controller process, with our registrations in it."""
+"""verl's controller process, in which our trainers are registered."""
 
 from omegaconf import DictConfig
 from verl.trainer.main_ppo import TaskRunnerV1
@@ -7,9 +7,10 @@ from verl_prism import plugin
 
 
 class PrismTaskRunner(TaskRunnerV1.__ray_actor_class__):  # type: ignore[name-defined]
-    """verl's registries hold for one process: our trainers are registered in this one."""
+    """verl's registries are local to a process, so the trainers are imported here."""
 
     def run(self, config: DictConfig) -> None:
+        """Run verl's PPO trainer that the config selects."""
         plugin.assert_loaded()
         import verl_prism.trainer.ppo
 

@@ -17,9 +17,10 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoProcessor, ProcessorMixin
 
-from verl_prism.checkpoints.model_card import write_card
+from verl_prism.checkpoints.fingerprint import checkpoint_store
+from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.preemption import end_requested
-from verl_prism.checkpoints.store import Checkpoint, newest_checkpoint, publish
+from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.config import Prism, Upcycle
 from verl_prism.data.messages import chat_messages, row_images
 from verl_prism.discriminator.batch import Group, Prompt
@@ -60,7 +61,7 @@ def run_warmup(prism: Prism) -> Summary:
             f"prism.hardware.nodes={prism.hardware.nodes}: the warm-up runs on the devices of one "
             "node; set prism.hardware.nodes=1"
         )
-    checkpoint = newest_checkpoint(prism)[0] if prism.resume else None
+    checkpoint = checkpoint_store(prism).newest()[0] if prism.resume else None
     if checkpoint is None:
         prepare(prism)
     devices = prism.hardware.devices_per_node
@@ -83,7 +84,7 @@ def prepare(prism: Prism) -> None:
         max_tokens=prism.data.max_response_tokens,
     )
     rows = read_rows(prism.data.train, prism.warmup.prompts)
-    with MetricsLog(prism.output) as log:
+    with MetricsLog(folder) as log:
         write_rollouts(folder.rollouts, sample_policy(sampler, rows, sampling, log))
         make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
 
@@ -126,7 +127,7 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Su
     """
     torch.use_deterministic_algorithms(prism.reproducible, warn_only=True)
     folder = RunFolder(prism.output)
-    with process_group(prism.hardware.device) as ranks, _open_log(prism.output, ranks) as log:
+    with process_group(prism.hardware.device) as ranks, _open_log(folder, ranks) as log:
         if log:
             log.note("pairing")
         groups = load_pairs(prism)
@@ -141,21 +142,22 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Su
         return summary, training.step
 
 
-def _open_log(output: Path, ranks: Ranks) -> MetricsLog | nullcontext[None]:
-    return MetricsLog(output) if ranks.rank == 0 else nullcontext()
+def _open_log(folder: RunFolder, ranks: Ranks) -> MetricsLog | nullcontext[None]:
+    return MetricsLog(folder) if ranks.rank == 0 else nullcontext()
 
 
 def train(
     prism: Prism, training: WarmupTraining, groups: Sequence[Group], log: MetricsLog | None
 ) -> None:
     """Run the remaining steps. If an early end is requested, save the current step and return."""
+    folder = RunFolder(prism.output)
     groups = add_swapped_teachers(groups, prism.warmup.mismatched_teachers, prism.seed)
     batches = shuffled_batches(groups, prism.warmup.pairs_per_step, prism.seed)
     for batch in islice(batches, training.step, prism.steps):
         metrics = training.train_step(batch, prism.seed)
         if log:
             log.step(training.step, metrics)
-        end = bool(training.ranks.max(end_requested(prism)))
+        end = bool(training.ranks.max(end_requested(folder)))
         due = end or training.step % prism.checkpoint_every == 0
         if due and training.step < prism.steps:
             save_checkpoint(prism, training)
@@ -165,10 +167,10 @@ def train(
 
 def save_checkpoint(prism: Prism, training: WarmupTraining) -> None:
     """Save the state of training and publish it as a checkpoint."""
-    unfinished = RunFolder(prism.output).unfinished_checkpoints
-    training.state.save(unfinished / f"global_step_{training.step}")
+    store = checkpoint_store(prism)
+    training.state.save(store.unfinished(training.step))
     if training.ranks.rank == 0:
-        publish(prism, training.step)
+        store.publish(training.step)
     training.ranks.wait()
 
 
@@ -182,7 +184,7 @@ def export_discriminator(prism: Prism, training: WarmupTraining, summary: Summar
             shutil.copytree(folder.upcycled, target, ignore=weights, dirs_exist_ok=True)
             training.model.save_pretrained(target, state_dict=tensors)
             base = prism.discriminator.upcycle.base
-            write_card(target, prism, "discriminator", base, summary)
+            ModelCard.of(prism, "discriminator", base, summary).write(target)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         shutil.rmtree(folder.upcycled, ignore_errors=True)
     training.ranks.wait()

@@ -1,41 +1,53 @@
-"""What stages align and rlvr add to verl's synchronous PPO trainer: checkpoints that are whole or not there, and an end
-that somebody asked for.
-"""
+"""verl's synchronous PPO trainer with atomic checkpoints and early ends on request."""
 
+from typing import Any
+
+from omegaconf import DictConfig
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.debug import marked_timer
 
+from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.preemption import end_requested
-from verl_prism.checkpoints.store import publish
 from verl_prism.config import parse_prism
 
 
 class PublishCheckpoint(CheckpointCallback):
-    """Called when all that makes up a checkpoint has been written aside."""
+    """Publishes a checkpoint when verl has written all of its files."""
 
     def on_save(
-        self, trainer, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs
+        self,
+        trainer: "PrismTrainer",
+        global_step: int,
+        checkpoint_dir: str,
+        async_save: bool = False,
+        **kwargs: Any,
     ) -> None:
-        publish(trainer.prism, global_step)
+        """Publish the checkpoint of `global_step`."""
+        trainer.checkpoints.publish(global_step)
 
 
 @register_trainer("prism")
 class PrismTrainer(PPOTrainerSync):
-    """verl's. Selected by `trainer.v1.trainer_mode=prism`."""
+    """The trainer of stage rlvr, selected by `trainer.v1.trainer_mode=prism`."""
 
-    @property
-    def trainer_mode(self) -> str:
-        """verl compares the mode with "sync" in several places, and synchronous is what this trainer is."""
-        return "sync"
+    def __init__(self, config: DictConfig) -> None:
+        self.prism = parse_prism(config.prism)
+        self.checkpoints = checkpoint_store(self.prism)
+        # The mode has selected this class. From here on verl compares it with "sync" only.
+        config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config)
 
-    @trainer_mode.setter
-    def trainer_mode(self, _: str) -> None:
-        self.prism = parse_prism(self.config.prism)
+    def on_step_end(self) -> None:
+        """Save and end after this step if an early end was requested."""
+        if end_requested(self.checkpoints.run):
+            self._save_and_end()
+        super().on_step_end()
 
-    def step(self, metrics: dict, timing_raw: dict):
-        """Where an end was asked for, verl saves after this step and makes no other."""
-        batch = super().step(metrics, timing_raw)
-        if end_requested(self.prism):
-            self.config.trainer.save_freq, self.total_training_steps = 1, self.global_steps
-        return batch
+    def _save_and_end(self) -> None:
+        if not self.checkpoints.reached(self.global_steps):
+            with marked_timer("save_checkpoint", self.timing_raw, color="green"):
+                self._save_checkpoint()
+        # `PPOTrainer.fit` runs another step only while global_steps <= total_training_steps.
+        self.total_training_steps = self.global_steps

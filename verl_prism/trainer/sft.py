@@ -1,52 +1,96 @@
-"""verl's SFT trainer, with checkpoints that are whole or not there, and an end that somebody asked for."""
+"""verl's SFT trainer with atomic checkpoints and early ends on request."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch.distributed import ReduceOp
+from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.trainer.sft_trainer import SFTTrainer
 from verl.utils.checkpoint import CheckpointHandler
 from verl.utils.distributed import destroy_global_process_group, initialize_global_process_group
 
+from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.preemption import end_requested
-from verl_prism.checkpoints.store import publish
-from verl_prism.config import Prism, parse_prism
+from verl_prism.checkpoints.store import CheckpointStore
+from verl_prism.config import parse_prism
+from verl_prism.errors import EndedEarly
 
 
 def train(config: DictConfig) -> None:
+    """Train up to the last step, or until an early end is requested. Both save a checkpoint."""
     initialize_global_process_group()
-    PrismSFTTrainer(config).fit()
+    with contextlib.suppress(EndedEarly):
+        PrismSFTTrainer(config).fit()
     destroy_global_process_group()
 
 
 class PublishingHandler(CheckpointHandler):
-    """Publishes what verl's has written aside."""
+    """Publishes the checkpoints that verl's handler writes."""
 
-    def __init__(self, prism: Prism, **options):
+    def __init__(self, checkpoints: CheckpointStore, **options: Any) -> None:
         super().__init__(**options)
-        self._prism = prism
+        self._checkpoints = checkpoints
+        self.saved_step: int | None = None
 
     def save_checkpoint(self, step: int) -> None:
+        """Save and publish the checkpoint of a step."""
         super().save_checkpoint(step)
         if self.rank == 0:
-            publish(self._prism, step)
+            self._checkpoints.publish(step)
         torch.distributed.barrier()
+        self.saved_step = step
 
     def _load_dataloader_state(self, checkpoint_path: str) -> None:
-        """verl's, but not at an epoch's end: there it would take the next epoch, too, for read."""
+        """Restore the position in the data, except at the end of an epoch.
+
+        There verl's data loader would skip the next epoch.
+        """
         if self.resume_global_step % len(self.train_dataloader):
             super()._load_dataloader_state(checkpoint_path)
 
 
+class StepLoader:
+    """A data loader that calls `after_step` after each training step.
+
+    `SFTTrainer.fit` takes a batch, makes a step and saves. When it asks for the next batch, all of
+    that is done.
+    """
+
+    def __init__(self, loader: StatefulDataLoader, after_step: Callable[[], None]) -> None:
+        self.loader = loader
+        self._after_step = after_step
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield batch
+            self._after_step()
+
+
 class PrismSFTTrainer(SFTTrainer):
-    def __init__(self, config: DictConfig):
-        self._prism = parse_prism(config.prism)
+    """The trainer of stage sft."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self._checkpoints = checkpoint_store(parse_prism(config.prism))
         super().__init__(config)
+        self._step = self.resume_global_step
+
+    def _build_dataloader(self) -> None:
+        super()._build_dataloader()
+        loader: StatefulDataLoader = self.train_dataloader
+        self.train_dataloader: StepLoader = StepLoader(loader, self._after_step)
 
     def _build_ckpt_handler(self) -> None:
         trainer = self.config.trainer
         self.ckpt_handler = PublishingHandler(
-            self._prism,
+            self._checkpoints,
             engine=self.engine,
-            train_dataloader=self.train_dataloader,
+            train_dataloader=self.train_dataloader.loader,
             default_local_dir=trainer.default_local_dir,
             max_ckpt_to_keep=trainer.max_ckpt_to_keep,
             resume_mode=trainer.resume_mode,
@@ -54,12 +98,18 @@ class PrismSFTTrainer(SFTTrainer):
             lora_train_meta=self._get_lora_train_meta(),
         )
 
-    def _get_batch_seqlens(self, data) -> list[int]:
-        """Where an end was asked for, the step that verl begins here is its last: it saves and returns."""
-        asked = torch.tensor(end_requested(self._prism), dtype=torch.int32, device=self.device_name)
-        torch.distributed.all_reduce(
-            asked, op=torch.distributed.ReduceOp.MAX
-        )  # not seen by all at the same time
-        if asked.item():
-            self.total_training_steps = 0
-        return super()._get_batch_seqlens(data)
+    def _after_step(self) -> None:
+        """Save and raise EndedEarly if an early end was requested."""
+        self._step += 1
+        if self._end_requested():
+            if self.ckpt_handler.saved_step != self._step:
+                self.ckpt_handler.save_checkpoint(self._step)
+            raise EndedEarly(self._step)
+
+    def _end_requested(self) -> bool:
+        """Return the same answer on all ranks, which may see the request at different times."""
+        requested = torch.tensor(
+            end_requested(self._checkpoints.run), dtype=torch.int32, device=self.device_name
+        )
+        torch.distributed.all_reduce(requested, op=ReduceOp.MAX)
+        return bool(requested.item())

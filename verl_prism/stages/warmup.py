@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,7 +19,12 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.tensor import DTensor
-from transformers import AutoProcessor, ProcessorMixin, get_cosine_schedule_with_warmup
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    ProcessorMixin,
+    get_cosine_schedule_with_warmup,
+)
 
 from verl_prism.checkpoints.model_card import write_card
 from verl_prism.checkpoints.preemption import end_requested
@@ -28,23 +32,19 @@ from verl_prism.checkpoints.resume import rollouts_file, upcycled_folder
 from verl_prism.checkpoints.store import Checkpoint, checkpoints_folder, newest_checkpoint
 from verl_prism.config import Prism
 from verl_prism.data.messages import chat_messages, row_images
-from verl_prism.discriminator.batch import Group, Prompt, SpanEncoder
+from verl_prism.discriminator.batch import Group, Prompt, valid_pairs
 from verl_prism.discriminator.loss import pair_metrics, pair_sums
 from verl_prism.discriminator.model import (
     PrismDiscriminatorForTokenClassification,
     load_discriminator,
 )
-from verl_prism.discriminator.pairs import (
-    WarmupGroups,
-    add_swapped_teachers,
-    view_limits,
-    warmup_groups,
-)
+from verl_prism.discriminator.pairs import WarmupGroups, add_swapped_teachers, warmup_groups
 from verl_prism.discriminator.prompts import encode_prompt
-from verl_prism.discriminator.ranks import Ranks, gradient_sync, on_ranks, process_group, shard
-from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepSettings
+from verl_prism.discriminator.ranks import Ranks, Runtime, on_ranks, process_group, shard
+from verl_prism.discriminator.settings import StepSettings
+from verl_prism.discriminator.spans import view_limits
+from verl_prism.discriminator.step import DiscriminatorStep, Optimization
 from verl_prism.discriminator.upcycling import upcycle
-from verl_prism.discriminator.update import MiniBatch, valid_pairs
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.files import atomic_folder
 from verl_prism.report.metrics import MetricsLog
@@ -149,9 +149,6 @@ class Warmup:
         self._prism, self._ranks = prism, ranks
         settings = prism.discriminator
         self.model = _load(prism, ranks)
-        self._encoder = SpanEncoder(
-            AutoProcessor.from_pretrained(upcycled_folder(prism)).tokenizer, self.model.config
-        )
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
@@ -162,16 +159,14 @@ class Warmup:
         if checkpoint:
             self._state.restore(checkpoint.folder)
             self.step = checkpoint.step
+        step_settings = StepSettings.from_mapping(settings.model_dump())
         self._learn = DiscriminatorStep(
             self.model,
-            self._encoder,
-            replace(StepSettings.of(settings), updates=1, skip_above_accuracy=None),
+            replace(step_settings, updates_per_step=1, skip_above_accuracy=None),
             Optimization(self._change, self._optimizer.zero_grad),
-            ranks,
+            Runtime(ranks, getattr(torch, prism.hardware.dtype)),
             prism.output,
-            sync=partial(gradient_sync, self.model),
-            autocast=partial(_autocast, prism),
-            steps=self.step,
+            self.step,
         )
 
     def train(self, groups: WarmupGroups, log: MetricsLog | None) -> None:
@@ -190,7 +185,7 @@ class Warmup:
     def _train_step(self, batch: list[Group], log: MetricsLog | None) -> None:
         self.step += 1
         torch.manual_seed(
-            self._prism.seed + self.step * self._ranks.size + self._ranks.rank
+            self._prism.seed + self.step * self._ranks.world_size + self._ranks.rank
         )  # a penalty's noise
         result = self._learn(self._ranks.share(batch))
         self._schedule.step()
@@ -216,10 +211,7 @@ class Warmup:
 
     def measure(self, groups: Sequence[Group]) -> dict[str, float]:
         self.model.eval()
-        batch = MiniBatch(
-            self._encoder, self._ranks.share(groups), self._prism.discriminator.micro_batch_tokens
-        )
-        sums = pair_sums(self._learn.score(batch, int(self._ranks.max(len(batch)))))
+        sums = pair_sums(self._learn.score(self._ranks.share(groups)))
         return pair_metrics(dict(zip(sums, self._ranks.sum(list(sums.values())), strict=True)))
 
     def publish(self, figures: dict[str, float | str]) -> None:
@@ -264,16 +256,10 @@ def _load(prism: Prism, ranks: Ranks) -> PrismDiscriminatorForTokenClassificatio
     model = load_discriminator(upcycled_folder(prism), attention=prism.hardware.attention)
     if prism.hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if ranks.size > 1:
+    if ranks.world_size > 1:
         shard(model, ranks, getattr(torch, prism.hardware.dtype))
         return model
     return model.to(ranks.device)
-
-
-def _autocast(prism: Prism) -> torch.autocast:
-    """Activations are of the hardware's dtype, parameters float32."""
-    dtype = getattr(torch, prism.hardware.dtype)
-    return torch.autocast(prism.hardware.device, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def _log(prism: Prism, ranks: Ranks) -> MetricsLog | nullcontext[None]:
@@ -298,8 +284,10 @@ def _pairs(prism: Prism) -> WarmupGroups:
         [encode_row(processor, row) for row in rows],
         [row["teacher_response"] for row in rows],
         [json.loads(line) for line in lines],
-        processor.tokenizer,
-        view_limits(prism.discriminator),
+        AutoTokenizer.from_pretrained(upcycled_folder(prism)),
+        view_limits(
+            prism.discriminator.max_perception_tokens, prism.discriminator.max_reasoning_tokens
+        ),
         prism.warmup.heldout_fraction,
     )
     if not groups.train:

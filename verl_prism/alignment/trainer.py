@@ -164,7 +164,7 @@ class AdversarialOPDTrainer(PrismTrainer):
 def keys_by_group(batch: KVBatchMeta) -> list[str]:
     """Return the keys of a batch, without padding, so that the rows of a group are adjacent.
 
-    Groups stay in the order of the batch. Sorting by key would not: verl's group names are random.
+    Groups keep the order of the batch; sorting by key would not, as verl's group names are random.
     """
     groups: dict[str, list[str]] = {}
     for key, tag in zip(batch.keys, batch.tags, strict=True):

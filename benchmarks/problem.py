@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from reference import Sample
 
-from verl_prism.discriminator.batch import Group, Prompt
+from verl_prism.discriminator import Group, Prompt, SpanIds, Spans
 from verl_prism.response import View
 
 MERGE, PATCH, CHANNELS, FRAMES = 2, 16, 3, 2  # of Qwen3-VL's vision tower
@@ -116,52 +116,42 @@ def config_fields(s: Setting) -> dict[str, Any]:
     """Arguments of Qwen3VLMoeConfig."""
     rotary = s.head_dim // 2
     side = rotary * 5 // 16
-    return dict(
-        text_config=dict(
-            vocab_size=s.vocabulary,
-            hidden_size=s.hidden,
-            intermediate_size=s.intermediate,
-            moe_intermediate_size=s.intermediate,
-            num_hidden_layers=s.layers,
-            num_attention_heads=s.heads,
-            num_key_value_heads=s.key_heads,
-            head_dim=s.head_dim,
-            num_experts=s.experts,
-            num_experts_per_tok=s.experts_per_token,
-            max_position_embeddings=262144,
-            rope_parameters=dict(
-                rope_type="default",
-                rope_theta=5e6,
-                mrope_section=[rotary - 2 * side, side, side],
-                mrope_interleaved=True,
-            ),
-        ),
-        vision_config=dict(
-            depth=s.vision_layers,
-            hidden_size=s.vision_hidden,
-            intermediate_size=s.vision_intermediate,
-            num_heads=s.vision_heads,
-            patch_size=PATCH,
-            spatial_merge_size=MERGE,
-            temporal_patch_size=FRAMES,
-            out_hidden_size=s.hidden,
-            deepstack_visual_indexes=list(s.deepstack),
-        ),
-        image_token_id=s.image_token,
-        video_token_id=s.vocabulary - 2,
-        vision_start_token_id=s.vocabulary - 3,
-        vision_end_token_id=s.vocabulary - 4,
-    )
-
-
-class NumberTokenizer:
-    """Reads a text of numbers as the tokens that they name."""
-
-    def __init__(self, s: Setting):
-        self.eos_token_id = s.terminal_token
-
-    def encode(self, text: str, **_) -> list[int]:
-        return [int(number) for number in text.split()]
+    return {
+        "text_config": {
+            "vocab_size": s.vocabulary,
+            "hidden_size": s.hidden,
+            "intermediate_size": s.intermediate,
+            "moe_intermediate_size": s.intermediate,
+            "num_hidden_layers": s.layers,
+            "num_attention_heads": s.heads,
+            "num_key_value_heads": s.key_heads,
+            "head_dim": s.head_dim,
+            "num_experts": s.experts,
+            "num_experts_per_tok": s.experts_per_token,
+            "max_position_embeddings": 262144,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_section": [rotary - 2 * side, side, side],
+                "mrope_interleaved": True,
+            },
+        },
+        "vision_config": {
+            "depth": s.vision_layers,
+            "hidden_size": s.vision_hidden,
+            "intermediate_size": s.vision_intermediate,
+            "num_heads": s.vision_heads,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": FRAMES,
+            "out_hidden_size": s.hidden,
+            "deepstack_visual_indexes": list(s.deepstack),
+        },
+        "image_token_id": s.image_token,
+        "video_token_id": s.vocabulary - 2,
+        "vision_start_token_id": s.vocabulary - 3,
+        "vision_end_token_id": s.vocabulary - 4,
+    }
 
 
 def make_groups(s: Setting, students: int) -> list[Group]:
@@ -172,9 +162,9 @@ def make_groups(s: Setting, students: int) -> list[Group]:
         length = rng.randint(round(mean * (1 - SPREAD)), round(mean * (1 + SPREAD)))
         return [rng.randrange(1, s.terminal_token) for _ in range(length)]
 
-    def spans() -> dict[View, str]:
+    def spans() -> dict[View, SpanIds]:
         lengths = {View.PERCEPTION: s.caption, View.REASONING: s.reasoning}
-        return {view: " ".join(map(str, tokens(length))) for view, length in lengths.items()}
+        return {view: (*tokens(length), s.terminal_token) for view, length in lengths.items()}
 
     def prompt() -> Prompt:
         text = (s.prompt - s.image_tokens - 2) / 2  # before the image and after it
@@ -190,11 +180,10 @@ def make_groups(s: Setting, students: int) -> list[Group]:
 def make_samples(s: Setting, groups: Sequence[Group]) -> list[Sample]:
     """The same groups as the reference takes them, on the device: one sample per student, in order."""
 
-    def ids(spans) -> dict[str, torch.Tensor]:
-        texts = {"caption": spans[View.PERCEPTION], "reasoning": spans[View.REASONING]}
+    def ids(spans: Spans) -> dict[str, torch.Tensor]:
         return {
-            view: torch.tensor([*map(int, text.split()), s.terminal_token], device=s.device)
-            for view, text in texts.items()
+            "caption": torch.tensor(spans[View.PERCEPTION], device=s.device),
+            "reasoning": torch.tensor(spans[View.REASONING], device=s.device),
         }
 
     samples = []

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel
 from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeConfig
 
-from verl_prism.discriminator.batch import Prompt
+from verl_prism.discriminator import Prompt
 
 VIEWS = ("caption", "reasoning")
 

@@ -5,19 +5,25 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from problem import NumberTokenizer, Setting, config_fields, make_groups, make_samples
+from problem import Setting, config_fields, make_groups, make_samples
 from reference import ReferenceDiscriminator, Sample, backward, score
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeConfig
 
-from verl_prism.discriminator import DiscriminatorConfig
-from verl_prism.discriminator.batch import Group, SpanEncoder
-from verl_prism.discriminator.loss import LossWeights
-from verl_prism.discriminator.update import MiniBatch, backward_groups
+from verl_prism.discriminator import (
+    DiscriminatorConfig,
+    Group,
+    GroupEncoder,
+    LossSettings,
+    MiniBatch,
+    Ranks,
+    Runtime,
+    backward_groups,
+)
 
 LEARNING_RATE = 1e-6
-WEIGHTS = LossWeights(balance=0.0)  # the reference's update has no load-balancing loss
+LOSS = LossSettings(balance_coef=0.0)  # the reference's update has no load-balancing loss
 SIDES = ("reference", "ours", "dedicated")
 
 
@@ -77,15 +83,15 @@ def make_side(s: Setting, name: str, model: nn.Module) -> Side:
 def run_reference(model: ReferenceDiscriminator, problem: Problem) -> tuple[Tensor, float]:
     s = problem.setting
     scores = score(model, problem.samples)
-    loss = backward(model, problem.samples, WEIGHTS.score_regularization, s.reference_micro_batch)
+    loss = backward(model, problem.samples, LOSS.score_regularization, s.reference_micro_batch)
     return scores.unflatten(1, (s.groups, problem.students)).cpu(), loss
 
 
 def run_ours(model: nn.Module, problem: Problem) -> tuple[Tensor, float]:
     """The scores are those of the update's own forward."""
     s = problem.setting
-    batch = MiniBatch(SpanEncoder(NumberTokenizer(s), model.config), problem.groups, s.max_tokens)
-    result = backward_groups(model, batch, WEIGHTS, pairs=batch.pairs, device=s.device)
+    batch = MiniBatch(GroupEncoder(model.config), problem.groups, s.max_tokens)
+    result = backward_groups(model, batch, LOSS, Runtime(Ranks(s.device)))
     return result.scores.student, result.loss
 
 

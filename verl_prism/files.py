@@ -35,13 +35,22 @@ def write_atomically(file: Path, text: str) -> None:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder to fill, and move it to `target` if the block ends without an exception.
 
-    A folder that is already at `target` is replaced.
+    A folder that is already at `target` is replaced, but only after the new one is complete. If the
+    block raises, `target` stays as it was and the new folder is deleted.
     """
     unfinished = target.with_name(f"{target.name}.unfinished")
+    replaced = target.with_name(f"{target.name}.replaced")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    yield unfinished
-    sync_tree(unfinished)
-    shutil.rmtree(target, ignore_errors=True)
+    try:
+        yield unfinished
+        sync_tree(unfinished)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        target.rename(replaced)
     unfinished.rename(target)
     sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)

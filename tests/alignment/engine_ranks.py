@@ -15,18 +15,16 @@ from verl.workers.engine import EngineRegistry  # noqa: E402
 from verl_prism.alignment.engine import MODEL_TYPE  # noqa: E402
 from verl_prism.alignment.worker import training_worker_config  # noqa: E402
 from verl_prism.compose import compose_run  # noqa: E402
-from verl_prism.discriminator.batch import Group  # noqa: E402
-from verl_prism.discriminator.loss import LossWeights  # noqa: E402
-from verl_prism.discriminator.step import StepSettings  # noqa: E402
-from verl_prism.response import View, parse_response  # noqa: E402
+from verl_prism.discriminator import (  # noqa: E402
+    Group,
+    LossSettings,
+    StepSettings,
+    tokenize_spans,
+)
+from verl_prism.response import parse_response  # noqa: E402
 from verl_prism.stages.warmup import encode_row  # noqa: E402
 
 WRONG = "<caption>A 1 and a 2.</caption><think>The sum is 5.</think><answer>5</answer>"
-
-
-def spans(text):
-    response = parse_response(text)
-    return {view: response.view_text(view) for view in View}
 
 
 def build_engine(discriminator):
@@ -47,8 +45,12 @@ def build_engine(discriminator):
 
 
 def build_groups(discriminator, train):
-    """Four groups; the policy is right, wrong or invalid, and in the last two always invalid."""
+    """Four groups. Students are wrong or invalid in the first two, and invalid in the others."""
     processor = AutoProcessor.from_pretrained(discriminator)
+
+    def spans(text):
+        return tokenize_spans(parse_response(text), processor.tokenizer)
+
     rows = pq.read_table(train).slice(0, 4).to_pylist()
     students = [[spans(WRONG), None], [spans(WRONG), spans(WRONG)], [None, None], [None, None]]
     return [
@@ -61,12 +63,13 @@ def main(discriminator, train, result):
     engine, groups = build_engine(discriminator), build_groups(discriminator, train)
     size = len(groups) // dist.get_world_size()
     mine = groups[dist.get_rank() * size :][:size]
-    engine.prepare_steps(StepSettings(LossWeights(balance=0.0), max_tokens=1), Path(result).parent)
+    settings = StepSettings(micro_batch_tokens=1, loss=LossSettings(balance_coef=0.0))
+    engine.prepare_steps(settings, Path(result).parent)
     with engine.train_mode():
         updates = [engine.step_on(mine) for _ in range(2)]
         none_valid = engine.step_on(groups[2:])
     weight = engine.module.heads["reasoning"].weight.full_tensor()
-    groups[0].prompt.pixel_values.fill_(torch.nan)  # of the first rank alone
+    groups[0].prompt.pixel_values.fill_(torch.nan)  # only on the first rank
     with engine.train_mode():
         nonfinite = engine.step_on(mine)
     after = engine.module.heads["reasoning"].weight.full_tensor()

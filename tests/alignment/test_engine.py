@@ -15,9 +15,10 @@ from verl_prism.discriminator import load_discriminator
 @pytest.fixture(scope="module")
 def results(digits_folder, discriminator_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
+    files = {ranks: folder / f"ranks{ranks}.pt" for ranks in (1, 2)}
     return {
-        ranks: run(ranks, digits_folder, discriminator_folder, folder / f"ranks{ranks}.pt")
-        for ranks in (1, 2)
+        ranks: run(ranks, digits_folder, discriminator_folder, file)
+        for ranks, file in files.items()
     }
 
 
@@ -45,7 +46,7 @@ def run(ranks, digits_folder, discriminator_folder, result):
 
 
 def test_two_ranks_give_the_update_of_one(results):
-    """The second rank has no valid pair, and as many micro-batches as the first all the same."""
+    """The second rank has no valid pair but the same number of micro-batches as the first."""
     one, two = results[1], results[2]
     for a, b in zip(one["metrics"], two["metrics"], strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
@@ -53,26 +54,26 @@ def test_two_ranks_give_the_update_of_one(results):
 
 
 def test_pairs_are_counted_over_all_ranks(results):
-    assert (
-        results[2]["metrics"][0]["pairs"] == 3 and results[2]["metrics"][0]["valid_ratio"] == 3 / 8
-    )
+    metrics = results[2]["metrics"][0]
+    assert metrics["pairs"] == 3
+    assert metrics["valid_ratio"] == 3 / 8
 
 
-def test_without_a_valid_pair_nothing_is_learnt_and_it_is_counted(results):
+def test_update_without_valid_pair_is_skipped_and_counted(results):
     metrics = results[2]["none_valid"]
-    assert metrics["updates_skipped"] == 1 and metrics["pairs"] == 0
-    assert "perception/accuracy" not in metrics and "grad_norm" not in metrics
+    assert metrics["updates_skipped"] == 1
+    assert metrics["pairs"] == 0
+    assert not {"perception/accuracy", "grad_norm"} & metrics.keys()
 
 
-def test_what_is_not_finite_on_one_rank_changes_no_parameter_on_any(results):
+def test_non_finite_values_on_one_rank_change_no_parameter_on_any(results):
     for ranks in (1, 2):
-        assert (
-            results[ranks]["nonfinite"]["nonfinite"] == 1
-            and "loss" not in results[ranks]["nonfinite"]
-        )
+        metrics = results[ranks]["nonfinite"]
+        assert metrics["nonfinite"] == 1
+        assert "loss" not in metrics
         assert torch.equal(results[ranks]["after"], results[ranks]["weight"])
 
 
-def test_a_checkpoint_holds_a_discriminator_that_loads(results):
+def test_checkpoint_contains_a_loadable_discriminator(results):
     weight = load_discriminator(results[2]["checkpoint"] / "huggingface").heads["reasoning"].weight
     torch.testing.assert_close(weight, results[2]["weight"])

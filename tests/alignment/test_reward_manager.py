@@ -1,4 +1,4 @@
-"""Rollouts are parsed once, by the reward manager; what it leaves is what the discriminator's groups are made from."""
+"""The reward manager parses and tokenizes each rollout once; groups are made from its results."""
 
 import asyncio
 
@@ -14,13 +14,16 @@ from verl_prism.alignment.reward_manager import DiscriminatorRewardManager
 from verl_prism.compose import compose_run
 from verl_prism.response import View
 
-RIGHT = "<caption>Left a 7, right a 8.</caption><think>Add left and right: 7 + 8 = 15.</think><answer>15</answer>"
+CAPTION = "<caption>Left a 7, right a 8.</caption>"
+REASONING = "<think>Add left and right: 7 + 8 = 15.</think><answer>15</answer>"
+RIGHT = CAPTION + REASONING
 NO_CAPTION = "<think>7 + 8 = 15.</think><answer>15</answer>"
 
 
 @pytest.fixture
-def manager(tokenizer):
-    config, _ = compose_run(["stage=align", "prism.discriminator.max_perception_tokens=12"])
+def manager(tokenizer, discriminator_folder):
+    path = f"prism.discriminator.path={discriminator_folder}"
+    config, _ = compose_run(["stage=align", path, "prism.discriminator.max_perception_tokens=12"])
     return DiscriminatorRewardManager(config, tokenizer, compute_score=None)
 
 
@@ -35,39 +38,48 @@ def rollout(tokenizer, text: str, padding: int = 3) -> DataProto:
     return DataProto.from_dict(tensors, non_tensors={"uid": np.array(["a"], dtype=object)})
 
 
-def test_a_valid_rollout_leaves_its_views(manager, tokenizer):
+def test_valid_rollout_has_the_token_ids_of_its_spans(manager, tokenizer):
     result = asyncio.run(manager.run_single(rollout(tokenizer, RIGHT)))
     info = result["reward_extra_info"]
-    assert result["reward_score"] == 1.0 and info["fault"] == ""
-    assert info["perception"] + info["reasoning"] == RIGHT
+    assert result["reward_score"] == 1.0
+    assert info["fault"] == ""
+    for key, text in (("perception_ids", CAPTION), ("reasoning_ids", REASONING)):
+        *ids, terminal = info[key]
+        assert tokenizer.decode(ids) == text
+        assert terminal == tokenizer.eos_token_id
 
 
-def test_a_valid_rollout_leaves_the_tokens_of_its_views(manager, tokenizer):
+def test_valid_rollout_has_the_ranges_of_its_spans(manager, tokenizer):
     data = rollout(tokenizer, RIGHT.replace("<think>", "\n<think>"))
     info = asyncio.run(manager.run_single(data))["reward_extra_info"]
-    assert all(type(value) in (int, str) for value in info.values())
-    texts = [
-        tokenizer.decode(data.batch["responses"][0, start:end]) for start, end in token_ranges(info)
-    ]
-    assert texts == [info["perception"], info["reasoning"]]
+    responses = data.batch["responses"][0]
+    texts = [tokenizer.decode(responses[start:end]) for start, end in token_ranges(info)]
+    assert texts == [CAPTION, REASONING]
 
 
-def test_an_invalid_rollout_leaves_its_fault(manager, tokenizer):
+def test_invalid_rollout_has_its_fault(manager, tokenizer):
     result = asyncio.run(manager.run_single(rollout(tokenizer, NO_CAPTION)))
     assert result["reward_score"] == 0.0
     info = result["reward_extra_info"]
-    assert (info["fault"], info["perception"], info["reasoning"]) == ("missing", "", "")
+    assert (info["fault"], info["perception_ids"], info["reasoning_ids"]) == ("missing", [], [])
     assert token_ranges(info) == [(0, 0), (0, 0)]
 
 
-def test_a_view_over_its_limit_is_a_fault(manager, tokenizer):
-    info = manager.spans(
-        tokenizer.encode(RIGHT.replace("right a 8.", "right a 8. And an 8 it is, on the right."))
-    )
-    assert info["fault"] == "perception_too_long" and token_ranges(info) == [(0, 0), (0, 0)]
+def test_view_over_its_limit_is_a_fault(manager, tokenizer):
+    text = RIGHT.replace("right a 8.", "right a 8. And an 8 it is, on the right.")
+    info = manager.spans(tokenizer.encode(text))
+    assert info["fault"] == "perception_too_long"
+    assert token_ranges(info) == [(0, 0), (0, 0)]
 
 
-def test_groups_are_made_of_rows_that_share_a_prompt(manager, tokenizer):
+def test_limit_does_not_count_the_terminal_token(manager, tokenizer):
+    limit = len(tokenizer.encode(CAPTION, add_special_tokens=False))
+    for view_limit, fault in ((limit, ""), (limit - 1, "perception_too_long")):
+        manager._limits[View.PERCEPTION] = view_limit
+        assert manager.spans(tokenizer.encode(RIGHT))["fault"] == fault
+
+
+def test_group_consists_of_the_rows_of_one_prompt(manager, tokenizer):
     infos = [manager.spans(tokenizer.encode(text)) for text in (RIGHT, NO_CAPTION, RIGHT, RIGHT)]
     data = TensorDict({}, batch_size=4)
     data["prompts"] = torch.nested.as_nested_tensor(
@@ -80,13 +92,13 @@ def test_groups_are_made_of_rows_that_share_a_prompt(manager, tokenizer):
         "teacher_response": [RIGHT] * 4,
     }
     for name, values in columns.items():
-        stack = tensordict_utils.get_tensordict({name: values})[name]
-        data[name] = stack
-    groups = groups_of(data)
+        data[name] = tensordict_utils.get_tensordict({name: values})[name]
+    groups = groups_of(data, tokenizer)
     assert [len(group.prompt.input_ids) for group in groups] == [3, 5]
     assert [[spans is not None for spans in group.students] for group in groups] == [
         [True, False],
         [True, True],
     ]
-    assert groups[0].teacher[View.PERCEPTION] == "<caption>Left a 7, right a 8.</caption>"
-    assert not isinstance(groups[0].students[0], NonTensorData)
+    student = groups[0].students[0]
+    assert not isinstance(student, NonTensorData)
+    assert student == groups[0].teacher, "the same text has the same tokens on both sides"

@@ -1,30 +1,30 @@
 """Run by test_ranks.py under torchrun: a step of the discriminator, sharded over the ranks; gradients are kept."""
 
 import sys
-from functools import partial
 
 import pyarrow.parquet as pq
 import torch
 from transformers import AutoProcessor
 
-from verl_prism.discriminator import load_discriminator
-from verl_prism.discriminator.batch import Group, Prompt, SpanEncoder
-from verl_prism.discriminator.loss import LossWeights
-from verl_prism.discriminator.ranks import Ranks, gradient_sync, process_group, shard
-from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepSettings
-from verl_prism.response import View
+from verl_prism.discriminator import (
+    DiscriminatorStep,
+    Group,
+    LossSettings,
+    Optimization,
+    Prompt,
+    Ranks,
+    Runtime,
+    StepSettings,
+    load_discriminator,
+    process_group,
+    shard,
+    tokenize_spans,
+)
+from verl_prism.response import parse_response
 from verl_prism.stages.warmup import encode_row
 
-
-def spans(caption: str, answer: str):
-    return {
-        View.PERCEPTION: f"<caption>{caption}</caption>",
-        View.REASONING: f"<think>{caption}</think><answer>{answer}</answer>",
-    }
-
-
-TEACHER = spans("Left a 7, right a 8.", "15")
-STUDENTS = [spans("A 1.", "3"), spans("Two digits, I think, and the left one is a 4.", "5")]
+TEACHER = ("Left a 7, right a 8.", "15")
+STUDENTS = [("A 1.", "3"), ("Two digits, I think, and the left one is a 4.", "5")]
 CASES = {
     "all alike": [],
     "one rank without an image": [1, 3],
@@ -41,13 +41,20 @@ def build_groups(folder, train, case: str) -> list[Group]:
     words = processor.tokenizer.encode(
         "What is the sum of the two digits?", add_special_tokens=False
     )
-    groups = [Group(prompt, TEACHER, STUDENTS) for prompt in prompts]
+
+    def spans(caption: str, answer: str):
+        text = f"<caption>{caption}</caption><think>{caption}</think><answer>{answer}</answer>"
+        return tokenize_spans(parse_response(text), processor.tokenizer)
+
+    teacher = spans(*TEACHER)
+    students = [spans(*student) for student in STUDENTS]
+    groups = [Group(prompt, teacher, students) for prompt in prompts]
     for g in CASES[case]:
         match case:
             case "one rank without an image":
-                groups[g] = Group(Prompt(torch.tensor(words)), TEACHER, STUDENTS)
+                groups[g] = Group(Prompt(torch.tensor(words)), teacher, students)
             case "one rank without a valid pair":
-                groups[g] = Group(prompts[g], TEACHER, [None, None])
+                groups[g] = Group(prompts[g], teacher, [None, None])
             case "not finite on one rank":
                 groups[g].prompt.pixel_values[0, 0] = torch.nan
     return groups[:1] if case == "a rank without a group" else groups
@@ -60,7 +67,7 @@ def run(folder, train, case: str, ranks: Ranks) -> dict:
         for name, parameter in model.named_parameters():
             if "experts" in name:
                 parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
-    if ranks.size > 1:
+    if ranks.world_size > 1:
         shard(model, ranks, torch.float32)
     kept = {}
 
@@ -68,19 +75,16 @@ def run(folder, train, case: str, ranks: Ranks) -> dict:
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 kept[name] = (
-                    parameter.grad.full_tensor() if ranks.size > 1 else parameter.grad.clone()
+                    parameter.grad.full_tensor() if ranks.world_size > 1 else parameter.grad.clone()
                 )
         return torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
 
-    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
     step = DiscriminatorStep(
         model,
-        SpanEncoder(tokenizer, model.config),
-        StepSettings(LossWeights(balance=0.0), max_tokens=100),
+        StepSettings(micro_batch_tokens=100, loss=LossSettings(balance_coef=0.0)),
         Optimization(keep, model.zero_grad),
-        ranks,
+        Runtime(ranks),
         folder,
-        sync=partial(gradient_sync, model),
     )
     result = step(ranks.share(build_groups(folder, train, case)))
     return {"gradients": kept, "metrics": result.metrics}

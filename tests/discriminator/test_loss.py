@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from verl_prism.discriminator.loss import (
     GroupScores,
-    LossWeights,
     gradient_penalty,
     mean_accuracy,
     pair_metrics,
     pair_sums,
     pairwise_loss,
 )
+from verl_prism.discriminator.settings import LossSettings
 
 score = st.floats(-20, 20, width=32)
 
@@ -38,8 +38,8 @@ def group_scores(draw):
 
 
 @st.composite
-def loss_weights(draw):
-    return LossWeights(
+def loss_settings(draw):
+    return LossSettings(
         score_regularization=draw(st.floats(0, 0.1)),
         label_smoothing=draw(st.floats(0, 0.4)),
         margin=draw(st.floats(0, 2)),
@@ -55,34 +55,34 @@ def valid_pairs(scores: GroupScores):
                     yield scores.teacher[view, group].item(), scores.student[view, group, n].item()
 
 
-def oracle(scores: GroupScores, weights: LossWeights) -> float:
+def oracle(scores: GroupScores, terms: LossSettings) -> float:
     total = 0.0
     for t, s in valid_pairs(scores):
-        for share, ahead in ((1 - weights.label_smoothing, 1), (weights.label_smoothing, -1)):
-            total -= share * math.log(1 / (1 + math.exp(-ahead * (t - s - weights.margin))))
-        total += weights.score_regularization / 4 * (t * t + s * s)
+        for share, ahead in ((1 - terms.label_smoothing, 1), (terms.label_smoothing, -1)):
+            total -= share * math.log(1 / (1 + math.exp(-ahead * (t - s - terms.margin))))
+        total += terms.score_regularization / 4 * (t * t + s * s)
     return total / max(int(scores.valid.sum()), 1)
 
 
 @settings(deadline=None)
-@given(group_scores(), loss_weights())
-def test_loss_is_the_oracles(scores, weights):
-    loss = pairwise_loss(scores, int(scores.valid.sum()), weights).item()
-    assert loss == pytest.approx(oracle(scores, weights), rel=1e-4, abs=1e-5)
+@given(group_scores(), loss_settings())
+def test_loss_is_the_oracles(scores, terms):
+    loss = pairwise_loss(scores, int(scores.valid.sum()), terms).item()
+    assert loss == pytest.approx(oracle(scores, terms), rel=1e-4, abs=1e-5)
 
 
 @settings(deadline=None)
 @given(group_scores())
 def test_parts_of_a_mini_batch_add_up_to_the_whole(scores):
-    pairs, weights = int(scores.valid.sum()), LossWeights()
+    pairs, terms = int(scores.valid.sum()), LossSettings()
     parts = [
         GroupScores(
             scores.teacher[:, g : g + 1], scores.student[:, g : g + 1], scores.valid[g : g + 1]
         )
         for g in range(len(scores.valid))
     ]
-    whole = pairwise_loss(scores, pairs, weights).item()
-    assert sum(pairwise_loss(part, pairs, weights).item() for part in parts) == pytest.approx(
+    whole = pairwise_loss(scores, pairs, terms).item()
+    assert sum(pairwise_loss(part, pairs, terms).item() for part in parts) == pytest.approx(
         whole, rel=1e-4, abs=1e-5
     )
 
@@ -94,18 +94,19 @@ def one_pair(teacher: float, student: float) -> GroupScores:
 
 
 def test_a_margin_makes_a_pair_that_is_ahead_by_it_cost_what_a_tie_costs_without():
-    weights = LossWeights(score_regularization=0.0, margin=1.5)
-    assert pairwise_loss(one_pair(2.0, 0.5), 1, weights).item() == pytest.approx(2 * math.log(2))
+    terms = LossSettings(score_regularization=0.0, margin=1.5)
+    assert pairwise_loss(one_pair(2.0, 0.5), 1, terms).item() == pytest.approx(2 * math.log(2))
 
 
 def test_label_smoothing_makes_a_pair_that_is_far_ahead_cost_more():
-    smoothed = LossWeights(score_regularization=0.0, label_smoothing=0.1)
+    smoothed = LossSettings(score_regularization=0.0, label_smoothing=0.1)
     best = math.log(0.9 / 0.1)  # the distance at which the smoothed loss is lowest
     costs = [
         pairwise_loss(one_pair(ahead, 0.0), 1, smoothed).item()
         for ahead in (best - 0.5, best, best + 0.5)
     ]
-    assert costs[1] < costs[0] and costs[1] < costs[2]
+    assert costs[1] < costs[0]
+    assert costs[1] < costs[2]
 
 
 @settings(deadline=None)
@@ -124,9 +125,10 @@ def test_an_invalid_response_has_no_gradient():
     teacher = torch.zeros(2, 1, requires_grad=True)
     student = torch.tensor([[[1.0, math.nan]], [[2.0, math.nan]]], requires_grad=True)
     scores = GroupScores(teacher, student, torch.tensor([[True, False]]))
-    pairwise_loss(scores, 1, LossWeights()).backward()
+    pairwise_loss(scores, 1, LossSettings()).backward()
     assert teacher.grad.isfinite().all()
-    assert student.grad[:, 0, 0].all() and not student.grad[:, 0, 1].any()
+    assert student.grad[:, 0, 0].all()
+    assert not student.grad[:, 0, 1].any()
 
 
 def test_identical_texts_are_half_accurate_with_margin_zero():
@@ -151,7 +153,7 @@ def test_without_pairs_means_are_absent():
 
 
 @pytest.mark.parametrize(
-    "side, where", [("teacher", (0, 0)), ("student", (1, 0, 0)), ("student", (1, 0, 1))]
+    ("side", "where"), [("teacher", (0, 0)), ("student", (1, 0, 0)), ("student", (1, 0, 1))]
 )
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_only_scores_of_valid_responses_have_to_be_finite(side, where, number):

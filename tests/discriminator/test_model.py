@@ -8,18 +8,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
 
 from verl_prism.discriminator import load_discriminator
-from verl_prism.discriminator.batch import PROMPT, VIEWS, Group, SpanEncoder
+from verl_prism.discriminator.batch import PROMPT, Group, GroupEncoder
+from verl_prism.discriminator.spans import VIEWS, tokenize_spans
 from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.errors import UserError
-from verl_prism.response import View
+from verl_prism.response import View, parse_response
 
-CAPTION, REASONING = "<caption> a 3 </caption>", "<think> 3 </think><answer> 3 </answer>"
-SPANS = {View.PERCEPTION: CAPTION, View.REASONING: REASONING}
+RESPONSE = parse_response("<caption> a 3 </caption><think> 3 </think><answer> 3 </answer>")
 
 
 def pack_of(discriminator, prompt, tokenizer):
-    encoder = SpanEncoder(tokenizer, discriminator.config)
-    return encoder.pack([encoder.encode(Group(prompt, SPANS, []))])
+    encoder = GroupEncoder(discriminator.config)
+    spans = tokenize_spans(RESPONSE, tokenizer)
+    return encoder.pack([encoder.encode(Group(prompt, spans, []))])
 
 
 def test_spans_are_routed_to_their_own_experts_and_the_prompt_to_all(
@@ -93,7 +94,9 @@ def test_without_experts_a_dense_discriminator_scores(dense_folder, tmp_path, pr
     upcycle(dense_folder, tmp_path / "dense", routing="dense")
     dense = load_discriminator(tmp_path / "dense")
     scores, balance = dense(pack_of(dense, prompt, tokenizer)[0])
-    assert dense.routers() == [] and balance == 0 and scores.isfinite().all()
+    assert dense.routers() == []
+    assert balance == 0
+    assert scores.isfinite().all()
 
 
 def test_token_routing_has_one_head_and_every_expert_for_every_token(

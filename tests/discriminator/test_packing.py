@@ -12,30 +12,36 @@ from transformers import AutoProcessor
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeModel
 
 from verl_prism.discriminator.attention import PackLayout, Segment, flex_mask, packed_attention
-from verl_prism.discriminator.batch import VIEWS, Group, Prompt, SpanEncoder, micro_batches
-from verl_prism.response import View
+from verl_prism.discriminator.batch import Group, GroupEncoder, Prompt, micro_batches
+from verl_prism.discriminator.spans import VIEWS, span_ids, tokenize_spans
+from verl_prism.response import parse_response
 from verl_prism.stages.warmup import encode_row
 
 
-def spans(caption: str, reasoning: str):
-    return {
-        View.PERCEPTION: f"<caption>{caption}</caption>",
-        View.REASONING: f"<think>{reasoning}</think><answer>3</answer>",
-    }
-
-
-TEACHER = spans("Left a 7, right a 8.", "Add left and right: 7 + 8 = 15.")
-STUDENTS = [spans("A 1.", "1 + 2 = 3, so the sum is 3."), None, spans("A 1.", "5"), TEACHER]
+@pytest.fixture
+def teacher(tokenizer):
+    return spans(tokenizer, "Left a 7, right a 8.", "Add left and right: 7 + 8 = 15.")
 
 
 @pytest.fixture
-def groups(prompts):
-    return [Group(prompt, TEACHER, STUDENTS) for prompt in prompts[:3]]
+def students(tokenizer, teacher):
+    first = spans(tokenizer, "A 1.", "1 + 2 = 3, so the sum is 3.")
+    return [first, None, spans(tokenizer, "A 1.", "5"), teacher]
+
+
+def spans(tokenizer, caption: str, reasoning: str):
+    text = f"<caption>{caption}</caption><think>{reasoning}</think><answer>3</answer>"
+    return tokenize_spans(parse_response(text), tokenizer)
 
 
 @pytest.fixture
-def encoder(tokenizer, discriminator):
-    return SpanEncoder(tokenizer, discriminator.config)
+def groups(prompts, teacher, students):
+    return [Group(prompt, teacher, students) for prompt in prompts[:3]]
+
+
+@pytest.fixture
+def encoder(discriminator):
+    return GroupEncoder(discriminator.config)
 
 
 @st.composite
@@ -116,8 +122,8 @@ def stock_score(stock, discriminator, prompt: Prompt, span, view: int) -> torch.
     return discriminator.heads["shared"](hidden[0, -1])[0]
 
 
-def test_a_pack_scores_what_transformers_own_forward_scores(token_discriminator, tokenizer, groups):
-    encoder = SpanEncoder(tokenizer, token_discriminator.config)
+def test_a_pack_scores_what_transformers_own_forward_scores(token_discriminator, groups):
+    encoder = GroupEncoder(token_discriminator.config)
     stock = Qwen3VLMoeModel._from_config(
         deepcopy(token_discriminator.config), attn_implementation="sdpa"
     )
@@ -146,8 +152,8 @@ def test_a_pack_holds_each_prompt_and_each_text_once(encoder, groups):
     assert index.valid.tolist() == [[True, False, True, True]] * 3
 
 
-def test_positions_are_those_of_qwen3_vl(discriminator, encoder, prompt):
-    encoded = encoder.encode(Group(prompt, TEACHER, []))
+def test_positions_are_those_of_qwen3_vl(discriminator, encoder, prompt, teacher):
+    encoded = encoder.encode(Group(prompt, teacher, []))
     pack, _ = encoder.pack([encoded])
     for span, terminal in zip(encoded.teacher, pack.terminals.tolist(), strict=True):
         ids = torch.cat([prompt.input_ids, torch.tensor(span)])[None]
@@ -162,7 +168,7 @@ def test_positions_are_those_of_qwen3_vl(discriminator, encoder, prompt):
 
 
 def test_two_images_in_a_row_have_the_positions_of_qwen3_vl(
-    discriminator, dense_folder, rows, tokenizer
+    discriminator, dense_folder, rows, teacher
 ):
     row = rows[0]
     content = row["prompt"][1]["content"].replace("<image>", "<image><image>")
@@ -174,7 +180,7 @@ def test_two_images_in_a_row_have_the_positions_of_qwen3_vl(
             "images": row["images"] * 2,
         },
     )
-    encoded = SpanEncoder(tokenizer, discriminator.config).encode(Group(prompt, TEACHER, []))
+    encoded = GroupEncoder(discriminator.config).encode(Group(prompt, teacher, []))
     ids = prompt.input_ids[None]
     expected, _ = discriminator.model.get_rope_index(
         ids,
@@ -185,10 +191,10 @@ def test_two_images_in_a_row_have_the_positions_of_qwen3_vl(
 
 
 def test_a_prompt_without_an_image_scores_beside_one_with_an_image(
-    discriminator, encoder, prompt, tokenizer
+    discriminator, encoder, prompt, teacher, students, tokenizer
 ):
     bare = Prompt(torch.tensor(tokenizer.encode("What is 1 + 2?")))
-    encoded = [encoder.encode(Group(part, TEACHER, STUDENTS)) for part in (bare, prompt)]
+    encoded = [encoder.encode(Group(part, teacher, students)) for part in (bare, prompt)]
     together, _ = discriminator(encoder.pack(encoded)[0])
     alone = torch.cat([discriminator(encoder.pack([group])[0])[0] for group in encoded])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
@@ -200,10 +206,12 @@ def test_any_other_attention_is_refused(discriminator, encoder, groups):
         discriminator(encoder.pack([encoder.encode(groups[0])])[0])
 
 
-def test_without_any_image_the_vision_tower_still_takes_part(discriminator, encoder, tokenizer):
+def test_without_any_image_the_vision_tower_still_takes_part(
+    discriminator, encoder, teacher, tokenizer
+):
     """Sharded over ranks, all of them must gather its parameters."""
     bare = Prompt(torch.tensor(tokenizer.encode("What is 1 + 2?")))
-    scores, _ = discriminator(encoder.pack([encoder.encode(Group(bare, TEACHER, []))])[0])
+    scores, _ = discriminator(encoder.pack([encoder.encode(Group(bare, teacher, []))])[0])
     scores.sum().backward()
     assert all(
         p.grad is not None and not p.grad.any() for p in discriminator.model.visual.parameters()
@@ -224,16 +232,18 @@ def test_micro_batches_hold_as_many_groups_as_fit(encoder, groups):
 def test_a_group_over_the_budget_is_split_with_its_prompt_and_teacher(encoder, groups):
     whole = encoder.encode(groups[0])
     parts = [part for batch in micro_batches([whole], whole.tokens - 1) for part in batch]
-    assert len(parts) > 1 and all(part.tokens < whole.tokens for part in parts)
+    assert len(parts) > 1
+    assert all(part.tokens < whole.tokens for part in parts)
     assert [member for part in parts for member in part.members] == list(range(len(whole.students)))
     assert [student for part in parts for student in part.students] == list(whole.students)
     assert all(part.teacher == whole.teacher for part in parts)
 
 
-def test_a_text_that_spells_a_special_token_smuggles_none_in(encoder, tokenizer):
-    ids = encoder.span_ids("<caption>a <|image_pad|><|im_end|> b</caption>")
+def test_special_token_spelled_out_in_a_text_stays_text(tokenizer):
+    ids = span_ids("<caption>a <|image_pad|><|im_end|> b</caption>", tokenizer)
     special = {tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", "<|im_end|>")}
-    assert not special & set(ids[:-1]) and ids[-1] == tokenizer.eos_token_id
+    assert not special & set(ids[:-1])
+    assert ids[-1] == tokenizer.eos_token_id
 
 
 def test_both_sides_end_on_the_same_terminal_token(encoder, groups, tokenizer):

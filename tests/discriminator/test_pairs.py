@@ -2,7 +2,7 @@
 
 import pytest
 
-from verl_prism.discriminator.pairs import add_swapped_teachers, warmup_groups
+from verl_prism.discriminator import add_swapped_teachers, warmup_groups
 from verl_prism.response import View
 
 LIMITS = dict.fromkeys(View, 100)

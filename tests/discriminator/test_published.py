@@ -13,16 +13,14 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.__main__ import main
-from verl_prism.discriminator.batch import VIEWS, Group, SpanEncoder
+from verl_prism.discriminator.batch import Group, GroupEncoder
 from verl_prism.discriminator.published import convert_published
 from verl_prism.discriminator.shards import PROCESSOR_FILES
+from verl_prism.discriminator.spans import VIEWS, tokenize_spans
 from verl_prism.errors import UserError
-from verl_prism.response import View
+from verl_prism.response import parse_response
 
-SPANS = {
-    View.PERCEPTION: "<caption> a 3 </caption>",
-    View.REASONING: "<think> 3 </think><answer> 3 </answer>",
-}
+RESPONSE = parse_response("<caption> a 3 </caption><think> 3 </think><answer> 3 </answer>")
 E, TOP_K, LAYERS, H = 4, 2, 2, 128
 MLP = "language_model.layers.{}.mlp"
 
@@ -148,9 +146,10 @@ def scores_457(published, prompt, spans):
 @torch.no_grad()
 def scores_of(folder, prompt, tokenizer):
     discriminator = load_discriminator(folder)
-    encoder = SpanEncoder(tokenizer, discriminator.config)
-    pack, _ = encoder.pack([encoder.encode(Group(prompt, SPANS, []))])
-    return discriminator(pack)[0], [encoder.span_ids(SPANS[view]) for view in VIEWS]
+    encoder = GroupEncoder(discriminator.config)
+    spans = tokenize_spans(RESPONSE, tokenizer)
+    pack, _ = encoder.pack([encoder.encode(Group(prompt, spans, []))])
+    return discriminator(pack)[0], [spans[view] for view in VIEWS]
 
 
 # With f = 64 gate_up_proj is square, with f = 128 down_proj: the layout is the published one all the same.
@@ -162,7 +161,8 @@ def test_converted_it_scores_as_transformers_4_57_did(
     convert_published(published.write(), tmp_path / "target")
     scores, spans = scores_of(tmp_path / "target", prompt, tokenizer)
     expected = scores_457(published, prompt, spans)
-    assert prompt.pixel_values is not None and (expected[0] - expected[1]).abs() > 1e-3
+    assert prompt.pixel_values is not None
+    assert (expected[0] - expected[1]).abs() > 1e-3
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from verl_prism.discriminator.ranks import Ranks
+from verl_prism.discriminator import Ranks
 
 CASES = (
     "all alike",
@@ -64,9 +64,15 @@ def test_two_ranks_report_the_metrics_of_one(results, case):
 
 def test_what_is_not_finite_on_one_rank_is_so_on_all(results):
     found = results[2]["not finite on one rank"]
-    assert found["metrics"]["nonfinite"] == 1 and not found["gradients"]
+    assert found["metrics"]["nonfinite"] == 1
+    assert not found["gradients"]
 
 
 def test_without_a_process_group_there_is_one_rank():
     ranks = Ranks()
-    assert (ranks.size, ranks.rank, ranks.sum([2.0, 3.0]), ranks.max(4)) == (1, 0, [2.0, 3.0], 4)
+    assert (ranks.world_size, ranks.rank, ranks.sum([2.0, 3.0]), ranks.max(4)) == (
+        1,
+        0,
+        [2.0, 3.0],
+        4,
+    )

@@ -6,31 +6,34 @@ from dataclasses import replace
 import pytest
 import torch
 
-from verl_prism.discriminator.batch import Group, SpanEncoder
-from verl_prism.discriminator.loss import LossWeights
-from verl_prism.discriminator.ranks import Ranks
-from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepSettings
-from verl_prism.discriminator.update import MiniBatch, score_groups
-from verl_prism.response import View
+from verl_prism.discriminator import (
+    DiscriminatorStep,
+    Group,
+    GroupEncoder,
+    MiniBatch,
+    Optimization,
+    Runtime,
+    StepSettings,
+    score_groups,
+    tokenize_spans,
+)
+from verl_prism.response import View, parse_response
 
-SETTINGS = StepSettings(LossWeights(), max_tokens=400)
-
-
-def spans(caption: str, answer: str):
-    return {
-        View.PERCEPTION: f"<caption>{caption}</caption>",
-        View.REASONING: f"<think>{caption}</think><answer>{answer}</answer>",
-    }
+SETTINGS = StepSettings(micro_batch_tokens=400)
 
 
 @pytest.fixture
-def groups(prompts):
+def groups(prompts, tokenizer):
+    def spans(caption: str, answer: str):
+        text = f"<caption>{caption}</caption><think>{caption}</think><answer>{answer}</answer>"
+        return tokenize_spans(parse_response(text), tokenizer)
+
     students = [spans("A 1.", "3"), None, spans("Two digits, I think.", "5")]
     return [Group(prompt, spans("Left a 7, right a 8.", "15"), students) for prompt in prompts[:3]]
 
 
 @pytest.fixture
-def make_step(discriminator, tokenizer, tmp_path):
+def make_step(discriminator, tmp_path):
     """From settings and how gradients are spoilt before the optimizer sees them, a step on AdamW."""
 
     def make(settings=SETTINGS, spoil=lambda parameter: None):
@@ -44,9 +47,8 @@ def make_step(discriminator, tokenizer, tmp_path):
                 optimizer.step()
             return norm
 
-        encoder = SpanEncoder(tokenizer, discriminator.config)
         optimization = Optimization(change, optimizer.zero_grad)
-        return DiscriminatorStep(discriminator, encoder, settings, optimization, Ranks(), tmp_path)
+        return DiscriminatorStep(discriminator, settings, optimization, Runtime(), tmp_path)
 
     return make
 
@@ -69,23 +71,23 @@ def unchanged(discriminator):
 
 
 def test_a_step_learns_and_returns_the_scores_from_before(
-    make_step, discriminator, groups, tokenizer, unchanged
+    make_step, discriminator, groups, unchanged
 ):
-    before = score_groups(
-        discriminator, MiniBatch(SpanEncoder(tokenizer, discriminator.config), groups, 400)
-    )
+    batch = MiniBatch(GroupEncoder(discriminator.config), groups, 400)
+    before = score_groups(discriminator, batch, Runtime())
     result = make_step()(groups)
     torch.testing.assert_close(result.scores.student, before.student, atol=0, rtol=0)
     assert not unchanged()
     assert result.metrics["nonfinite"] == result.metrics["updates_skipped"] == 0
-    assert result.metrics["pairs"] == 6 and result.metrics["grad_norm"] > 0
+    assert result.metrics["pairs"] == 6
+    assert result.metrics["grad_norm"] > 0
 
 
 def test_several_updates_learn_more_and_score_the_same_first(make_step, discriminator, groups):
     start = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
     once = make_step()(groups)
     discriminator.load_state_dict(start)
-    thrice = make_step(replace(SETTINGS, updates=3))(groups)
+    thrice = make_step(replace(SETTINGS, updates_per_step=3))(groups)
     torch.testing.assert_close(thrice.scores.student, once.scores.student, atol=0, rtol=0)
     torch.testing.assert_close(thrice.scores.teacher, once.scores.teacher, atol=0, rtol=0)
     after_three = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
@@ -100,16 +102,22 @@ def test_several_updates_learn_more_and_score_the_same_first(make_step, discrimi
 def test_without_a_valid_pair_nothing_is_learnt_and_it_is_counted(make_step, groups, unchanged):
     metrics = make_step()([replace(group, students=[None, None]) for group in groups]).metrics
     assert unchanged()
-    assert metrics["updates_skipped"] == 1 and metrics["pairs"] == 0 and metrics["nonfinite"] == 0
-    assert "perception/accuracy" not in metrics and "grad_norm" not in metrics
+    assert metrics["updates_skipped"] == 1
+    assert metrics["pairs"] == 0
+    assert metrics["nonfinite"] == 0
+    assert "perception/accuracy" not in metrics
+    assert "grad_norm" not in metrics
 
 
 def test_a_discriminator_that_is_accurate_enough_is_left_as_it_is(make_step, groups, unchanged):
     ties = [replace(group, students=[group.teacher]) for group in groups]  # accuracy 0.5
     metrics = make_step(replace(SETTINGS, skip_above_accuracy=0.45))(ties).metrics
-    assert unchanged() and metrics["updates_skipped"] == 1 and "grad_norm" not in metrics
+    assert unchanged()
+    assert metrics["updates_skipped"] == 1
+    assert "grad_norm" not in metrics
     metrics = make_step(replace(SETTINGS, skip_above_accuracy=0.5))(ties).metrics
-    assert not unchanged() and metrics["updates_skipped"] == 0
+    assert not unchanged()
+    assert metrics["updates_skipped"] == 0
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -124,11 +132,11 @@ def test_a_score_that_is_not_finite_changes_no_parameter(
     result = step(groups)
     with torch.no_grad():
         weight[0, 0] = kept
-    assert result.nonfinite and unchanged()
+    assert result.nonfinite
+    assert unchanged()
     assert set(result.metrics) == {"pairs", "valid_ratio", "updates_skipped", "nonfinite"}
-    assert not step(groups).nonfinite and not unchanged(), (
-        "it goes on once numbers are finite again"
-    )
+    assert not step(groups).nonfinite, "learning continues once numbers are finite again"
+    assert not unchanged()
 
 
 def test_a_gradient_that_is_not_finite_changes_no_parameter(make_step, groups, unchanged):
@@ -137,7 +145,9 @@ def test_a_gradient_that_is_not_finite_changes_no_parameter(make_step, groups, u
             parameter.grad += math.inf
 
     result = make_step(spoil=spoil)(groups)
-    assert result.nonfinite and unchanged() and "grad_norm" not in result.metrics
+    assert result.nonfinite
+    assert unchanged()
+    assert "grad_norm" not in result.metrics
 
 
 def test_no_further_update_follows_one_that_is_not_finite(make_step, discriminator, groups):
@@ -147,7 +157,7 @@ def test_no_further_update_follows_one_that_is_not_finite(make_step, discriminat
         spoilt.append(parameter)
         parameter.grad.fill_(math.nan)
 
-    assert make_step(replace(SETTINGS, updates=3), spoil)(groups).nonfinite
+    assert make_step(replace(SETTINGS, updates_per_step=3), spoil)(groups).nonfinite
     assert len(spoilt) == len(list(discriminator.parameters()))
 
 
@@ -166,12 +176,11 @@ def test_the_run_stops_after_some_in_a_row_and_keeps_the_batch(
     assert len(kept["groups"]) == len(groups)
     torch.testing.assert_close(kept["groups"][1]["prompt_ids"], groups[1].prompt.input_ids)
     torch.testing.assert_close(kept["groups"][1]["pixel_values"], groups[1].prompt.pixel_values)
-    assert kept["groups"][0]["students"][1] is None
-    assert kept["groups"][0]["teacher"]["perception"] == groups[0].teacher[View.PERCEPTION]
-    assert (
-        kept["student_scores"][1, :, 0].isnan().all()
-        and kept["student_scores"][0, :, 0].isfinite().all()
-    )
+    assert kept["groups"][0]["student_ids"][1] is None
+    teacher_ids = kept["groups"][0]["teacher_ids"]["perception"]
+    assert tuple(teacher_ids) == groups[0].teacher[View.PERCEPTION]
+    assert kept["student_scores"][1, :, 0].isnan().all()
+    assert kept["student_scores"][0, :, 0].isfinite().all()
 
 
 def test_steps_in_between_that_are_finite_start_the_count_anew(make_step, discriminator, groups):

@@ -13,16 +13,14 @@ from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGenerat
 
 from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.__main__ import main
-from verl_prism.discriminator.batch import VIEWS, Group, SpanEncoder
+from verl_prism.discriminator.batch import Group, GroupEncoder
 from verl_prism.discriminator.shards import PROCESSOR_FILES
+from verl_prism.discriminator.spans import tokenize_spans
 from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.errors import UserError
-from verl_prism.response import View
+from verl_prism.response import View, parse_response
 
-SPANS = {
-    View.PERCEPTION: "<caption> a 3 </caption>",
-    View.REASONING: "<think> 3 </think><answer> 3 </answer>",
-}
+RESPONSE = parse_response("<caption> a 3 </caption><think> 3 </think><answer> 3 </answer>")
 UP_PROJ = "model.language_model.layers.1.mlp.up_proj.weight"
 EXPERTS = "model.language_model.layers.1.mlp.experts"
 
@@ -82,12 +80,12 @@ def test_upcycled_without_noise_computes_what_the_dense_model_computes(
 ):
     upcycle(dense_folder, tmp_path / "target", routing=routing)
     discriminator = load_discriminator(tmp_path / "target")
-    encoder = SpanEncoder(tokenizer, discriminator.config)
-    pack, _ = encoder.pack([encoder.encode(Group(prompt, SPANS, []))])
+    encoder = GroupEncoder(discriminator.config)
+    spans = tokenize_spans(RESPONSE, tokenizer)
+    pack, _ = encoder.pack([encoder.encode(Group(prompt, spans, []))])
     dense = Qwen3VLForConditionalGeneration.from_pretrained(dense_folder)
-    caption, reasoning = (
-        dense_states(dense, prompt, encoder.span_ids(SPANS[view])) for view in VIEWS
-    )
+    caption = dense_states(dense, prompt, spans[View.PERCEPTION])
+    reasoning = dense_states(dense, prompt, spans[View.REASONING])
     expected = torch.cat([caption, reasoning[len(prompt.input_ids) :]])
     assert prompt.pixel_values is not None
     torch.testing.assert_close(
@@ -104,7 +102,8 @@ def test_noise_is_seeded_and_relative_to_each_weight(dense_folder, tmp_path):
     a, b, c = (load_folder(tmp_path / name) for name in "abc")
     gate_up, down = f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj"
     for name in (gate_up, down):
-        assert torch.equal(a[name], b[name]) and not torch.equal(a[name], c[name])
+        assert torch.equal(a[name], b[name])
+        assert not torch.equal(a[name], c[name])
     source = load_folder(dense)
     for part, weight in zip(
         (*a[gate_up].chunk(2, dim=1), a[down]),
@@ -135,7 +134,7 @@ def test_routers_and_heads_are_drawn_at_the_models_initial_deviation(discriminat
     new = [
         name for name in tensors if name.endswith("mlp.gate.weight") or name.startswith("heads.")
     ]
-    assert len(new) == config.text_config.num_hidden_layers + len(VIEWS)
+    assert len(new) == config.text_config.num_hidden_layers + len(View)
     values = torch.cat([tensors[name].flatten() for name in new])
     assert values.mean().item() == pytest.approx(0, abs=0.01)
     assert values.std().item() == pytest.approx(config.text_config.initializer_range, rel=0.1)
@@ -180,9 +179,8 @@ def test_progress_counts_every_byte(dense_folder, tmp_path):
     assert {total for _, total in steps} == {
         sum(tensor.nbytes for tensor in load_folder(tmp_path / "target").values())
     }
-    assert [done for done, _ in steps] == sorted(done for done, _ in steps) and steps[-1][
-        0
-    ] == steps[-1][1]
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[-1][0] == steps[-1][1]
 
 
 MEASURE = """
@@ -221,7 +219,8 @@ def test_memory_is_bounded_by_the_shards_and_not_by_the_model(dense_folder, tmp_
     )
     sharded, whole = map(int, run.stdout.split())
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-    assert len(list(dense.glob("*.safetensors"))) >= 8 and size > 150e6
+    assert len(list(dense.glob("*.safetensors"))) >= 8
+    assert size > 150e6
     assert whole > 0.75 * size  # what the measure shows when everything is in memory
     assert sharded < 0.4 * size
 
@@ -356,7 +355,8 @@ def test_a_discriminator_is_replaced_whole_and_nothing_else_is(dense_folder, tmp
             UserError, match="exists and holds no discriminator; it is not replaced"
         ):
             upcycle(dense_folder, precious)
-    assert (notes / "diary.txt").exists() and (dense_folder / "model.safetensors").exists()
+    assert (notes / "diary.txt").exists()
+    assert (dense_folder / "model.safetensors").exists()
 
 
 BARE = """
@@ -386,7 +386,7 @@ def test_the_command_needs_little_more_than_torch_and_transformers(dense_folder,
     )
     assert run.returncode == 0, run.stderr
     assert re.fullmatch(
-        rf"{re.escape(str(target))}: discriminator of \d\.\d MB in 1 file\n", run.stdout
+        rf"{re.escape(str(target))}: discriminator of \d\.\d+MB in 1 file\n", run.stdout
     )
     upcycle(dense_folder, tmp_path / "same", routing="token", seed=5)
     torch.testing.assert_close(load_folder(target), load_folder(tmp_path / "same"), rtol=0, atol=0)
@@ -395,7 +395,8 @@ def test_the_command_needs_little_more_than_torch_and_transformers(dense_folder,
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
     assert main(["upcycle", str(tmp_path / "nothing"), str(tmp_path / "target")]) == 2
     error = capsys.readouterr().err.strip()
-    assert "\n" not in error and error.startswith(
+    assert "\n" not in error
+    assert error.startswith(
         f"verl_prism.discriminator: {tmp_path / 'nothing'} holds no Hugging Face model"
     )
 

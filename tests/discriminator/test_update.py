@@ -6,24 +6,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from verl_prism.discriminator.batch import VIEWS, Group, SpanEncoder
-from verl_prism.discriminator.loss import LossWeights, pair_metrics, pair_sums, pairwise_loss
+from verl_prism.discriminator.batch import Group, GroupEncoder, valid_pairs
+from verl_prism.discriminator.loss import pair_metrics, pair_sums, pairwise_loss
+from verl_prism.discriminator.ranks import Runtime
+from verl_prism.discriminator.settings import LossSettings
+from verl_prism.discriminator.spans import VIEWS, tokenize_spans
 from verl_prism.discriminator.update import (
     NOISE,
     MiniBatch,
+    Totals,
     backward_groups,
     expert_choices,
     score_groups,
-    valid_pairs,
 )
-from verl_prism.response import View, parse_response
+from verl_prism.response import parse_response
 
-PAIRS_ALONE = LossWeights(balance=0.0)  # the load-balancing loss is that of a micro-batch
-
-
-def spans(text: str):
-    response = parse_response(text)
-    return {view: response.view_text(view) for view in View}
+PAIRS_ONLY = LossSettings(balance_coef=0.0)  # the load-balancing loss depends on the micro-batches
+RUNTIME = Runtime()
 
 
 def response(caption: str, think: str, answer: str) -> str:
@@ -50,8 +49,13 @@ def discriminator(discriminator):
 
 
 @pytest.fixture
-def groups(prompts, rows):
-    """Eight, of four students each, of which one or two are invalid."""
+def spans(tokenizer):
+    return lambda text: tokenize_spans(parse_response(text), tokenizer)
+
+
+@pytest.fixture
+def groups(prompts, rows, spans):
+    """Eight groups of four students, of which one or two are invalid."""
     return [
         Group(
             prompt,
@@ -68,19 +72,16 @@ def groups(prompts, rows):
 
 
 @pytest.fixture
-def encoder(tokenizer, discriminator):
-    return SpanEncoder(tokenizer, discriminator.config)
+def encoder(discriminator):
+    return GroupEncoder(discriminator.config)
 
 
-def gradients(model, batch: MiniBatch, weights=PAIRS_ALONE, rounds=None):
+def gradients(model, batch: MiniBatch, settings=PAIRS_ONLY, totals=None):
     """Loss, scores and the gradient of every parameter that has one."""
     model.zero_grad()
-    done = backward_groups(model, batch, weights, pairs=batch.pairs, rounds=rounds)
-    return (
-        done.loss,
-        done.scores,
-        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
-    )
+    done = backward_groups(model, batch, settings, RUNTIME, totals)
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return done.loss, done.scores, grads
 
 
 def assert_same(result, expected):
@@ -93,23 +94,23 @@ def assert_same(result, expected):
 
 
 def test_the_teachers_text_as_the_students_scores_the_same_exactly(
-    discriminator, encoder, prompts, rows
+    discriminator, encoder, prompts, rows, spans
 ):
     teachers = [spans(row["teacher_response"]) for row in rows]
     groups = [
         Group(prompt, teacher, [teacher]) for prompt, teacher in zip(prompts, teachers, strict=True)
     ]
-    metrics = pair_metrics(
-        pair_sums(score_groups(discriminator, MiniBatch(encoder, groups, 100_000)))
-    )
+    scores = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RUNTIME)
+    metrics = pair_metrics(pair_sums(scores))
     for view in VIEWS:
-        assert metrics[f"{view}/accuracy"] == 0.5 and metrics[f"{view}/margin"] == 0.0
+        assert metrics[f"{view}/accuracy"] == 0.5
+        assert metrics[f"{view}/margin"] == 0.0
 
 
 def test_a_score_does_not_depend_on_what_else_is_in_the_pack(discriminator, encoder, groups):
-    together = score_groups(discriminator, MiniBatch(encoder, groups, 100_000))
+    together = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RUNTIME)
     for g, group in enumerate(groups):
-        alone = score_groups(discriminator, MiniBatch(encoder, [group], 100_000))
+        alone = score_groups(discriminator, MiniBatch(encoder, [group], 100_000), RUNTIME)
         valid = together.valid[g]
         torch.testing.assert_close(
             alone.student[:, 0, valid], together.student[:, g, valid], atol=1e-5, rtol=1e-4
@@ -124,8 +125,8 @@ def test_scores_of_the_update_are_those_of_a_scoring_pass(
     discriminator, encoder, groups, max_tokens
 ):
     batch = MiniBatch(encoder, groups, max_tokens)
-    scored = score_groups(discriminator.eval(), batch)
-    updated = backward_groups(discriminator.train(), batch, LossWeights(), pairs=batch.pairs).scores
+    scored = score_groups(discriminator.eval(), batch, RUNTIME)
+    updated = backward_groups(discriminator.train(), batch, LossSettings(), RUNTIME).scores
     for ours, theirs in ((updated.student, scored.student), (updated.teacher, scored.teacher)):
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
@@ -143,7 +144,8 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_whole(
         MiniBatch(encoder, groups, 100_000),
         MiniBatch(encoder, groups, budget(encoder, groups, per_batch)),
     )
-    assert len(whole) == 1 and len(parts) == len(groups) / per_batch
+    assert len(whole) == 1
+    assert len(parts) == len(groups) / per_batch
     assert_same(gradients(discriminator, parts), gradients(discriminator, whole))
 
 
@@ -165,7 +167,7 @@ def test_a_group_over_the_budget_is_split_and_gives_the_same(discriminator, enco
 def test_rounds_that_only_keep_other_ranks_company_add_nothing(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups[:2], 1)
     alone = gradients(discriminator, batch)
-    assert_same(gradients(discriminator, batch, rounds=len(batch) + 2), alone)
+    assert_same(gradients(discriminator, batch, totals=Totals(batch.pairs, len(batch) + 2)), alone)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -184,15 +186,15 @@ def test_the_order_of_groups_and_of_students_changes_nothing(discriminator, enco
 def test_the_loss_is_that_of_the_scores(discriminator, encoder, groups):
     loss, scores, _ = gradients(discriminator, MiniBatch(encoder, groups, 300))
     assert loss == pytest.approx(
-        pairwise_loss(scores, valid_pairs(groups), PAIRS_ALONE).item(), rel=1e-5
+        pairwise_loss(scores, valid_pairs(groups), PAIRS_ONLY).item(), rel=1e-5
     )
 
 
 def test_the_balance_loss_is_the_mean_over_micro_batches(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups, budget(encoder, groups, 2))
-    balances = [discriminator(pack)[1].item() for pack, _, _ in batch.turns(None)]
+    balances = [discriminator(pack)[1].item() for pack, _, _ in batch.micro_batches(len(batch))]
     extra = (
-        gradients(discriminator, batch, LossWeights(balance=0.5))[0]
+        gradients(discriminator, batch, LossSettings(balance_coef=0.5))[0]
         - gradients(discriminator, batch)[0]
     )
     assert extra == pytest.approx(0.5 * sum(balances) / len(balances), rel=1e-4)
@@ -203,14 +205,14 @@ def test_routers_learn_from_the_balance_loss_alone(discriminator, encoder, group
     unpaired = [replace(group, students=[None]) for group in groups]
     discriminator.gradient_checkpointing_enable({"use_reentrant": False})
     _, _, found = gradients(
-        discriminator.train(), MiniBatch(encoder, unpaired, 100_000), LossWeights(balance=1.0)
+        discriminator.train(), MiniBatch(encoder, unpaired, 100_000), LossSettings(balance_coef=1.0)
     )
     assert all(found[name].any() for name in found if name.endswith("mlp.gate.weight"))
     assert any(name.endswith("mlp.gate.weight") for name in found)
 
 
 def test_invalid_students_are_left_out(discriminator, encoder, groups):
-    scores = score_groups(discriminator, MiniBatch(encoder, groups, 100_000))
+    scores = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RUNTIME)
     assert scores.valid.tolist() == [
         [spans is not None for spans in group.students] for group in groups
     ]
@@ -221,7 +223,7 @@ def test_the_gradient_penalty_estimates_the_scores_gradients(discriminator, enco
     """Against derivatives by autograd, span by span; the estimate is a mean over noise."""
     group = replace(groups[0], students=groups[0].students[:1])
     batch = MiniBatch(encoder, [group], 100_000)
-    ((pack, index, _),) = batch.turns(None)
+    ((pack, index, _),) = batch.micro_batches(1)
     seen = []
     embed = discriminator.get_input_embeddings()
     hook = embed.register_forward_hook(lambda _m, _i, out: seen.append(out))
@@ -237,30 +239,31 @@ def test_the_gradient_penalty_estimates_the_scores_gradients(discriminator, enco
     ) / 4
 
     torch.manual_seed(0)
-    alone = backward_groups(discriminator, batch, PAIRS_ALONE, pairs=1).loss
-    penalised = replace(PAIRS_ALONE, gradient_penalty=1.0)
+    alone = backward_groups(discriminator, batch, PAIRS_ONLY, RUNTIME).loss
+    penalized = replace(PAIRS_ONLY, gradient_penalty=1.0)
     draws = [
-        backward_groups(discriminator, batch, penalised, pairs=1).loss - alone for _ in range(60)
+        backward_groups(discriminator, batch, penalized, RUNTIME).loss - alone for _ in range(60)
     ]
     assert sum(draws) / len(draws) == pytest.approx(expected.item(), rel=0.4)
-    assert NOISE < 0.1 and len(set(draws)) == len(draws)
+    assert NOISE < 0.1
+    assert len(set(draws)) == len(draws)
 
 
 def test_the_gradient_penalty_makes_scores_flatter(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups[:2], 100_000)
-    heavy = LossWeights(score_regularization=0.0, balance=0.0, gradient_penalty=100.0)
+    heavy = LossSettings(score_regularization=0.0, balance_coef=0.0, gradient_penalty=100.0)
     optimizer = torch.optim.SGD(discriminator.parameters(), lr=1e-3)
     losses = []
     for step in range(8):
         torch.manual_seed(step % 2)
-        losses.append(backward_groups(discriminator, batch, heavy, pairs=batch.pairs).loss)
+        losses.append(backward_groups(discriminator, batch, heavy, RUNTIME).loss)
         optimizer.step()
         optimizer.zero_grad()
     assert sum(losses[-2:]) < sum(losses[:2])
 
 
 def test_expert_choices_are_counted_per_layer_and_set(discriminator, encoder, groups):
-    ((pack, _, _),) = MiniBatch(encoder, groups[:2], 100_000).turns(None)
+    ((pack, _, _),) = MiniBatch(encoder, groups[:2], 100_000).micro_batches(1)
     discriminator(pack)
     choices = expert_choices(discriminator)
     assert choices.shape == (
@@ -276,15 +279,17 @@ def test_expert_choices_are_counted_per_layer_and_set(discriminator, encoder, gr
         ).double()  # the last layer has terminal tokens alone
         torch.testing.assert_close(layer.sum(-1), tokens, rtol=1e-4, atol=1e-2)
     half = choices.shape[-1] // 2
-    assert not choices[:, 0, half:].any() and not choices[:, 1, :half].any()
+    assert not choices[:, 0, half:].any()
+    assert not choices[:, 1, :half].any()
 
 
 def test_a_few_steps_tell_the_teacher_from_the_policy(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups, 100_000)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)
     for _ in range(12):
-        scores = backward_groups(discriminator, batch, LossWeights(), pairs=batch.pairs).scores
+        scores = backward_groups(discriminator, batch, LossSettings(), RUNTIME).scores
         optimizer.step()
         optimizer.zero_grad()
     metrics = pair_metrics(pair_sums(scores))
-    assert metrics["perception/accuracy"] > 0.9 and metrics["reasoning/accuracy"] > 0.9
+    assert metrics["perception/accuracy"] > 0.9
+    assert metrics["reasoning/accuracy"] > 0.9

@@ -5,21 +5,22 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from verl.utils.device import get_device_id, get_device_name
+from verl.utils.device import get_device_id
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngine
 
-from verl_prism.discriminator import load_discriminator
-from verl_prism.discriminator.batch import Group, SpanEncoder
-from verl_prism.discriminator.ranks import Ranks
-from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepResult, StepSettings
+from verl_prism.discriminator.batch import Group
+from verl_prism.discriminator.model import load_discriminator
+from verl_prism.discriminator.ranks import Ranks, Runtime
+from verl_prism.discriminator.settings import StepSettings
+from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepResult
 
 MODEL_TYPE = "prism_discriminator"
 
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu"])
 class DiscriminatorEngine(FSDPEngine):
-    """Sharding, optimizer, offload and checkpoints are verl's; the module and its mini-batch are ours."""
+    """The discriminator's module and step, with verl's sharding, optimizer and checkpoints."""
 
     def _build_module(self) -> torch.nn.Module:
         attention = self.model_config.hf_config._attn_implementation
@@ -28,25 +29,31 @@ class DiscriminatorEngine(FSDPEngine):
             module.gradient_checkpointing_enable({"use_reentrant": False})
         return module
 
-    def prepare_steps(self, settings: StepSettings, faults: Path, steps: int = 0) -> None:
-        """To be called after `initialize`, and when a checkpoint is loaded. faults, steps: see `DiscriminatorStep`."""
+    def prepare_steps(self, settings: StepSettings, dump_folder: Path, steps: int = 0) -> None:
+        """Prepare the steps after the first `steps` ones.
+
+        Call it after `initialize` and again after loading a checkpoint.
+
+        Args:
+            dump_folder: see `DiscriminatorStep`.
+        """
         self._step = DiscriminatorStep(
             self.module,
-            SpanEncoder(self.model_config.tokenizer, self.module.config),
             settings,
             Optimization(self.optimizer_step, self.optimizer_zero_grad),
-            Ranks(get_device_id(), self.get_data_parallel_group()),
-            faults,
-            sync=lambda last: self._gradient_sync_context(is_last_micro_batch=last),
-            autocast=self._autocast,
-            steps=steps,
+            Runtime(
+                Ranks(get_device_id(), self.get_data_parallel_group()),
+                self._autocast_dtype,
+                self._sync_gradients,
+            ),
+            dump_folder,
+            steps,
         )
 
     def step_on(self, groups: Sequence[Group]) -> StepResult:
-        """Score this rank's groups, and learn from the mini-batch that all ranks' groups make up."""
+        """Score this rank's groups, and learn from the mini-batch of all ranks' groups."""
         result = self._step(groups)
         return StepResult(result.scores, result.metrics | {"lr": self.lr_scheduler_step()})
 
-    def _autocast(self) -> AbstractContextManager:
-        enabled = self._autocast_dtype != torch.float32
-        return torch.autocast(get_device_name(), dtype=self._autocast_dtype, enabled=enabled)
+    def _sync_gradients(self, module: torch.nn.Module, last: bool) -> AbstractContextManager:
+        return self._gradient_sync_context(is_last_micro_batch=last)

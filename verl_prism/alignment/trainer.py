@@ -28,7 +28,12 @@ from verl_prism.alignment.advantage import (
     spread_over_tokens,
 )
 from verl_prism.alignment.groups import FIELDS, token_ranges, uid_of
-from verl_prism.alignment.worker import SCORE_FIELDS, AdversarialOPDWorker, DiscriminatorWorker
+from verl_prism.alignment.worker import (
+    SCORE_FIELDS,
+    VALID_FIELD,
+    AdversarialOPDWorker,
+    DiscriminatorWorker,
+)
 from verl_prism.config import Align
 from verl_prism.trainer.ppo import PrismTrainer
 from verl_prism.trainer.transfer import column
@@ -36,7 +41,6 @@ from verl_prism.trainer.transfer import column
 ROLE = "discriminator"
 POOL = "discriminator_pool"
 NONFINITE = "discriminator/nonfinite"  # metric: 1 if the step's scores must not be used
-VALID_FIELD = "discriminator_valid"
 Metrics = dict[str, float]
 SUMS_OVER_TOKENS = ("critic/score/", "critic/rewards/")  # verl's metrics
 

@@ -1,4 +1,7 @@
-"""The worker role "adversarial OPD": a rank of the discriminator, in the actor's process or on devices of its own."""
+"""The worker role "adversarial OPD": one rank of the discriminator.
+
+It runs in the actor's process, or in a process of its own if the discriminator has its own devices.
+"""
 
 import torch
 from tensordict import TensorDict
@@ -20,16 +23,19 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 import verl_prism.alignment.engine as engine  # registers the engine in this process
 from verl_prism.alignment.groups import groups_of
 from verl_prism.config import Prism, parse_prism
-from verl_prism.discriminator.batch import VIEWS
-from verl_prism.discriminator.step import StepResult, StepSettings
+from verl_prism.discriminator.settings import StepSettings
+from verl_prism.discriminator.spans import VIEWS
+from verl_prism.discriminator.step import StepResult
 
 MESH = "discriminator"
 SCORE_FIELDS = [f"{view.value}_score" for view in VIEWS]
+VALID_FIELD = "discriminator_valid"  # whether a row's scores have a meaning
 
 
 def training_worker_config(prism: Prism) -> TrainingWorkerConfig:
-    """verl's configuration of a training worker, from ours."""
-    settings, hardware = prism.discriminator, prism.hardware
+    """Translate our config to verl's config of a training worker."""
+    settings = prism.discriminator
+    hardware = prism.hardware
     short = {"float32": "fp32", "bfloat16": "bf16"}[hardware.dtype]
     return TrainingWorkerConfig(
         model_type=engine.MODEL_TYPE,
@@ -62,10 +68,15 @@ def training_worker_config(prism: Prism) -> TrainingWorkerConfig:
 
 
 def score_fields(result: StepResult) -> dict[str, torch.Tensor]:
-    """One score per row and view: NaN for an invalid response, and for all where the step was not finite."""
-    usable = result.scores.valid & (not result.nonfinite)
-    scores = result.scores.student.masked_fill(~usable, torch.nan)
-    return {field: view.reshape(-1) for field, view in zip(SCORE_FIELDS, scores, strict=True)}
+    """Return SCORE_FIELDS[rows] and the bool VALID_FIELD[rows], which is False if invalid.
+
+    The scores of an invalid response are NaN, so that using one by mistake shows.
+    """
+    valid = result.scores.valid
+    fields = {VALID_FIELD: valid.reshape(-1)}
+    for field, scores in zip(SCORE_FIELDS, result.scores.student, strict=True):
+        fields[field] = scores.masked_fill(~valid, torch.nan).reshape(-1)
+    return fields
 
 
 class DiscriminatorWorker(TrainingWorker):
@@ -73,36 +84,44 @@ class DiscriminatorWorker(TrainingWorker):
 
     def __init__(self, prism: Prism):
         super().__init__(training_worker_config(prism))
-        self._settings, self._faults = StepSettings.of(prism.discriminator), prism.output
+        self._settings = StepSettings.from_mapping(prism.discriminator.model_dump())
+        self._dump_folder = prism.output
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def reset(self):
+    def reset(self) -> None:
+        """Build the module and the optimizer, and prepare the first step."""
         super().reset()
-        self.engine.prepare_steps(self._settings, self._faults)
+        self.engine.prepare_steps(self._settings, self._dump_folder)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"))
     def update_discriminator(self, data: TensorDict) -> TensorDict:
-        """Score this rank's rows and learn from them. The fields are written back beside the rows by verl; the metrics
-        are those of all ranks."""
+        """Score this rank's rows and learn from them.
+
+        verl writes the returned fields back to the rows. The metrics are the same on all ranks.
+        """
+        groups = groups_of(data, self.engine.model_config.tokenizer)
         with self.engine.train_mode():
-            result = self.engine.step_on(groups_of(data))
+            result = self.engine.step_on(groups)
         return tu.get_tensordict(score_fields(result), non_tensor_dict={"metrics": result.metrics})
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_discriminator(self, folder: str, step: int) -> None:
+        """Save a checkpoint of `step`."""
         self.save_checkpoint(folder, None, step)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_discriminator(self, folder: str, step: int) -> None:
+        """Load the checkpoint of `step` and prepare the step after it."""
         self.load_checkpoint(folder)
-        self.engine.prepare_steps(self._settings, self._faults, step)
+        self.engine.prepare_steps(self._settings, self._dump_folder, step)
 
 
 class AdversarialOPDWorker(ActorRolloutRefWorker):
-    """verl's hybrid worker (actor, rollout, reference) with a rank of the discriminator in the same process."""
+    """verl's hybrid worker (actor, rollout, reference) with a rank of the discriminator."""
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def init_model(self):
+    def init_model(self) -> None:
+        """Build verl's models and the discriminator."""
         super().init_model()
         self.discriminator = DiscriminatorWorker(parse_prism(self.config.prism))
         self.discriminator.reset()
@@ -110,12 +129,15 @@ class AdversarialOPDWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name=MESH))
     def update_discriminator(self, data: TensorDict) -> TensorDict:
+        """See `DiscriminatorWorker.update_discriminator`."""
         return self.discriminator.update_discriminator(data)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_discriminator(self, folder: str, step: int) -> None:
+        """Save a checkpoint of `step`."""
         self.discriminator.save_discriminator(folder, step)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_discriminator(self, folder: str, step: int) -> None:
+        """Load the checkpoint of `step` and prepare the step after it."""
         self.discriminator.load_discriminator(folder, step)

@@ -1,12 +1,75 @@
-"""The discriminator: a library of its own on torch, transformers and safetensors, with no verl, ray or vllm in it.
+"""The discriminator as a library on torch, transformers, safetensors, numpy and Pillow.
 
-Importing this package registers the model with transformers' Auto classes.
+Importing this package registers the model with the Auto classes of transformers.
 """
 
+from verl_prism.discriminator.batch import Group, GroupEncoder, Prompt, valid_pairs
+from verl_prism.discriminator.loss import GroupScores, pair_metrics, pair_sums
 from verl_prism.discriminator.model import (
     DiscriminatorConfig,
     PrismDiscriminatorForTokenClassification,
     load_discriminator,
 )
+from verl_prism.discriminator.pairs import WarmupGroups, add_swapped_teachers, warmup_groups
+from verl_prism.discriminator.prompts import encode_prompt
+from verl_prism.discriminator.published import convert_published
+from verl_prism.discriminator.ranks import (
+    Ranks,
+    Runtime,
+    on_ranks,
+    process_group,
+    shard,
+    sync_gradients,
+)
+from verl_prism.discriminator.settings import LossSettings, StepSettings
+from verl_prism.discriminator.spans import (
+    VIEWS,
+    SpanIds,
+    Spans,
+    scored_spans,
+    tokenize_spans,
+    view_limits,
+)
+from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepResult
+from verl_prism.discriminator.upcycling import upcycle
+from verl_prism.discriminator.update import Backward, MiniBatch, backward_groups, score_groups
 
-__all__ = ["DiscriminatorConfig", "PrismDiscriminatorForTokenClassification", "load_discriminator"]
+__all__ = [
+    "VIEWS",
+    "Backward",
+    "DiscriminatorConfig",
+    "DiscriminatorStep",
+    "Group",
+    "GroupEncoder",
+    "GroupScores",
+    "LossSettings",
+    "MiniBatch",
+    "Optimization",
+    "PrismDiscriminatorForTokenClassification",
+    "Prompt",
+    "Ranks",
+    "Runtime",
+    "SpanIds",
+    "Spans",
+    "StepResult",
+    "StepSettings",
+    "WarmupGroups",
+    "add_swapped_teachers",
+    "backward_groups",
+    "convert_published",
+    "encode_prompt",
+    "load_discriminator",
+    "on_ranks",
+    "pair_metrics",
+    "pair_sums",
+    "process_group",
+    "score_groups",
+    "scored_spans",
+    "shard",
+    "sync_gradients",
+    "tokenize_spans",
+    "upcycle",
+    "valid_pairs",
+    "view_limits",
+    "warmup_groups",
+]

@@ -1,4 +1,4 @@
-"""Make a discriminator's folder.
+"""Make the folder of a discriminator.
 
 python -m verl_prism.discriminator upcycle DENSE TARGET    from a dense Qwen3-VL
 python -m verl_prism.discriminator convert SOURCE TARGET   from the published checkpoint
@@ -8,16 +8,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
-from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from tqdm import tqdm
 
+from verl_prism.discriminator.model import Routing
+from verl_prism.discriminator.published import convert_published
+from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for a mistake in the input, 130 where it was stopped."""
+    """Return the exit code: 0, 2 for a mistake in the input, 130 if interrupted."""
     options = _parser().parse_args(arguments)
     try:
         _run(options)
@@ -31,59 +33,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="verl_prism.discriminator", description="Make a discriminator's folder."
+        prog="verl_prism.discriminator", description="Make the folder of a discriminator."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_upcycle(commands)
+    convert = commands.add_parser("convert", help="from the published checkpoint")
+    _add_folders(convert, "SOURCE", "folder of the published checkpoint")
+    return parser
+
+
+def _add_upcycle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     upcycle = commands.add_parser(
         "upcycle",
         help="from a dense Qwen3-VL",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    upcycle.add_argument("source", metavar="DENSE", type=Path, help="folder of a dense Qwen3-VL")
-    upcycle.add_argument("--experts", type=int, default=4, help="experts per layer")
-    upcycle.add_argument(
-        "--experts-per-token", type=int, default=2, help="experts that each token goes through"
-    )
-    upcycle.add_argument(
+    add = upcycle.add_argument
+    add("--experts", type=int, default=4, help="experts per layer")
+    add("--experts-per-token", type=int, default=2, help="experts that process each token")
+    add(
         "--routing",
-        choices=("dedicated", "token", "dense"),
+        choices=get_args(Routing),
         default="dedicated",
-        help="experts of each view's own; all experts for every token, with one head; or no experts",
+        help="dedicated: experts and a head per view; token: all experts for every token, one "
+        "head; dense: no experts",
     )
-    upcycle.add_argument(
+    add(
         "--noise",
         type=float,
         default=0.0,
-        help="on each expert, relative to its weights' deviation",
+        help="standard deviation of the noise on each expert, relative to that of its weights",
     )
-    upcycle.add_argument(
-        "--seed", type=int, default=0, help="of the noise, the routers and the heads"
+    add("--seed", type=int, default=0, help="of the noise, the routers and the heads")
+    _add_folders(upcycle, "DENSE", "folder of a dense Qwen3-VL")
+
+
+def _add_folders(command: argparse.ArgumentParser, source: str, explanation: str) -> None:
+    command.add_argument("source", metavar=source, type=Path, help=explanation)
+    command.add_argument(
+        "target",
+        metavar="TARGET",
+        type=Path,
+        help="folder to write; a discriminator that is already there is replaced",
     )
-    convert = commands.add_parser("convert", help="from the published checkpoint")
-    convert.add_argument(
-        "source", metavar="SOURCE", type=Path, help="folder of the published checkpoint"
-    )
-    for command in (upcycle, convert):
-        command.add_argument(
-            "target",
-            metavar="TARGET",
-            type=Path,
-            help="folder to write; a discriminator is replaced",
-        )
-    return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=None)
+    with tqdm(desc="writing", unit="B", unit_scale=True, leave=False) as bar:
 
         def show(done: int, total: int) -> None:
-            progress.update(task, description="writing", completed=done, total=total)
+            bar.total = total
+            bar.update(done - bar.n)
 
-        if options.command == "upcycle":
-            from verl_prism.discriminator.upcycling import upcycle
-
+        if options.command == "convert":
+            convert_published(options.source, options.target, on_progress=show)
+        else:
             upcycle(
                 options.source,
                 options.target,
@@ -94,15 +98,10 @@ def _run(options: argparse.Namespace) -> None:
                 seed=options.seed,
                 on_progress=show,
             )
-        else:
-            from verl_prism.discriminator.published import convert_published
-
-            convert_published(options.source, options.target, on_progress=show)
     files = sorted(options.target.glob("*.safetensors"))
-    size = decimal(sum(file.stat().st_size for file in files))
-    sys.stdout.write(
-        f"{options.target}: discriminator of {size} in {len(files)} file{'s' * (len(files) > 1)}\n"
-    )
+    size = tqdm.format_sizeof(sum(file.stat().st_size for file in files), "B")
+    plural = "s" if len(files) > 1 else ""
+    sys.stdout.write(f"{options.target}: discriminator of {size} in {len(files)} file{plural}\n")
 
 
 if __name__ == "__main__":

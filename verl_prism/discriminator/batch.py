@@ -1,9 +1,7 @@
-"""From texts to tensors: the one way by which a span becomes tokens, whoever wrote it.
+"""Groups of token ids as packs of tensors.
 
-A span is the caption or the reasoning of a response. It is tokenised on its own, from its text, and ends on the same
-terminal token, so the teacher's and the policy's identical text are the same tokens, positions and score.
-
-A pack holds whole groups end to end, without padding: each prompt with its image once, then each distinct span once.
+A pack holds whole groups one after another, without padding. Each group is its prompt with its
+image once, followed by each distinct span once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,147 +11,145 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from verl_prism.discriminator.attention import PackLayout, Segment
-from verl_prism.response import View
+from verl_prism.discriminator.spans import VIEWS, SpanIds, Spans
 
-VIEWS = (View.PERCEPTION, View.REASONING)
-PROMPT = len(VIEWS)  # the kind of token that belongs to no view
-Spans = Mapping[View, str]
-SpanIds = tuple[int, ...]  # tokens of a span and the terminal token
+PROMPT = len(VIEWS)  # the token kind of a prompt's tokens
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A tokenised prompt: `input_ids[P]`, and `pixel_values[patches, dim]`, `image_grid_thw[images, 3]` or None."""
+    """A tokenized prompt with the pixels of its images."""
 
-    input_ids: Tensor
-    pixel_values: Tensor | None = None
-    image_grid_thw: Tensor | None = None
+    input_ids: Tensor  # [P]
+    pixel_values: Tensor | None = None  # [patches, dim]
+    image_grid_thw: Tensor | None = None  # [images, 3]
 
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt, the teacher's spans, and those of the N students; None stands for an invalid response."""
+    """A prompt, the teacher's spans and the spans of N students; None is an invalid response."""
 
     prompt: Prompt
     teacher: Spans
     students: Sequence[Spans | None]
 
 
+def valid_pairs(groups: Sequence[Group]) -> int:
+    """Return the number of valid student responses, each of which forms a pair."""
+    return sum(spans is not None for group in groups for spans in group.students)
+
+
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A group, or some of its members, in tokens."""
+    """A group, or a part of it with only some of the students."""
 
     prompt: Prompt
     positions: Tensor  # [3, P]
     teacher: tuple[SpanIds, ...]  # per view
-    students: tuple[tuple[SpanIds, ...] | None, ...]  # per member, per view
-    group: int  # which of the groups this one is, or is part of
-    members: tuple[int, ...]  # which of the group's students stand here
+    students: tuple[tuple[SpanIds, ...] | None, ...]  # per student of this part, per view
+    group: int  # index of the group in its mini-batch
+    members: tuple[int, ...]  # index in the group of each student of this part
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model processes for it."""
+        """Number of tokens that the model processes for it."""
         return len(self.prompt.input_ids) + sum(len(ids) for _, ids in self.spans())
 
     def spans(self) -> dict[tuple[int, SpanIds], None]:
-        """The distinct (view, span), the teacher's first."""
-        sides = (self.teacher, *(student for student in self.students if student is not None))
-        return dict.fromkeys((view, ids) for side in sides for view, ids in enumerate(side))
+        """Return the distinct pairs of view and span, the teacher's first."""
+        distinct = dict.fromkeys(enumerate(self.teacher))
+        for student in self.students:
+            if student is not None:
+                distinct |= dict.fromkeys(enumerate(student))
+        return distinct
 
-    def only(self, members: Sequence[int]) -> "EncodedGroup":
-        """The same prompt and teacher with some of the students, given by where they stand here."""
+    def only(self, indices: Sequence[int]) -> "EncodedGroup":
+        """Return the part with only the students at these indices of this part."""
         return replace(
             self,
-            students=tuple(self.students[m] for m in members),
-            members=tuple(self.members[m] for m in members),
+            students=tuple(self.students[index] for index in indices),
+            members=tuple(self.members[index] for index in indices),
         )
 
 
 @dataclass(frozen=True)
 class Pack:
-    """T tokens: groups end to end, each as its prompt and then its S distinct spans."""
+    """T tokens of groups one after another, with S distinct spans."""
 
     input_ids: Tensor  # [T]
     position_ids: Tensor  # [3, T] mRoPE: time, height, width
     token_kinds: Tensor  # [T] index into VIEWS, or PROMPT
-    image_tokens: Tensor  # [T] True where an image token stands
-    terminals: Tensor  # [S] where each span's terminal token stands
+    image_tokens: Tensor  # [T] bool
+    terminals: Tensor  # [S] position of each span's terminal token
     views: Tensor  # [S] index into VIEWS
-    pixel_values: Tensor | None  # [patches, dim] of the groups' images, end to end
+    pixel_values: Tensor | None  # [patches, dim] of all images
     image_grid_thw: Tensor | None  # [images, 3]
     layout: PackLayout
 
     @property
     def tokens(self) -> int:
+        """Number of tokens T."""
         return len(self.input_ids)
 
     def to(self, device: torch.device | str | int) -> "Pack":
-        moved: list[Any] = [
-            None if value is None else value.to(device)
-            for value in (getattr(self, field.name) for field in fields(self))
-        ]
+        """Copy all tensors to a device."""
+        moved: list[Any] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved.append(None if value is None else value.to(device))
         return Pack(*moved)
 
 
 @dataclass(frozen=True)
 class ScoreIndex:
-    """Which of a pack's spans hold the scores of G groups of N students: a text is scored once per group."""
+    """For G groups of N students, the index of the span in the pack that holds each score."""
 
     teacher: Tensor  # [views, G]
-    student: Tensor  # [views, G, N], 0 where invalid
-    valid: Tensor  # [G, N]
+    student: Tensor  # [views, G, N], 0 if invalid
+    valid: Tensor  # [G, N] bool
 
 
-class SpanEncoder:
-    """Tokenises groups and packs them."""
+class GroupEncoder:
+    """Computes the positions of prompts and packs groups, for one model config."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model_config):
-        self._tokenizer = tokenizer
-        self._image_token = model_config.image_token_id
-        self._merge = model_config.vision_config.spatial_merge_size
-        self._terminal = tokenizer.eos_token_id
-
-    def span_ids(self, text: str) -> SpanIds:
-        """Tokens of a span and the terminal token. A text that spells a special token is text, and smuggles none in."""
-        return (
-            *self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
-            self._terminal,
-        )
+    def __init__(self, model_config: Any):
+        self._image_token: int = model_config.image_token_id
+        self._merge: int = model_config.vision_config.spatial_merge_size
 
     def encode(self, group: Group) -> EncodedGroup:
+        """Add the positions of the prompt's tokens and order the spans by view."""
+        students = [None if spans is None else _by_view(spans) for spans in group.students]
         return EncodedGroup(
-            group.prompt,
-            mrope_positions(group.prompt, self._image_token, self._merge),
-            self._views(group.teacher),
-            tuple(None if spans is None else self._views(spans) for spans in group.students),
+            prompt=group.prompt,
+            positions=mrope_positions(group.prompt, self._image_token, self._merge),
+            teacher=_by_view(group.teacher),
+            students=tuple(students),
             group=0,
-            members=tuple(range(len(group.students))),
+            members=tuple(range(len(students))),
         )
 
-    def _views(self, spans: Spans) -> tuple[SpanIds, ...]:
-        return tuple(self.span_ids(spans[view]) for view in VIEWS)
-
     def pack(self, groups: Sequence[EncodedGroup]) -> tuple[Pack, ScoreIndex]:
-        """The groups end to end, and where their scores stand. Groups of fewer members than others have N invalid."""
+        """Join groups to a pack, with the index of their scores.
+
+        N is the largest number of students. Groups with fewer are filled up with invalid ones.
+        """
         parts: list[_Part] = []
-        where: dict[tuple[int, int, SpanIds], int] = {}
+        span_index: dict[tuple[int, int, SpanIds], int] = {}
+        start = 0
         for g, group in enumerate(groups):
-            start = parts[-1].segment.stop if parts else 0
-            prompt = Segment(
-                start, start + len(group.prompt.input_ids), prompt_start=start, prompt_stop=start
-            )
-            parts.append(_Part(group.prompt.input_ids, group.positions, PROMPT, prompt))
-            first = int(group.positions.max()) + 1
-            for view, span in group.spans():
-                where[g, view, span] = len(where)
-                start = parts[-1].segment.stop
-                segment = Segment(start, start + len(span), prompt.start, prompt.stop)
-                positions = (first + torch.arange(len(span))).expand(3, -1)
-                parts.append(_Part(torch.tensor(span), positions, view, segment))
-        return self._join(parts, [group.prompt for group in groups]), _score_index(groups, where)
+            prompt = _prompt_part(group, start)
+            parts.append(prompt)
+            start = prompt.segment.stop
+            first_position = int(group.positions.max()) + 1
+            for view, ids in group.spans():
+                span_index[g, view, ids] = len(span_index)
+                span = _span_part(ids, view, start, prompt.segment, first_position)
+                parts.append(span)
+                start = span.segment.stop
+        pack = self._join(parts, [group.prompt for group in groups])
+        return pack, _score_index(groups, span_index)
 
     def _join(self, parts: "Sequence[_Part]", prompts: Sequence[Prompt]) -> Pack:
         input_ids = torch.cat([part.ids for part in parts])
@@ -162,20 +158,20 @@ class SpanEncoder:
         pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
         grids = [prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]
         return Pack(
-            input_ids,
-            torch.cat([part.positions for part in parts], dim=1),
-            token_kinds,
-            (input_ids == self._image_token) & (token_kinds == PROMPT),
-            torch.tensor([span.segment.stop - 1 for span in spans]),
-            torch.tensor([span.kind for span in spans]),
-            torch.cat(pixels) if pixels else None,
-            torch.cat(grids) if grids else None,
-            PackLayout.of([part.segment for part in parts]),
+            input_ids=input_ids,
+            position_ids=torch.cat([part.positions for part in parts], dim=1),
+            token_kinds=token_kinds,
+            image_tokens=(input_ids == self._image_token) & (token_kinds == PROMPT),
+            terminals=torch.tensor([span.segment.stop - 1 for span in spans]),
+            views=torch.tensor([span.kind for span in spans]),
+            pixel_values=torch.cat(pixels) if pixels else None,
+            image_grid_thw=torch.cat(grids) if grids else None,
+            layout=PackLayout.of([part.segment for part in parts]),
         )
 
 
 class _Part(NamedTuple):
-    """A prompt or a span, where it stands in a pack."""
+    """A prompt or a span and its place in a pack."""
 
     ids: Tensor  # [L]
     positions: Tensor  # [3, L]
@@ -183,31 +179,48 @@ class _Part(NamedTuple):
     segment: Segment
 
 
+def _by_view(spans: Spans) -> tuple[SpanIds, ...]:
+    return tuple(spans[view] for view in VIEWS)
+
+
+def _prompt_part(group: EncodedGroup, start: int) -> _Part:
+    stop = start + len(group.prompt.input_ids)
+    segment = Segment(start, stop, prompt_start=start, prompt_stop=start)
+    return _Part(group.prompt.input_ids, group.positions, PROMPT, segment)
+
+
+def _span_part(ids: SpanIds, view: int, start: int, prompt: Segment, first_position: int) -> _Part:
+    """Place a span after its prompt. All three of its positions count up from `first_position`."""
+    segment = Segment(start, start + len(ids), prompt.start, prompt.stop)
+    positions = (first_position + torch.arange(len(ids))).expand(3, -1)
+    return _Part(torch.tensor(ids), positions, view, segment)
+
+
 def _score_index(
-    groups: Sequence[EncodedGroup], where: Mapping[tuple[int, int, SpanIds], int]
+    groups: Sequence[EncodedGroup], span_index: Mapping[tuple[int, int, SpanIds], int]
 ) -> ScoreIndex:
     students = max(len(group.students) for group in groups)
     teacher = torch.zeros(len(VIEWS), len(groups), dtype=torch.long)
     student = torch.zeros(len(VIEWS), len(groups), students, dtype=torch.long)
     valid = torch.zeros(len(groups), students, dtype=torch.bool)
     for g, group in enumerate(groups):
-        teacher[:, g] = torch.tensor(
-            [where[g, view, ids] for view, ids in enumerate(group.teacher)]
-        )
+        for view, ids in enumerate(group.teacher):
+            teacher[view, g] = span_index[g, view, ids]
         for n, spans in enumerate(group.students):
-            if spans is not None:
-                student[:, g, n] = torch.tensor(
-                    [where[g, view, ids] for view, ids in enumerate(spans)]
-                )
-                valid[g, n] = True
+            if spans is None:
+                continue
+            valid[g, n] = True
+            for view, ids in enumerate(spans):
+                student[view, g, n] = span_index[g, view, ids]
     return ScoreIndex(teacher, student, valid)
 
 
 def micro_batches(groups: Sequence[EncodedGroup], max_tokens: int) -> list[list[EncodedGroup]]:
-    """Groups that go through the model together, in order: as many as fit max_tokens, at least one.
+    """Divide groups, in order, into micro-batches of at most `max_tokens`, or of one part.
 
-    A group over max_tokens is split into parts of as many students as fit, at least one. Each part repeats the prompt
-    and the teacher; as the loss is a sum over pairs, its gradient stays the same.
+    A group over `max_tokens` is split into parts with as many students as fit, at least one. Each
+    part repeats the prompt and the teacher. The gradient stays the same, because the loss is a sum
+    over pairs.
     """
     batches: list[list[EncodedGroup]] = []
     room = 0
@@ -227,19 +240,19 @@ def _parts(groups: Sequence[EncodedGroup], max_tokens: int) -> Iterator[EncodedG
             yield whole
             continue
         members: list[int] = []
-        for m in range(len(whole.students)):
-            if members and whole.only([*members, m]).tokens > max_tokens:
+        for member in range(len(whole.students)):
+            if members and whole.only([*members, member]).tokens > max_tokens:
                 yield whole.only(members)
                 members = []
-            members.append(m)
+            members.append(member)
         yield whole.only(members)
 
 
 def mrope_positions(prompt: Prompt, image_token: int, merge: int) -> Tensor:
-    """Positions[3, P] (time, height, width) of a prompt's tokens, as Qwen3-VL counts them.
+    """Return positions[3, P] (time, height, width) of a prompt's tokens, as Qwen3-VL counts them.
 
-    Text advances all three together; an image of h x w merged patches spreads over its rows and columns and advances
-    by the longer side.
+    Text advances all three together. An image of h x w merged patches spreads over its rows and
+    columns and then advances all three by the longer side.
     """
     grids = iter([] if prompt.image_grid_thw is None else prompt.image_grid_thw.tolist())
     parts: list[Tensor] = []
@@ -249,9 +262,11 @@ def mrope_positions(prompt: Prompt, image_token: int, merge: int) -> Tensor:
         if not is_image:
             parts.append((position + torch.arange(left)).expand(3, -1))
             position += left
-        while is_image and left:
+            continue
+        while left:
             time, height, width = next(grids)
-            height, width = height // merge, width // merge
+            height //= merge
+            width //= merge
             axes = (torch.arange(time), torch.arange(height), torch.arange(width))
             parts.append(position + torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1))
             left -= time * height * width

@@ -1,4 +1,4 @@
-"""The discriminator's loss and what is reported of it, as pure functions of scores."""
+"""The discriminator's loss and its metrics, as pure functions of scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,30 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from verl_prism.discriminator.batch import VIEWS, ScoreIndex
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """What the loss is made of besides the pairs; the last three are off by default.
-
-    score_regularization: multiplies the mean squared score.
-    balance: multiplies the load-balancing loss.
-    label_smoothing: share, in [0, 0.5), of each pair that is taken the other way round.
-    margin: what the teacher's score must be ahead by before a pair costs less than log 2.
-    gradient_penalty: multiplies `gradient_penalty`.
-    """
-
-    score_regularization: float = 0.001
-    balance: float = 0.01
-    label_smoothing: float = 0.0
-    margin: float = 0.0
-    gradient_penalty: float = 0.0
+from verl_prism.discriminator.batch import ScoreIndex
+from verl_prism.discriminator.settings import LossSettings
+from verl_prism.discriminator.spans import VIEWS
 
 
 @dataclass(frozen=True)
 class GroupScores:
-    """Scores of G groups of N students; those of invalid responses mean nothing."""
+    """Scores of G groups of N students. Scores of invalid responses have no meaning."""
 
     teacher: Tensor  # [views, G]
     student: Tensor  # [views, G, N]
@@ -38,88 +22,104 @@ class GroupScores:
 
     @classmethod
     def gather(cls, spans: Tensor, index: ScoreIndex) -> "GroupScores":
-        """Scores of groups from the scores[S] of a pack's spans."""
-        teacher, student, valid = (
-            part.to(spans.device) for part in (index.teacher, index.student, index.valid)
+        """Collect the scores of groups from spans[S], the scores of a pack's spans."""
+        device = spans.device
+        return cls(
+            teacher=spans[index.teacher.to(device)],
+            student=spans[index.student.to(device)],
+            valid=index.valid.to(device),
         )
-        return cls(spans[teacher], spans[student], valid)
 
     @property
     def finite(self) -> bool:
-        return bool(self.teacher.isfinite().all() and self.student[:, self.valid].isfinite().all())
+        """Whether the scores of the teachers and of all valid responses are finite."""
+        teacher = self.teacher.isfinite().all()
+        return bool(teacher and self.student[:, self.valid].isfinite().all())
 
     def detach(self) -> "GroupScores":
-        return GroupScores(
-            self.teacher.detach().float().cpu(),
-            self.student.detach().float().cpu(),
-            self.valid.cpu(),
-        )
+        """Return the scores as float32 on the CPU, without their graph."""
+        teacher = self.teacher.detach().float().cpu()
+        student = self.student.detach().float().cpu()
+        return GroupScores(teacher, student, self.valid.cpu())
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """The teacher's and the student's scores[views, pairs] of every valid pair."""
+        """Return the teacher's and the student's scores[views, pairs] of every valid pair."""
         teacher = self.teacher[:, :, None].expand_as(self.student)
         return teacher[:, self.valid], self.student[:, self.valid]
 
 
-def pairwise_loss(scores: GroupScores, pairs: int, weights: LossWeights) -> Tensor:
-    """Bradley-Terry per view plus the score regulariser, summed over these groups' pairs and divided by `pairs`.
+def pairwise_loss(scores: GroupScores, pairs: int, settings: LossSettings) -> Tensor:
+    """Return the Bradley-Terry loss per view plus the score regularization.
 
-    With d = t - s - margin, label smoothing ε and regularisation λ (paper, eq. 2, where margin and ε are 0):
-    Σ_views Σ_pairs [-(1 - ε) logsigmoid(d) - ε logsigmoid(-d) + λ/4 (t² + s²)] / pairs. `pairs` is the number of valid
-    pairs of the whole mini-batch, over all micro-batches and ranks: each pair weighs the same wherever it is computed.
+    With d = t - s - margin, label smoothing ε and regularization λ (paper, eq. 2, has margin and ε
+    at 0) it is Σ_views Σ_pairs [-(1 - ε) logsigmoid(d) - ε logsigmoid(-d) + λ/4 (t² + s²)] / pairs.
+
+    Args:
+        pairs: number of valid pairs of the whole mini-batch, over all micro-batches and ranks, so
+            that a pair has the same weight wherever it is computed.
     """
     teacher, student = scores.pairs()
-    ahead = teacher - student - weights.margin
-    smoothing = weights.label_smoothing
+    ahead = teacher - student - settings.margin
+    smoothing = settings.label_smoothing
     bradley_terry = ((1 - smoothing) * F.softplus(-ahead) + smoothing * F.softplus(ahead)).sum()
     squares = (teacher.square() + student.square()).sum()
-    return (bradley_terry + weights.score_regularization / 4 * squares) / max(pairs, 1)
+    return (bradley_terry + settings.score_regularization / 4 * squares) / max(pairs, 1)
 
 
 def gradient_penalty(
     scores: GroupScores, perturbed: GroupScores, noise: float, pairs: int
 ) -> Tensor:
-    """Mean squared norm of the scores' gradients with respect to the text's input embeddings, by finite differences.
+    """Estimate the mean squared gradient of the scores with respect to the text's embeddings.
 
-    Σ_views Σ_pairs [(Δt/noise)² + (Δs/noise)²] / (4 pairs), with Δ the change of a score when each text token's
-    embedding is moved by Gaussian noise whose standard deviation is `noise` times the embedding's root mean square.
-    Over draws its mean is, for small noise, Σ_tokens (rms · |∂score/∂embedding|)². No second derivative is taken: fused
-    attention has none, and would mix the gradients of a pack's scores. Image tokens are not moved.
+    It is Σ_views Σ_pairs [(Δt/noise)² + (Δs/noise)²] / (4 pairs). Δ is the change of a score when
+    Gaussian noise is added to the embedding of each text token, with a standard deviation of
+    `noise` times the root mean square (rms) of the embedding. For small noise its expectation is
+    Σ_tokens (rms · |∂score/∂embedding|)². Image tokens get no noise.
+
+    Finite differences replace second derivatives: fused attention has none, and they would mix the
+    gradients of the scores in a pack.
     """
     changes = torch.stack(perturbed.pairs()) - torch.stack(scores.pairs())
     return (changes / noise).square().sum() / (4 * max(pairs, 1))
 
 
 def pair_sums(scores: GroupScores) -> dict[str, float]:
-    """Sums over valid pairs, to be added up over ranks and turned into means by `pair_metrics`."""
-    teacher, student = (side.double() for side in scores.pairs())
+    """Return sums over valid pairs. Add them up over ranks, then call `pair_metrics`."""
+    teacher, student = scores.pairs()
     sums = {"pairs": float(teacher.shape[1]), "responses": float(scores.valid.numel())}
     for v, view in enumerate(VIEWS):
-        margin = teacher[v] - student[v]
-        sums[f"{view}/accuracy"] = (
-            ((margin > 0).double() + 0.5 * (margin == 0).double()).sum().item()
-        )
-        sums[f"{view}/ties"] = (margin == 0).double().sum().item()
-        sums[f"{view}/margin"] = margin.sum().item()
-        sums[f"{view}/loss"] = F.softplus(-margin).sum().item()
-        sums[f"{view}/teacher_score"] = teacher[v].sum().item()
-        sums[f"{view}/student_score"] = student[v].sum().item()
+        sums |= _view_sums(view.value, teacher[v].double(), student[v].double())
     return sums
 
 
+def _view_sums(view: str, teacher: Tensor, student: Tensor) -> dict[str, float]:
+    margin = teacher - student
+    ahead = (margin > 0).double()
+    tied = (margin == 0).double()
+    return {
+        f"{view}/accuracy": (ahead + 0.5 * tied).sum().item(),
+        f"{view}/ties": tied.sum().item(),
+        f"{view}/margin": margin.sum().item(),
+        f"{view}/loss": F.softplus(-margin).sum().item(),
+        f"{view}/teacher_score": teacher.sum().item(),
+        f"{view}/student_score": student.sum().item(),
+    }
+
+
 def pair_metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means per valid pair; absent where there is no pair. A tie, identical text, is half an accurate pair."""
-    pairs, responses = sums["pairs"], sums["responses"]
-    metrics = {"pairs": pairs, "valid_ratio": pairs / responses}
+    """Return means per valid pair, or only the counts if there is no pair.
+
+    A tie (identical text) counts as half an accurate pair.
+    """
+    pairs = sums["pairs"]
+    metrics = {"pairs": pairs, "valid_ratio": pairs / sums["responses"]}
     if pairs:
-        metrics |= {
-            name: value / pairs
-            for name, value in sums.items()
-            if name not in ("pairs", "responses")
-        }
+        for name, total in sums.items():
+            if name not in ("pairs", "responses"):
+                metrics[name] = total / pairs
     return metrics
 
 
 def mean_accuracy(metrics: Mapping[str, float]) -> float:
-    """Over both views, from `pair_metrics` of at least one pair."""
+    """Return the mean accuracy of both views, from `pair_metrics` of at least one pair."""
     return sum(metrics[f"{view}/accuracy"] for view in VIEWS) / len(VIEWS)

@@ -23,7 +23,8 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import (
 )
 
 from verl_prism.discriminator.attention import PACKED, packing_for
-from verl_prism.discriminator.batch import PROMPT, VIEWS, Pack
+from verl_prism.discriminator.batch import PROMPT, Pack
+from verl_prism.discriminator.spans import VIEWS
 from verl_prism.errors import UserError
 from verl_prism.response import View
 

@@ -15,7 +15,7 @@ def encode_prompt(
 
     Args:
         processor: a Qwen3-VL processor.
-        messages: chat messages that hold an image part for each of `images`.
+        messages: chat messages with one image part for each of `images`.
     """
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[text], images=list(images) or None, return_tensors="pt")

@@ -1,16 +1,16 @@
-"""The processes that share the discriminator: sums over them, a share of the groups for each, sharded parameters."""
+"""The processes that share the discriminator: collectives, sharding, and how each one computes."""
 
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -23,31 +23,36 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks that share each mini-batch; without a process group, one."""
+    """The ranks that share each mini-batch. Without a process group there is one."""
 
     device: str | int = "cpu"
-    group: dist.ProcessGroup | None = None  # None: all
+    group: dist.ProcessGroup | None = None  # None: all ranks
 
     @property
     def alone(self) -> bool:
+        """Whether there is no process group."""
         return not dist.is_initialized()
 
     @property
-    def size(self) -> int:
+    def world_size(self) -> int:
+        """Number of ranks."""
         return 1 if self.alone else dist.get_world_size(self.group)
 
     @property
     def rank(self) -> int:
+        """Index of this process among the ranks."""
         return 0 if self.alone else dist.get_rank(self.group)
 
     def sum(self, values: Sequence[float]) -> list[float]:
+        """Sum each value over all ranks."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def max(self, value: float) -> float:
+        """Return the largest value of all ranks."""
         return self._reduce([value], dist.ReduceOp.MAX)[0]
 
     def wait(self) -> None:
-        """For all."""
+        """Wait until all ranks are here."""
         self.sum([0.0])
 
     def _reduce(self, values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
@@ -58,33 +63,61 @@ class Ranks:
         return tensor.tolist()
 
     def share(self, groups: Sequence[Group]) -> list[Group]:
-        """This rank's groups. Where there are too few for all, it gets one without a valid response."""
-        mine = list(groups[self.rank :: self.size])
+        """Return this rank's groups, or one without a valid response if there are too few."""
+        mine = list(groups[self.rank :: self.world_size])
         return mine or [Group(groups[0].prompt, groups[0].teacher, [None])]
 
 
+@contextmanager
+def sync_gradients(model: Discriminator, last: bool) -> Iterator[None]:
+    """Sum sharded gradients over ranks only in the backward pass of the last micro-batch."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    yield
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a rank computes.
+
+    dtype: of activations; parameters keep theirs.
+    gradient_sync: context of a forward-backward pass, given the model and whether it is the last
+        pass before the optimizer's step.
+    """
+
+    ranks: Ranks = field(default_factory=Ranks)
+    dtype: torch.dtype = torch.float32
+    gradient_sync: Callable[[Discriminator, bool], AbstractContextManager] = sync_gradients
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the model runs."""
+        device_type = torch.device(self.ranks.device).type
+        return torch.autocast(device_type, self.dtype, enabled=self.dtype != torch.float32)
+
+
 def shard(model: Discriminator, ranks: Ranks, dtype: torch.dtype) -> None:
-    """FSDP2: layer by layer, computed in `dtype`; what belongs to no layer, the heads too, in the dtype it has."""
-    mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.size,))
+    """Shard a model over the ranks with FSDP2.
+
+    Layers are sharded one by one and compute in `dtype`. Parameters outside them, such as the
+    heads, compute in the dtype that they have.
+    """
+    mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.world_size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in (*model.model.language_model.layers, *model.model.visual.blocks):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
 
 
-@contextmanager
-def gradient_sync(model: Discriminator, last: bool) -> Iterator[None]:
-    """Sharded gradients are summed over ranks once, after the last micro-batch."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-    yield
-
-
 def on_ranks(count: int, function: Callable[..., Result], *arguments: object) -> Result:
-    """`function(*arguments)` in so many processes of this host, as torchrun starts them; in this one if count is 1.
+    """Call `function(*arguments)` in `count` processes of this host, started as torchrun does.
 
-    function: at a module's top level and decorated with torch's `record`, so that its errors come back.
-    Returns what rank 0 returned. Raises UserError where a rank did.
+    If `count` is 1, the call is made in this process. The function must be at the top level of a
+    module and decorated with torch's `record`, so that its errors come back.
+
+    Returns what rank 0 returned.
+
+    Raises:
+        UserError: a rank raised one.
     """
     if count == 1:
         return function(*arguments)
@@ -99,29 +132,39 @@ def on_ranks(count: int, function: Callable[..., Result], *arguments: object) ->
     )
     try:
         return elastic_launch(config, function)(*arguments)[0]
-    except ChildFailedError as failure:
-        _, first = failure.get_first_failure()
-        error: Any = first.message  # a dict where `record` has caught an exception
-        kind, _, text = (
-            error["message"].partition(": ") if isinstance(error, dict) else (None, None, None)
-        )
-        if kind == UserError.__name__:
-            raise UserError(text) from failure
-        raise
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        text = _user_error(failure)
+        if text is None:
+            raise
+        raise UserError(text) from error
+
+
+def _user_error(failure: ProcessFailure) -> str | None:
+    """Return the message of a rank's UserError, or None if it failed otherwise."""
+    recorded = failure.message
+    if not isinstance(recorded, dict):  # a string if `record` caught no exception
+        return None
+    kind, _, text = recorded["message"].partition(": ")
+    return text if kind == UserError.__name__ else None
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
-    """The ranks that `on_ranks` started, connected, each with its device (`cpu` or one of the host's `cuda`)."""
+    """Connect the ranks that `on_ranks` started.
+
+    Args:
+        device: `cpu`, or `cuda` for one of the host's GPUs per rank.
+    """
     if "WORLD_SIZE" not in os.environ:
         yield Ranks(device)
         return
-    local: str | int = device
+    local_device: str | int = device
     if device == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        torch.cuda.set_device(local)
+        local_device = int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(local_device)
     dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
     try:
-        yield Ranks(local)
+        yield Ranks(local_device)
     finally:
         dist.destroy_process_group()

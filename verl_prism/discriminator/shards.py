@@ -3,9 +3,7 @@
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from verl_prism.discriminator.model import (
     PrismDiscriminatorForTokenClassification,
 )
 from verl_prism.errors import UserError
+from verl_prism.files import atomic_folder
 
 Progress = Callable[[int, int], None]  # bytes made, bytes in all
 
@@ -226,25 +225,12 @@ def write_discriminator(
     assert {name: tensor.like.shape for name, tensor in tensors.items()} == {
         n: like.shape for n, like in blank.items()
     }
-    with _replacing(target) as folder:
+    target = target.resolve()
+    _require_replaceable(target)
+    with atomic_folder(target) as folder:
         config.save_pretrained(folder)
         _copy_processor(source, folder)
         _write_shards(folder, tensors, max_shard_size, on_progress)
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A new folder to write into. It becomes `target` when the block ends, and goes if that is by an exception."""
-    target = target.resolve()
-    _require_replaceable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        folder = Path(scratch, "new")
-        folder.mkdir()
-        yield folder
-        if target.exists():
-            target.rename(Path(scratch, "old"))
-        folder.rename(target)
 
 
 def _require_replaceable(target: Path) -> None:

@@ -1,73 +1,41 @@
-"""One step of the discriminator: it scores groups and learns from them, together with the other ranks.
+"""One step of the discriminator: score groups and learn from them, together with all other ranks.
 
-A score, loss or gradient that is not finite, on whichever rank, changes no parameter: all ranks agree on it after the
-backward pass, so that none is left alone in the middle of a collective, and the step is counted as `nonfinite`.
+Non-finite values never reach an update. After the backward pass all ranks agree whether scores,
+loss and gradients are finite, so that no rank waits alone in a collective. If they are not, no
+parameter changes and the step is counted as `nonfinite`.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from verl_prism.config import Discriminator as Settings
-from verl_prism.discriminator.batch import VIEWS, Group, SpanEncoder
-from verl_prism.discriminator.loss import (
-    GroupScores,
-    LossWeights,
-    mean_accuracy,
-    pair_metrics,
-    pair_sums,
-)
+from verl_prism.discriminator.batch import Group, GroupEncoder
+from verl_prism.discriminator.loss import GroupScores, mean_accuracy, pair_metrics, pair_sums
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
-from verl_prism.discriminator.ranks import Ranks
+from verl_prism.discriminator.ranks import Runtime
+from verl_prism.discriminator.settings import StepSettings
+from verl_prism.discriminator.spans import VIEWS, Spans
 from verl_prism.discriminator.update import (
-    Autocast,
     Backward,
-    GradientSync,
     MiniBatch,
+    Totals,
     backward_groups,
     score_groups,
 )
 
 
 @dataclass(frozen=True)
-class StepSettings:
-    """What a step does; `prism.discriminator` in trainer_configs/prism.yaml says what each means."""
-
-    weights: LossWeights
-    max_tokens: int
-    updates: int = 1
-    skip_above_accuracy: float | None = None
-    max_nonfinite: int = 3
-
-    @classmethod
-    def of(cls, settings: Settings) -> "StepSettings":
-        weights = LossWeights(
-            score_regularization=settings.score_regularization,
-            balance=settings.balance_coef,
-            label_smoothing=settings.label_smoothing,
-            margin=settings.margin,
-            gradient_penalty=settings.gradient_penalty,
-        )
-        return cls(
-            weights,
-            settings.micro_batch_tokens,
-            settings.updates_per_step,
-            settings.skip_above_accuracy,
-            settings.max_nonfinite,
-        )
-
-
-@dataclass(frozen=True)
 class Optimization:
-    """How the holder of the parameters changes them.
+    """How the owner of the parameters changes them.
 
-    step: clips the gradients, changes the parameters unless the gradients' norm is not finite, and returns that norm.
-    clear: forgets the gradients.
+    step: clips the gradients, changes the parameters if the gradient norm is finite, and returns
+        the norm.
+    clear: deletes the gradients.
     """
 
     step: Callable[[], float]
@@ -76,13 +44,17 @@ class Optimization:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The scores of this rank's groups before the step, not to be used where `nonfinite`; metrics of all ranks."""
+    """Scores of this rank's groups from before the step, and metrics of all ranks.
+
+    The scores must not be used if the step is `nonfinite`.
+    """
 
     scores: GroupScores
     metrics: dict[str, float]
 
     @property
     def nonfinite(self) -> bool:
+        """Whether a score, the loss or a gradient of some rank was not finite."""
         return bool(self.metrics["nonfinite"])
 
 
@@ -95,67 +67,66 @@ class _Update:
 
 
 class DiscriminatorStep:
-    """Called with a rank's groups of a mini-batch, once per step.
-
-    faults: folder that the groups are written to when the run stops over numbers that are not finite.
-    steps: made before.
-    """
+    """Makes the steps of one rank. Call it with the rank's groups of each mini-batch."""
 
     def __init__(
         self,
         model: Discriminator,
-        encoder: SpanEncoder,
         settings: StepSettings,
         optimization: Optimization,
-        ranks: Ranks,
-        faults: Path,
-        *,
-        sync: GradientSync = lambda last: nullcontext(),
-        autocast: Autocast = nullcontext,
+        runtime: Runtime,
+        dump_folder: Path,
         steps: int = 0,
     ):
-        self._model, self._encoder, self._settings = model, encoder, settings
-        self._optimization, self._ranks, self._faults = optimization, ranks, faults
-        self._sync, self._autocast = sync, autocast
-        self._steps, self._nonfinite_in_a_row = steps, 0
+        """Prepare the steps after the first `steps` ones.
+
+        Args:
+            dump_folder: for the last groups, if the run stops because of non-finite numbers.
+        """
+        self._model = model
+        self._encoder = GroupEncoder(model.config)
+        self._settings = settings
+        self._optimization = optimization
+        self._runtime = runtime
+        self._dump_folder = dump_folder
+        self._steps = steps
+        self._consecutive_nonfinite = 0
 
     def __call__(self, groups: Sequence[Group]) -> StepResult:
-        """With one update, the scores are those of its own forward pass.
+        """Make one step.
+
+        With one update per step, the scores come from the forward pass of the update.
 
         Raises:
-            FloatingPointError: on all ranks, when `max_nonfinite` steps in a row were not finite.
+            FloatingPointError: on all ranks, after `max_nonfinite` consecutive non-finite steps.
         """
         self._steps += 1
-        batch = MiniBatch(self._encoder, groups, self._settings.max_tokens)
-        pairs, rounds = int(self._ranks.sum([batch.pairs])[0]), int(self._ranks.max(len(batch)))
-        scores = self.score(batch, rounds) if self._settings.updates > 1 else None
+        batch = self._mini_batch(groups)
+        totals = Totals.of(batch, self._runtime.ranks)
+        scores = None
+        if self._settings.updates_per_step > 1:
+            scores = score_groups(self._model, batch, self._runtime, totals)
         updates: list[_Update] = []
-        while len(updates) < self._settings.updates and not (updates and updates[-1].nonfinite):
-            updates.append(self._update(batch, pairs, rounds))
+        for _ in range(self._settings.updates_per_step):
+            updates.append(self._update(batch, totals))
+            if updates[-1].nonfinite:
+                break
         result = StepResult(scores or updates[0].backward.scores, _metrics(updates))
-        self._watch(groups, result)
+        self._stop_if_nonfinite(groups, result)
         return result
 
-    def score(self, batch: MiniBatch, rounds: int) -> GroupScores:
-        return score_groups(
-            self._model, batch, rounds=rounds, autocast=self._autocast, device=self._ranks.device
-        )
+    def score(self, groups: Sequence[Group]) -> GroupScores:
+        """Score this rank's groups without learning from them. All ranks call it together."""
+        return score_groups(self._model, self._mini_batch(groups), self._runtime)
 
-    def _update(self, batch: MiniBatch, pairs: int, rounds: int) -> _Update:
-        """Without a valid pair on any rank there is nothing to learn from, and no parameter changes."""
-        backward = backward_groups(
-            self._model,
-            batch,
-            self._settings.weights,
-            pairs=pairs,
-            ranks=self._ranks.size,
-            rounds=rounds,
-            sync=self._sync,
-            autocast=self._autocast,
-            device=self._ranks.device,
-        )
+    def _mini_batch(self, groups: Sequence[Group]) -> MiniBatch:
+        return MiniBatch(self._encoder, groups, self._settings.micro_batch_tokens)
+
+    def _update(self, batch: MiniBatch, totals: Totals) -> _Update:
+        """Make one update, unless no rank has a valid pair or the accuracy is high enough."""
+        backward = backward_groups(self._model, batch, self._settings.loss, self._runtime, totals)
         metrics, finite = self._reduce(backward)
-        if not finite or not pairs or self._accurate_enough(metrics):
+        if not finite or not totals.pairs or self._accurate_enough(metrics):
             self._optimization.clear()
             return _Update(backward, metrics, nonfinite=not finite, skipped=finite)
         norm = self._optimization.step()
@@ -169,38 +140,40 @@ class DiscriminatorStep:
         return limit is not None and mean_accuracy(metrics) > limit
 
     def _reduce(self, backward: Backward) -> tuple[dict[str, float], bool]:
-        """Metrics of all ranks, from sums that are added up over them at once; and whether all is finite."""
-        pairs = pair_sums(backward.scores)
-        own = [
-            *pairs.values(),
-            backward.loss,
-            float(not backward.finite),
-            *backward.expert_choices.flatten().tolist(),
-        ]
-        total = self._ranks.sum(own)
-        means = pair_metrics(dict(zip(pairs, total, strict=False)))
-        loss, faults, *choices = total[len(pairs) :]
-        if faults:
-            return {name: means[name] for name in ("pairs", "valid_ratio")}, False
-        load = _busiest_experts(torch.tensor(choices).reshape(backward.expert_choices.shape))
-        return means | {"loss": loss} | load, True
+        """Return the metrics of all ranks, with one collective, and whether all is finite."""
+        sums = pair_sums(backward.scores)
+        choices = backward.expert_choices
+        nonfinite = float(not backward.finite)
+        own = [*sums.values(), backward.loss, nonfinite, *choices.flatten().tolist()]
+        total = self._runtime.ranks.sum(own)
+        metrics = pair_metrics(dict(zip(sums, total, strict=False)))
+        loss, num_nonfinite, *total_choices = total[len(sums) :]
+        if num_nonfinite:
+            return {name: metrics[name] for name in ("pairs", "valid_ratio")}, False
+        load = _busiest_experts(torch.tensor(total_choices).reshape(choices.shape))
+        return metrics | {"loss": loss} | load, True
 
-    def _watch(self, groups: Sequence[Group], result: StepResult) -> None:
-        self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if result.nonfinite else 0
-        if self._nonfinite_in_a_row < self._settings.max_nonfinite:
+    def _stop_if_nonfinite(self, groups: Sequence[Group], result: StepResult) -> None:
+        if not result.nonfinite:
+            self._consecutive_nonfinite = 0
             return
-        file = self._faults / f"nonfinite-{self._steps}-rank{self._ranks.rank}.pt"
+        self._consecutive_nonfinite += 1
+        if self._consecutive_nonfinite < self._settings.max_nonfinite:
+            return
+        ranks = self._runtime.ranks
+        file = self._dump_folder / f"nonfinite-{self._steps}-rank{ranks.rank}.pt"
         write_batch(file, groups, result.scores)
-        self._ranks.wait()  # a rank that ends takes the others with it
+        ranks.wait()  # a rank that exits ends the others too
         raise FloatingPointError(
-            f"scores, loss or gradients of the discriminator were not finite in {self._nonfinite_in_a_row} steps in a "
-            f"row; no parameter was changed by them, and the last one's texts and scores are in {file}. Lower "
+            "scores, loss or gradients of the discriminator were not finite in "
+            f"{self._consecutive_nonfinite} steps in a row, and no parameter was changed by them. "
+            f"The token ids and scores of the last step are in {file}. Lower "
             "prism.discriminator.lr, or start again from the warmed-up discriminator"
         )
 
 
 def _metrics(updates: Sequence[_Update]) -> dict[str, float]:
-    """Those of the first update, which the step's scores come from, and counts over all."""
+    """Return the metrics of the first update, which gave the scores, and counts of all updates."""
     return updates[0].metrics | {
         "updates_skipped": float(sum(update.skipped for update in updates)),
         "nonfinite": float(any(update.nonfinite for update in updates)),
@@ -208,38 +181,48 @@ def _metrics(updates: Sequence[_Update]) -> dict[str, float]:
 
 
 def _busiest_experts(choices: Tensor) -> dict[str, float]:
-    """For choices[layers, sets, experts]: the share of a set's choices that fell on its busiest expert.
+    """Return the share of each set's choices that fell on its busiest expert, as mean over layers.
 
-    The mean over layers that have tokens of the set; absent where none has.
+    Layers without tokens of a set are left out, and so is a set without any.
+
+    Args:
+        choices: [layers, sets, experts].
     """
     metrics = {}
-    for name, of_set in zip((*VIEWS, "prompt"), choices.unbind(1), strict=True):
-        used = of_set[of_set.sum(-1) > 0]
+    for name, set_choices in zip((*VIEWS, "prompt"), choices.unbind(1), strict=True):
+        used = set_choices[set_choices.sum(-1) > 0]
         if len(used):
             metrics[f"busiest_expert/{name}"] = (used.amax(-1) / used.sum(-1)).mean().item()
     return metrics
 
 
 def write_batch(file: Path, groups: Sequence[Group], scores: GroupScores) -> None:
-    """Everything that the scores were computed from, to be read with `torch.load`."""
+    """Save groups and their scores, to be read with `torch.load`.
 
-    def texts(spans) -> dict[str, str] | None:
-        return None if spans is None else {view.value: spans[view] for view in VIEWS}
-
+    Spans are saved as token ids. The discriminator's tokenizer decodes them.
+    """
     content = {
-        "groups": [
-            {
-                "prompt_ids": group.prompt.input_ids,
-                "pixel_values": group.prompt.pixel_values,
-                "image_grid_thw": group.prompt.image_grid_thw,
-                "teacher": texts(group.teacher),
-                "students": [texts(spans) for spans in group.students],
-            }
-            for group in groups
-        ],
+        "groups": [_plain(group) for group in groups],
         "teacher_scores": scores.teacher,
         "student_scores": scores.student,
         "valid": scores.valid,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, file)
+
+
+def _plain(group: Group) -> dict[str, Any]:
+    return {
+        "prompt_ids": group.prompt.input_ids,
+        "pixel_values": group.prompt.pixel_values,
+        "image_grid_thw": group.prompt.image_grid_thw,
+        "teacher_ids": _plain_spans(group.teacher),
+        "student_ids": [_plain_spans(spans) for spans in group.students],
+    }
+
+
+def _plain_spans(spans: Spans | None) -> dict[str, list[int]] | None:
+    """Return the spans with plain types, which `torch.load` reads with weights_only=True."""
+    if spans is None:
+        return None
+    return {view.value: list(spans[view]) for view in VIEWS}

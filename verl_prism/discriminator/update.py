@@ -1,173 +1,189 @@
-"""Scores of groups, and their gradients, micro-batch by micro-batch: the same for warm-up, scoring and alignment."""
+"""Scores of groups and their gradients, one micro-batch after another.
+
+The warm-up, scoring and alignment all use these functions.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from verl_prism.discriminator.batch import (
     PROMPT,
-    VIEWS,
     Group,
+    GroupEncoder,
     Pack,
     ScoreIndex,
-    SpanEncoder,
     micro_batches,
+    valid_pairs,
 )
-from verl_prism.discriminator.loss import GroupScores, LossWeights, gradient_penalty, pairwise_loss
+from verl_prism.discriminator.loss import GroupScores, gradient_penalty, pairwise_loss
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
+from verl_prism.discriminator.ranks import Ranks, Runtime
+from verl_prism.discriminator.settings import LossSettings
+from verl_prism.discriminator.spans import VIEWS
 
-Autocast = Callable[[], AbstractContextManager]
-GradientSync = Callable[[bool], AbstractContextManager]  # given whether it is the last micro-batch
-
-NOISE = 0.05  # of `gradient_penalty`: large enough to move a score that is computed in bfloat16
+NOISE = 0.05  # of `gradient_penalty`; large enough to change a score that is computed in bfloat16
 
 
-def valid_pairs(groups: Sequence[Group]) -> int:
-    return sum(spans is not None for group in groups for spans in group.students)
+class MicroBatch(NamedTuple):
+    """A pack and the index of its scores; `counts` is False if it is a repetition."""
+
+    pack: Pack
+    score_index: ScoreIndex
+    counts: bool
 
 
 class MiniBatch:
-    """Groups as micro-batches, encoded and packed once for any number of passes.
+    """A rank's groups as micro-batches, encoded and packed once for any number of passes.
 
-    max_tokens: of a micro-batch; a group over it is split, and its scores are put back together.
+    A group over `max_tokens` is split. `merge_scores` joins its scores again.
     """
 
-    def __init__(self, encoder: SpanEncoder, groups: Sequence[Group], max_tokens: int):
+    def __init__(self, encoder: GroupEncoder, groups: Sequence[Group], max_tokens: int):
         self.pairs = valid_pairs(groups)
-        self._groups, self._students = len(groups), max(len(group.students) for group in groups)
+        self._num_groups = len(groups)
+        self._num_students = max(len(group.students) for group in groups)
         self._parts = micro_batches([encoder.encode(group) for group in groups], max_tokens)
         self._packs = [encoder.pack(parts) for parts in self._parts]
 
     def __len__(self) -> int:
-        """Micro-batches."""
+        """Return the number of micro-batches."""
         return len(self._packs)
 
-    def turns(self, rounds: int | None) -> Iterator[tuple[Pack, ScoreIndex, bool]]:
-        """Each micro-batch, and whether it counts: up to `rounds` the smallest comes again, and does not.
+    def micro_batches(self, count: int) -> Iterator[MicroBatch]:
+        """Yield all micro-batches, then repetitions of the smallest one up to `count`.
 
-        Ranks that share a sharded model gather its parameters together, so all must run as many micro-batches.
+        Ranks that share a sharded model gather its parameters together, so all of them must run
+        the same number of micro-batches.
         """
-        yield from ((pack, index, True) for pack, index in self._packs)
+        for pack, index in self._packs:
+            yield MicroBatch(pack, index, True)
         pack, index = min(self._packs, key=lambda packed: packed[0].tokens)
-        yield from ((pack, index, False) for _ in range((rounds or len(self)) - len(self)))
+        for _ in range(count - len(self)):
+            yield MicroBatch(pack, index, False)
 
-    def whole(self, scores: Sequence[GroupScores]) -> GroupScores:
-        """The groups' scores, from those of the micro-batches in turn."""
-        teacher = torch.zeros(len(VIEWS), self._groups)
-        student = torch.zeros(len(VIEWS), self._groups, self._students)
-        valid = torch.zeros(self._groups, self._students, dtype=torch.bool)
-        for parts, of_parts in zip(self._parts, scores, strict=True):
-            for p, part in enumerate(parts):
-                here = slice(0, len(part.members))
-                teacher[:, part.group] = of_parts.teacher[:, p]
-                student[:, part.group, list(part.members)] = of_parts.student[:, p, here]
-                valid[part.group, list(part.members)] = of_parts.valid[p, here]
+    def merge_scores(self, parts: Sequence[GroupScores]) -> GroupScores:
+        """Join the scores of the micro-batches to the scores of the groups."""
+        teacher = torch.zeros(len(VIEWS), self._num_groups)
+        student = torch.zeros(len(VIEWS), self._num_groups, self._num_students)
+        valid = torch.zeros(self._num_groups, self._num_students, dtype=torch.bool)
+        for encoded, scores in zip(self._parts, parts, strict=True):
+            for p, part in enumerate(encoded):
+                members = list(part.members)
+                teacher[:, part.group] = scores.teacher[:, p]
+                student[:, part.group, members] = scores.student[:, p, : len(members)]
+                valid[part.group, members] = scores.valid[p, : len(members)]
         return GroupScores(teacher, student, valid)
 
 
 @dataclass(frozen=True)
+class Totals:
+    """Counts of a mini-batch over all ranks."""
+
+    pairs: int  # valid pairs of all ranks
+    num_micro_batches: int  # that every rank runs
+
+    @classmethod
+    def of(cls, batch: MiniBatch, ranks: Ranks) -> "Totals":
+        """Count together with all ranks."""
+        return cls(int(ranks.sum([batch.pairs])[0]), int(ranks.max(len(batch))))
+
+
+@dataclass(frozen=True)
 class Backward:
-    """What a backward pass leaves besides gradients, of this rank."""
+    """The results of this rank's backward pass, besides the gradients."""
 
     scores: GroupScores
-    loss: float  # this rank's share: the mini-batch's loss is the sum over ranks
-    expert_choices: Tensor  # as `expert_choices`, over all micro-batches
+    loss: float  # this rank's share; the loss of the mini-batch is the sum over ranks
+    expert_choices: Tensor  # as `expert_choices` returns, summed over micro-batches
 
     @property
     def finite(self) -> bool:
+        """Whether the loss and the scores are finite."""
         return math.isfinite(self.loss) and self.scores.finite
 
 
 @torch.no_grad()
 def score_groups(
-    model: Discriminator,
-    batch: MiniBatch,
-    *,
-    rounds: int | None = None,
-    autocast: Autocast = nullcontext,
-    device: str | int = "cpu",
+    model: Discriminator, batch: MiniBatch, runtime: Runtime, totals: Totals | None = None
 ) -> GroupScores:
-    """Scores without gradients."""
+    """Score groups without gradients. All ranks call it together."""
+    totals = totals or Totals.of(batch, runtime.ranks)
     parts = []
-    for pack, index, counts in batch.turns(rounds):
-        with autocast():
-            spans, _ = model(pack.to(device))
+    for pack, index, counts in batch.micro_batches(totals.num_micro_batches):
+        with runtime.autocast():
+            spans, _ = model(pack.to(runtime.ranks.device))
         if counts:
             parts.append(GroupScores.gather(spans, index).detach())
-    return batch.whole(parts)
+    return batch.merge_scores(parts)
 
 
 def backward_groups(
     model: Discriminator,
     batch: MiniBatch,
-    weights: LossWeights,
-    *,
-    pairs: int,
-    ranks: int = 1,
-    rounds: int | None = None,
-    sync: GradientSync = lambda last: nullcontext(),
-    autocast: Autocast = nullcontext,
-    device: str | int = "cpu",
+    settings: LossSettings,
+    runtime: Runtime,
+    totals: Totals | None = None,
 ) -> Backward:
-    """Accumulate the gradient of the mini-batch's loss and return the scores that it was computed from.
+    """Accumulate the gradient of the loss, and return the scores of the same forward pass.
 
-    The pairs' loss does not depend on how groups are split over micro-batches and ranks; the load-balancing loss is
-    that of a micro-batch, and its mean over micro-batches and ranks is taken.
-
-    Args:
-        pairs: valid pairs of the whole mini-batch, over all ranks.
-        ranks: ranks over which gradients are averaged afterwards; the loss is multiplied by it.
-        rounds: micro-batches that every rank must run.
+    All ranks call it together. The loss is multiplied by their number, because gradients are
+    averaged over them. How groups are split over micro-batches and ranks does not change the loss
+    of the pairs. The load-balancing loss is the mean over the micro-batches and ranks.
     """
-    rounds = rounds or len(batch)
-    parts, losses, choices = [], [], torch.zeros(())
-    for turn, (pack, index, counts) in enumerate(batch.turns(rounds), start=1):
-        pack = pack.to(device)
-        with sync(turn == rounds):
-            with autocast():
+    ranks = runtime.ranks
+    totals = totals or Totals.of(batch, ranks)
+    passes = enumerate(batch.micro_batches(totals.num_micro_batches), start=1)
+    parts = []
+    losses = []
+    choices = torch.zeros(())
+    for number, (pack, index, counts) in passes:
+        pack = pack.to(ranks.device)
+        with runtime.gradient_sync(model, number == totals.num_micro_batches):
+            with runtime.autocast():
                 spans, balance = model(pack)
-                here = expert_choices(model)
+                pack_choices = expert_choices(model)
             scores = GroupScores.gather(spans, index)
-            share = pairwise_loss(scores, pairs, weights) + weights.balance * balance / (
-                len(batch) * ranks
-            )
-            if weights.gradient_penalty:
-                with autocast(), _noisy_embeddings(model):
+            balance_share = settings.balance_coef * balance / (len(batch) * ranks.world_size)
+            loss = pairwise_loss(scores, totals.pairs, settings) + balance_share
+            if settings.gradient_penalty:
+                with runtime.autocast(), _noisy_embeddings(model):
                     perturbed = GroupScores.gather(model(pack)[0], index)
-                share = share + weights.gradient_penalty * gradient_penalty(
-                    scores, perturbed, NOISE, pairs
-                )
-            (ranks * share if counts else 0.0 * share).backward()
+                penalty = gradient_penalty(scores, perturbed, NOISE, totals.pairs)
+                loss = loss + settings.gradient_penalty * penalty
+            (loss * (ranks.world_size if counts else 0.0)).backward()
         if counts:
             parts.append(scores.detach())
-            losses.append(share.detach())
-            choices = choices + here
-    return Backward(batch.whole(parts), torch.stack(losses).sum().item(), choices)
+            losses.append(loss.detach())
+            choices = choices + pack_choices
+    return Backward(batch.merge_scores(parts), torch.stack(losses).sum().item(), choices)
 
 
 @torch.no_grad()
 def expert_choices(model: Discriminator) -> Tensor:
-    """[layers, sets, experts]: how often each set's tokens chose each expert in the last forward, in the order of
-    VIEWS and then the prompt; no layers where there are no experts."""
-    choices = [
-        router.load() * router.sets.members.sum(-1, keepdim=True) for router in model.routers()
-    ]
-    return (
-        torch.stack(choices).double().cpu()
-        if choices
-        else torch.zeros(0, PROMPT + 1, 1, dtype=torch.double)
-    )
+    """Return choices[layers, sets, experts] of the last forward pass; no layers without experts.
+
+    A choice is one token of a set (the sets are VIEWS and then the prompt) that chose an expert.
+    """
+    choices = []
+    for router in model.routers():
+        tokens = router.sets.members.sum(-1, keepdim=True)
+        choices.append(router.load() * tokens)
+    if not choices:
+        return torch.zeros(0, PROMPT + 1, 1, dtype=torch.double)
+    return torch.stack(choices).double().cpu()
 
 
 @contextmanager
 def _noisy_embeddings(model: Discriminator) -> Iterator[None]:
-    """Within it, Gaussian noise is added to the embeddings of text, in proportion to each token's root mean square."""
+    """Add Gaussian noise to the text's embeddings, relative to each token's root mean square."""
 
-    def perturb(_module, _inputs, embeddings: Tensor) -> Tensor:
+    def perturb(module: nn.Module, inputs: object, embeddings: Tensor) -> Tensor:
         scale = embeddings.detach().square().mean(-1, keepdim=True).sqrt()
         return embeddings + NOISE * scale * torch.randn_like(embeddings)
 

@@ -15,24 +15,19 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 
 from verl_prism.checkpoints.model_card import write_card
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.checkpoints.store import Checkpoint, newest_checkpoint, publish
 from verl_prism.config import Prism, Upcycle
 from verl_prism.data.messages import chat_messages, row_images
-from verl_prism.discriminator.batch import Group, Prompt
-from verl_prism.discriminator.pairs import (
-    WarmupGroups,
-    add_swapped_teachers,
-    view_limits,
-    warmup_groups,
-)
+from verl_prism.discriminator.batch import Group, Prompt, valid_pairs
+from verl_prism.discriminator.pairs import WarmupGroups, add_swapped_teachers, warmup_groups
 from verl_prism.discriminator.prompts import encode_prompt
 from verl_prism.discriminator.ranks import Ranks, on_ranks, process_group
+from verl_prism.discriminator.spans import view_limits
 from verl_prism.discriminator.upcycling import upcycle
-from verl_prism.discriminator.update import valid_pairs
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.files import atomic_folder
 from verl_prism.report.metrics import MetricsLog
@@ -220,14 +215,16 @@ def load_pairs(prism: Prism) -> WarmupGroups:
     Raises:
         UserError: there are no pairs to train on.
     """
+    folder = RunFolder(prism.output)
+    settings = prism.discriminator
     rows = read_rows(prism.data.train, prism.warmup.prompts)
     processor = AutoProcessor.from_pretrained(prism.policy)
     groups = warmup_groups(
         [encode_row(processor, row) for row in rows],
         [row["teacher_response"] for row in rows],
-        read_rollouts(RunFolder(prism.output).rollouts),
-        processor.tokenizer,
-        view_limits(prism.discriminator),
+        read_rollouts(folder.rollouts),
+        AutoTokenizer.from_pretrained(folder.upcycled),
+        view_limits(settings.max_perception_tokens, settings.max_reasoning_tokens),
         prism.warmup.heldout_fraction,
     )
     if not groups.train:

@@ -4,25 +4,24 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
-from transformers import AutoProcessor, get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup
 
 from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.config import Discriminator, Hardware
-from verl_prism.discriminator.batch import Group, SpanEncoder
+from verl_prism.discriminator.batch import Group, valid_pairs
 from verl_prism.discriminator.loss import pair_metrics, pair_sums
 from verl_prism.discriminator.model import (
     PrismDiscriminatorForTokenClassification,
     load_discriminator,
 )
-from verl_prism.discriminator.ranks import Ranks, gradient_sync, shard
-from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepSettings
-from verl_prism.discriminator.update import MiniBatch, valid_pairs
+from verl_prism.discriminator.ranks import Ranks, Runtime, shard
+from verl_prism.discriminator.settings import StepSettings
+from verl_prism.discriminator.step import DiscriminatorStep, Optimization
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.warmup_state import TrainingState
 
@@ -43,7 +42,7 @@ class WarmupTraining:
     ) -> None:
         self.ranks = ranks
         self.model = load_model(folder, hardware, ranks)
-        self._settings = settings
+        self._grad_clip = settings.grad_clip
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
@@ -55,18 +54,14 @@ class WarmupTraining:
         if checkpoint:
             self.state.restore(checkpoint.folder)
             self.step = checkpoint.step
-        tokenizer = AutoProcessor.from_pretrained(folder.upcycled).tokenizer
-        self._encoder = SpanEncoder(tokenizer, self.model.config)
+        step_settings = StepSettings.from_mapping(settings.model_dump())
         self._update = DiscriminatorStep(
             self.model,
-            self._encoder,
-            replace(StepSettings.of(settings), updates=1, skip_above_accuracy=None),
+            replace(step_settings, updates_per_step=1, skip_above_accuracy=None),
             Optimization(self._step_optimizer, self._optimizer.zero_grad),
-            ranks,
+            Runtime(ranks, getattr(torch, hardware.dtype)),
             folder.path,
-            sync=partial(gradient_sync, self.model),
-            autocast=partial(autocast, hardware),
-            steps=self.step,
+            self.step,
         )
 
     def train_step(self, batch: Sequence[Group], seed: int) -> dict[str, float]:
@@ -74,15 +69,14 @@ class WarmupTraining:
         self.model.train()
         self.step += 1
         # The gradient penalty samples noise, which must not depend on where a run was resumed.
-        torch.manual_seed(seed + self.step * self.ranks.size + self.ranks.rank)
+        torch.manual_seed(seed + self.step * self.ranks.world_size + self.ranks.rank)
         result = self._update(self.ranks.share(batch))
         self._schedule.step()
         return result.metrics | {"lr": self._schedule.get_last_lr()[0]}
 
     def _step_optimizer(self) -> float:
         """Clip the gradients and step, unless their norm is not finite; return the norm."""
-        limit = self._settings.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._grad_clip)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if math.isfinite(norm.item()):
@@ -92,9 +86,7 @@ class WarmupTraining:
     def measure(self, groups: Sequence[Group]) -> dict[str, float]:
         """Return the metrics of groups, over all ranks, without learning from them."""
         self.model.eval()
-        budget = self._settings.micro_batch_tokens
-        batch = MiniBatch(self._encoder, self.ranks.share(groups), budget)
-        sums = pair_sums(self._update.score(batch, int(self.ranks.max(len(batch)))))
+        sums = pair_sums(self._update.score(self.ranks.share(groups)))
         totals = self.ranks.sum(list(sums.values()))
         return pair_metrics(dict(zip(sums, totals, strict=True)))
 
@@ -111,16 +103,10 @@ def load_model(
     model = load_discriminator(folder.upcycled, attention=hardware.attention)
     if hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if ranks.size > 1:
+    if ranks.world_size > 1:
         shard(model, ranks, getattr(torch, hardware.dtype))
         return model
     return model.to(ranks.device)
-
-
-def autocast(hardware: Hardware) -> torch.autocast:
-    """Return a context in which activations have the hardware's dtype; parameters stay float32."""
-    dtype = getattr(torch, hardware.dtype)
-    return torch.autocast(hardware.device, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def shuffled_batches(groups: Sequence[Group], pairs: int, seed: int) -> Iterator[list[Group]]:

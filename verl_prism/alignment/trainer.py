@@ -28,7 +28,12 @@ from verl_prism.alignment.advantage import (
     spread_over_tokens,
 )
 from verl_prism.alignment.groups import FIELDS, token_ranges, uid_of
-from verl_prism.alignment.worker import SCORE_FIELDS, AdversarialOPDWorker, DiscriminatorWorker
+from verl_prism.alignment.worker import (
+    SCORE_FIELDS,
+    VALID_FIELD,
+    AdversarialOPDWorker,
+    DiscriminatorWorker,
+)
 from verl_prism.config import Align
 from verl_prism.trainer.ppo import PrismTrainer
 from verl_prism.trainer.transfer import column
@@ -36,7 +41,6 @@ from verl_prism.trainer.transfer import column
 ROLE = "discriminator"
 POOL = "discriminator_pool"
 NONFINITE = "discriminator/nonfinite"  # metric: 1 if the step's scores must not be used
-VALID_FIELD = "discriminator_valid"
 Metrics = dict[str, float]
 SUMS_OVER_TOKENS = ("critic/score/", "critic/rewards/")  # verl's metrics
 
@@ -164,7 +168,7 @@ class AdversarialOPDTrainer(PrismTrainer):
 def keys_by_group(batch: KVBatchMeta) -> list[str]:
     """Return the keys of a batch, without padding, so that the rows of a group are adjacent.
 
-    Groups stay in the order of the batch. Sorting by key would not: verl's group names are random.
+    Groups keep the order of the batch; sorting by key would not, as verl's group names are random.
     """
     groups: dict[str, list[str]] = {}
     for key, tag in zip(batch.keys, batch.tags, strict=True):

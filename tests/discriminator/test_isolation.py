@@ -1,0 +1,33 @@
+"""The discriminator works where only torch, transformers, safetensors, numpy and Pillow exist."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def run_isolated(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, HERE / "isolated.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_training_step_needs_no_other_package(dtype):
+    run = run_isolated(HERE / "one_step.py", dtype)
+    assert run.returncode == 0, run.stderr
+    assert f"{dtype}: loss " in run.stdout
+
+
+def test_command_needs_no_other_package():
+    run = run_isolated("verl_prism.discriminator", "--help")
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("package", ["verl_prism.config", "verl", "ray"])
+def test_other_packages_cannot_be_imported(package, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"import {package}")
+    assert "ModuleNotFoundError" in run_isolated(script).stderr

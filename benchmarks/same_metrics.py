@@ -6,7 +6,7 @@
 `record` runs sft, warmup, align, rlvr (grpo and dapo) and eval on the digits example with
 `prism.reproducible=true`, and writes all metrics of all steps to FILE as JSON. It takes about ten
 minutes on two cores. `--repository` names another checkout with its own `.venv`, such as a clone of
-an older commit with the same config keys (for others, run that checkout's own copy of this script).
+an older commit; keys that have been renamed since then get their old names.
 `compare` prints the number of values that differ per run, and exits with 1 if there are any. Times
 are not compared.
 """
@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from verl_prism.config import RENAMED_KEYS
 
 TIMES = ("timing_", "perf/", "actor/perf/", "train/mfu", "training/mfu")
 ROLLOUT = (
@@ -72,7 +74,8 @@ def record_runs(repository: Path, root: Path) -> dict[str, list[Metrics]]:
     def run(name: str, stage: str, *overrides: str) -> list[Metrics]:
         output = root / name
         folders = (f"prism.root={root}", f"prism.output={output}", "prism.reproducible=true")
-        execute(repository, python, "-m", "verl_prism.main", f"stage={stage}", *folders, *overrides)
+        settings = old_keys(repository, [*folders, *overrides])
+        execute(repository, python, "-m", "verl_prism.main", f"stage={stage}", *settings)
         return read_metrics(output)
 
     sft_policy = f"prism.policy={root}/sft/policy"
@@ -86,8 +89,22 @@ def record_runs(repository: Path, root: Path) -> dict[str, list[Metrics]]:
     runs["rlvr dapo"] = run("dapo", "rlvr", sft_policy, "algorithm=dapo", "prism.steps=2", *ROLLOUT)
     metrics = f"prism.eval.metrics={digits}/metrics.py:measure"
     run("eval", "eval", sft_policy, metrics, "prism.eval.max_questions=40")
-    runs["eval"] = [json.loads((root / "eval" / "results.json").read_text())]
+    results = (root / "eval" / "results.json").read_text().replace(str(root), "ROOT")
+    runs["eval"] = [json.loads(results)]
     return runs
+
+
+def old_keys(repository: Path, overrides: list[str]) -> list[str]:
+    """Replace keys that the checkout's config does not have yet by their old names."""
+    config = (repository / "trainer_configs" / "prism.yaml").read_text()
+    old_names = {new: old for old, new in RENAMED_KEYS.items()}
+    translated = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if f" {key.rpartition('.')[2]}:" not in config:
+            key = old_names[key]
+        translated.append(f"{key}={value}")
+    return translated
 
 
 def execute(repository: Path, *command: Any) -> None:

@@ -51,8 +51,9 @@ class OnlyDependencies:
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         package, _, rest = name.partition(".")
-        is_ours = package == "verl_prism" and rest
-        if package not in self._allowed or (is_ours and rest.split(".")[0] not in OURS):
+        if package not in self._allowed and not package.startswith("_sysconfigdata"):
+            return None
+        if package == "verl_prism" and rest and rest.split(".")[0] not in OURS:
             return None
         for finder in self._finders:
             spec = finder.find_spec(name, path, target)

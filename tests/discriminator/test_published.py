@@ -246,15 +246,15 @@ def two_prefixes(published):
         (two_heads, r"heads that differ \(v_head\.1\.weight, value_head\.pt\)"),
         (
             no_head,
-            r"holds no head: neither v_head\.1\.weight in its safetensors nor a value_head\.pt",
+            r"has no head: neither v_head\.1\.weight in its safetensors nor a value_head\.pt",
         ),
         (
             other_key,
-            r"value_head\.pt holds \['summary\.weight'\], where \['v_head\.summary\.weight'\] is needed",
+            r"value_head\.pt contains \['summary\.weight'\], but \['v_head\.summary\.weight'\] is",
         ),
         (
             biased,
-            r"value_head\.pt holds \['v_head\.summary\.weight', 'v_head\.summary\.bias'\], where",
+            r"value_head\.pt contains \['v_head\.summary\.weight', 'v_head\.summary\.bias'\], but",
         ),
         (arbitrary_object, r"value_head\.pt cannot be read as tensors"),
         (narrow_head, r"of another shape: v_head\.1\.weight \[1, 127\], not \[1, 128\]"),
@@ -275,7 +275,7 @@ def test_a_checkpoint_in_another_state_is_refused_by_name(published, tmp_path, c
 
 
 def test_a_dense_model_is_refused(dense_folder, tmp_path):
-    with pytest.raises(UserError, match="holds a qwen3_vl, where a qwen3_vl_moe is needed"):
+    with pytest.raises(UserError, match="is a qwen3_vl, but a qwen3_vl_moe is needed"):
         convert_published(dense_folder, tmp_path / "target")
 
 

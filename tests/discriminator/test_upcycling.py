@@ -263,10 +263,10 @@ def test_a_dense_model_that_is_not_whole_is_refused_by_the_tensors_name(
 
 
 def test_what_is_no_dense_qwen3_vl_is_refused(discriminator_folder, tmp_path):
-    with pytest.raises(UserError, match="holds a prism_discriminator, where a qwen3_vl is needed"):
+    with pytest.raises(UserError, match="is a prism_discriminator, but a qwen3_vl is needed"):
         upcycle(discriminator_folder, tmp_path / "target")
     with pytest.raises(
-        UserError, match=r"holds no Hugging Face model: its config\.json cannot be read"
+        UserError, match=r"is not a Hugging Face model: its config\.json cannot be read"
     ):
         upcycle(tmp_path / "nothing", tmp_path / "target")
 
@@ -274,12 +274,12 @@ def test_what_is_no_dense_qwen3_vl_is_refused(discriminator_folder, tmp_path):
 def test_weights_that_are_absent_are_named(dense_folder, sharded_folder, tmp_path):
     bare, holed, torn = (tmp_path / name for name in ("bare", "holed", "torn"))
     shutil.copytree(dense_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(UserError, match=r"bare holds no safetensors"):
+    with pytest.raises(UserError, match=r"bare has no safetensors"):
         upcycle(bare, tmp_path / "target")
     shutil.copytree(sharded_folder, holed, ignore=shutil.ignore_patterns("model-00002-*"))
     with pytest.raises(
         UserError,
-        match=r"holed lacks model-00002-of-\d+\.safetensors, named in model\.safetensors\.in",
+        match=r"holed lacks model-00002-of-\d+\.safetensors, listed in model\.safetensors\.in",
     ):
         upcycle(holed, tmp_path / "target")
     shutil.copytree(dense_folder, torn)
@@ -315,11 +315,11 @@ def test_a_folder_without_its_processor_is_refused(dense_folder, tmp_path):
         ({"experts": 4, "experts_per_token": 3}, "dedicated routing"),
         (
             {"routing": "token", "experts": 2, "experts_per_token": 3},
-            "experts_per_token is 3, of 2 experts",
+            "experts_per_token=3 must be in 1 to experts=2",
         ),
         ({"routing": "random"}, "routing=random"),
-        ({"routing": "dense", "noise": 0.1}, "no experts to add it to"),
-        ({"noise": -0.1}, "noise is -0.1"),
+        ({"routing": "dense", "noise": 0.1}, "routing=dense has none"),
+        ({"noise": -0.1}, "noise=-0.1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(dense_folder, tmp_path, settings, message):
@@ -352,7 +352,7 @@ def test_a_discriminator_is_replaced_whole_and_nothing_else_is(dense_folder, tmp
     (notes / "diary.txt").write_text("dear diary")
     for precious in (notes, dense_folder):
         with pytest.raises(
-            UserError, match="exists and holds no discriminator; it is not replaced"
+            UserError, match="exists and is not a discriminator, so it is not replaced"
         ):
             upcycle(dense_folder, precious)
     assert (notes / "diary.txt").exists()
@@ -397,7 +397,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert error.startswith(
-        f"verl_prism.discriminator: {tmp_path / 'nothing'} holds no Hugging Face model"
+        f"verl_prism.discriminator: {tmp_path / 'nothing'} is not a Hugging Face model"
     )
 
 

@@ -1,14 +1,15 @@
-"""Attention over packed groups: a prompt sees itself, and a span sees its prompt and itself, causally.
+"""Causal attention over packed groups: a prompt sees itself, a span sees its prompt and itself.
 
-Only the blocks that exist are computed, and never a mask over the whole pack. transformers' attention interface takes
-the function `packed_attention` under the name "packed", so that the model's own code stays as it is.
+Only the blocks that exist are computed, without a mask over the whole pack. The function
+`packed_attention` is registered with transformers' attention interface under the name "packed", so
+the model's own code stays unchanged.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +21,13 @@ from transformers.integrations.flex_attention import compile_friendly_flex_atten
 logger = logging.getLogger(__name__)
 
 PACKED = "packed"
-_MOST_PADDING = 1.15  # times the scores that exist, in a block of segments of unlike length
+_MAX_PADDING = 1.15  # computed attention scores of a block, relative to those without padding
 
 
 class Segment(NamedTuple):
-    """Tokens [start, stop) of a pack, which see themselves causally and the prompt's, [prompt_start, prompt_stop).
+    """Tokens [start, stop) of a pack. They see themselves, causally, and their prompt.
 
-    A prompt is a segment of its own with an empty prompt before it.
+    The prompt's tokens are [prompt_start, prompt_stop). A prompt is a segment with an empty prompt.
     """
 
     start: int
@@ -36,54 +37,57 @@ class Segment(NamedTuple):
 
     @property
     def length(self) -> int:
+        """Number of tokens."""
         return self.stop - self.start
 
     @property
     def prompt_length(self) -> int:
+        """Number of tokens of the prompt, 0 if the segment is a prompt itself."""
         return self.prompt_stop - self.prompt_start
 
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """n segments of like length, at most L tokens each, over g distinct prompts of at most P tokens."""
+    """n segments of similar length, up to L tokens, with g distinct prompts of up to P tokens."""
 
-    own: Tensor  # [n, L] tokens of each segment, padded on the right with its first one
-    prompts: Tensor  # [g, P] tokens of each prompt, padded likewise
+    own: Tensor  # [n, L] token indices of each segment, padded on the right with the first one
+    prompts: Tensor  # [g, P] token indices of each prompt, padded in the same way
     prompt_of: Tensor  # [n] index into `prompts`
     visible: Tensor | None  # [1 or n, 1, L, P + L] bool; None: causal, without a prompt
 
     def to(self, device: torch.device | str | int) -> "AttentionBlock":
+        """Copy the tensors to a device."""
         visible = None if self.visible is None else self.visible.to(device)
-        return AttentionBlock(
-            self.own.to(device), self.prompts.to(device), self.prompt_of.to(device), visible
-        )
+        prompts = self.prompts.to(device)
+        return AttentionBlock(self.own.to(device), prompts, self.prompt_of.to(device), visible)
 
 
 @dataclass(frozen=True)
 class PackLayout:
-    """Who sees whom in a pack of T tokens, as blocks."""
+    """Which tokens of a pack of T tokens see which, as blocks."""
 
     segments: tuple[Segment, ...]
     blocks: tuple[AttentionBlock, ...]
-    order: Tensor  # [T] where each token's output stands among those of all blocks, end to end
+    order: Tensor  # [T] index of each token's output in the concatenated outputs of all blocks
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> "PackLayout":
-        members = list(_like_length(segments))
-        padded = torch.cat([_own(block).flatten() for block in members])
-        real = torch.cat([_real(block).flatten() for block in members])
+        """Divide segments into blocks."""
+        divided = list(_similar_lengths(segments))
+        padded = torch.cat([_own(members).flatten() for members in divided])
+        real = torch.cat([_real(members).flatten() for members in divided])
         order = torch.empty(int(real.sum()), dtype=torch.long)
         order[padded[real]] = real.nonzero().flatten()
-        return cls(tuple(segments), tuple(_block(block) for block in members), order)
+        return cls(tuple(segments), tuple(_block(members) for members in divided), order)
 
     def to(self, device: torch.device | str | int) -> "PackLayout":
-        return PackLayout(
-            self.segments, tuple(block.to(device) for block in self.blocks), self.order.to(device)
-        )
+        """Copy the tensors to a device."""
+        blocks = tuple(block.to(device) for block in self.blocks)
+        return PackLayout(self.segments, blocks, self.order.to(device))
 
 
-def _like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """Segments of like length together, so that little is computed for padding. Prompts are apart from spans."""
+def _similar_lengths(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Divide segments so that little is computed for padding. Prompts are separate from spans."""
     block: list[Segment] = []
     exist = 0
     for segment in sorted(segments, key=lambda s: (s.prompt_length > 0, s.length, s.prompt_length)):
@@ -91,7 +95,7 @@ def _like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
         widest = max(s.prompt_length for s in [*block, segment])
         padded = (len(block) + 1) * segment.length * (widest + segment.length)
         if block and (
-            padded > _MOST_PADDING * (exist + size) or (block[0].prompt_length > 0) != (widest > 0)
+            padded > _MAX_PADDING * (exist + size) or (block[0].prompt_length > 0) != (widest > 0)
         ):
             yield block
             block, exist = [], 0
@@ -104,12 +108,17 @@ def _like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
 def _block(segments: list[Segment]) -> AttentionBlock:
     prompts = sorted({(s.prompt_start, s.prompt_stop) for s in segments})
     prompt_of = torch.tensor([prompts.index((s.prompt_start, s.prompt_stop)) for s in segments])
-    own, prompt = _own(segments), _ranges(prompts)
+    own = _own(segments)
+    prompt = _ranges(prompts)
     return AttentionBlock(own, prompt, prompt_of, _visible(segments, own.shape[1], prompt.shape[1]))
 
 
 def _visible(segments: list[Segment], length: int, prompt_length: int) -> Tensor | None:
-    """Padding on the right is after every real token, so causality hides it; only that of prompts needs hiding."""
+    """Return the mask of a block, [1 or n, 1, L, P + L], or None without prompts.
+
+    It hides the padding of prompts. The padding of segments is to the right of every real token,
+    where causality hides it.
+    """
     if prompt_length == 0:
         return None
     causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -118,9 +127,8 @@ def _visible(segments: list[Segment], length: int, prompt_length: int) -> Tensor
         prompt_lengths = prompt_lengths[:1]
     shown = torch.arange(prompt_length) < prompt_lengths[:, None]
     shape = (len(shown), 1, length, -1)
-    return torch.cat(
-        [shown[:, None, None].expand(shape), causal[None, None].expand(shape)], dim=-1
-    ).contiguous()
+    parts = [shown[:, None, None].expand(shape), causal[None, None].expand(shape)]
+    return torch.cat(parts, dim=-1).contiguous()
 
 
 def _own(segments: list[Segment]) -> Tensor:
@@ -133,8 +141,8 @@ def _real(segments: list[Segment]) -> Tensor:
 
 
 def _ranges(ranges: Sequence[tuple[int, int]]) -> Tensor:
-    """[n, longest]: the numbers of each range, and its start where it has ended."""
-    starts, stops = torch.tensor(ranges).T
+    """Return the numbers [n, longest] of each range, padded with its start."""
+    starts, stops = torch.tensor(ranges).unbind(1)
     steps = torch.arange(int((stops - starts).max()))
     return starts[:, None] + torch.where(steps < (stops - starts)[:, None], steps, 0)
 
@@ -147,9 +155,18 @@ def packed_attention(
     attention_mask: None,
     scaling: float,
     packing: PackLayout | BlockMask,
-    **_,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """From query[1, heads, T, dim] and key, value[1, key heads, T, dim] to output[1, T, heads, dim]."""
+    """Attend within a pack, under the interface of transformers' attention functions.
+
+    Args:
+        query: [1, heads, T, dim].
+        key: [1, key heads, T, dim].
+        value: [1, key heads, T, dim].
+
+    Returns:
+        output[1, T, heads, dim], and None instead of attention weights.
+    """
     if isinstance(packing, BlockMask):
         gqa = query.shape[1] != key.shape[1]
         output = compile_friendly_flex_attention(
@@ -162,14 +179,16 @@ def packed_attention(
             enable_gqa=gqa,
         )
         return output.transpose(1, 2), None
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query = query[0].transpose(0, 1)
+    key = key[0].transpose(0, 1)
+    value = value[0].transpose(0, 1)
     return _attend_blocks(query, key, value, packing, scaling), None
 
 
 def _attend_blocks(
     query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scaling: float
 ) -> Tensor:
-    """From query[T, heads, dim] and key, value[T, key heads, dim] to output[1, T, heads, dim]."""
+    """Return output[1, T, heads, dim] of query[T, heads, dim], key and value[T, key heads, dim]."""
     outputs = []
     for block in layout.blocks:
         output = F.scaled_dot_product_attention(
@@ -186,26 +205,25 @@ def _attend_blocks(
 
 
 def _keys(states: Tensor, block: AttentionBlock) -> Tensor:
-    """[n, heads, P + L, dim]: each segment's prompt and itself."""
+    """Return [n, heads, P + L, dim]: the states of each segment's prompt and of itself."""
     own = _gather(states, block.own)
     if block.visible is None:
         return own.transpose(1, 2)
     prompts = _gather(states, block.prompts)
-    prompts = (
-        prompts.expand(len(own), *prompts.shape[1:])
-        if len(prompts) == 1
-        else _gather(prompts, block.prompt_of)
-    )
+    if len(prompts) == 1:
+        prompts = prompts.expand(len(own), *prompts.shape[1:])
+    else:
+        prompts = _gather(prompts, block.prompt_of)
     return torch.cat([prompts, own], dim=1).transpose(1, 2)
 
 
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
-    """rows[index]; its backward pass is four times faster on CPU."""
+    """Return rows[index], with a backward pass that is four times faster on CPU."""
     return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def packing_for(layout: PackLayout, device: torch.device) -> PackLayout | BlockMask:
-    """What `packed_attention` takes: blocks for scaled_dot_product_attention, or a FlexAttention mask on CUDA."""
+    """Return the packing for `packed_attention`: blocks, or a FlexAttention mask on CUDA."""
     if device.type == "cuda" and _flex_attention_compiles():
         return flex_mask(layout, device)
     return layout
@@ -217,23 +235,21 @@ def _flex_attention_compiles() -> bool:
 
     if not has_triton():
         logger.warning(
-            "Triton is not there, so the discriminator attends block by block instead of by FlexAttention"
+            "Triton is missing: the discriminator attends block by block, without FlexAttention"
         )
     return has_triton()
 
 
 def flex_mask(layout: PackLayout, device: torch.device | str) -> BlockMask:
-    """The same visibility for FlexAttention. Its blocks that are empty are not computed."""
+    """Return the mask of a layout for FlexAttention, which skips blocks that are empty."""
     lengths = torch.tensor([segment.length for segment in layout.segments])
     ids = torch.arange(len(layout.segments)).repeat_interleave(lengths).to(device)
-    prompt_start, prompt_stop = (
-        torch.tensor([segment[field] for segment in layout.segments])
-        .repeat_interleave(lengths)
-        .to(device)
-        for field in (2, 3)
-    )
+    starts = torch.tensor([segment.prompt_start for segment in layout.segments])
+    stops = torch.tensor([segment.prompt_stop for segment in layout.segments])
+    prompt_start = starts.repeat_interleave(lengths).to(device)
+    prompt_stop = stops.repeat_interleave(lengths).to(device)
 
-    def visible(batch, head, query, key):
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (ids[query] == ids[key]) & (key <= query)
         return own | ((key >= prompt_start[query]) & (key < prompt_stop[query]))
 

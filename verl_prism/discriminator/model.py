@@ -1,14 +1,14 @@
-"""A Qwen3-VL-MoE that scores a caption and a reasoning, each with a head of its own (paper, section 3.2).
+"""A Qwen3-VL-MoE that scores a caption and a reasoning with a head each (paper, section 3.2).
 
-Experts are what they are called: tokens of a caption choose among the perception experts, tokens of a reasoning among
-the reasoning experts, and the prompt with its image among all of them.
+Caption tokens choose among the perception experts, reasoning tokens among the reasoning experts,
+and the tokens of the prompt with its image among all experts.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,13 @@ SHARED_HEAD = "shared"
 
 
 class DiscriminatorConfig(Qwen3VLMoeConfig):
-    """Qwen3-VL-MoE's config and how tokens find their experts.
+    """The config of Qwen3-VL-MoE, and how tokens are routed to experts.
 
-    `routing="dedicated"` splits the experts evenly: the first half is perception's, the second reasoning's.
-    `routing="token"` lets every token choose among all, and both views share one head (the published checkpoint).
-    `routing="dense"` has no experts; `text_config.mlp_only_layers` then names every layer.
+    - `routing="dedicated"`: the first half of the experts is for perception, the second for
+      reasoning.
+    - `routing="token"`: every token chooses among all experts, and both views share one head, as in
+      the published checkpoint.
+    - `routing="dense"`: there are no experts, and `text_config.mlp_only_layers` lists every layer.
     """
 
     model_type = "prism_discriminator"
@@ -47,14 +49,15 @@ class DiscriminatorConfig(Qwen3VLMoeConfig):
 
 @dataclass(frozen=True)
 class Sets:
-    """Which set each of T tokens belongs to, perception, reasoning or prompt, and which of E experts each set owns."""
+    """The sets (perception, reasoning, prompt) of T tokens, and which of E experts each may use."""
 
     members: Tensor  # [sets, T] 1 or 0
     owned: Tensor  # [sets, E] bool
-    of: Tensor  # [T] index of the set
+    of: Tensor  # [T] index of each token's set
 
     @classmethod
     def make(cls, token_kinds: Tensor, experts: int, routing: str) -> "Sets":
+        """Make the sets of token_kinds[T], whose values are as in `Pack`."""
         owned = torch.ones(PROMPT + 1, experts, dtype=torch.bool, device=token_kinds.device)
         if routing == "dedicated":
             owned[VIEWS.index(View.PERCEPTION), experts // 2 :] = False
@@ -63,17 +66,19 @@ class Sets:
 
 
 class ViewRouter(Qwen3VLMoeTextTopKRouter):
-    """The top-k router, restricted to the experts that a token's set owns."""
+    """The top-k router, restricted to the experts of each token's set."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any):
         super().__init__(config)
-        self.sets: Sets  # of the pack's tokens, given by the discriminator before each forward
-        self.recording = False  # off in a checkpoint's second forward: what that keeps would outlive the backward pass
-        self.probabilities: Tensor  # [T, E] of the last recorded forward, with their graph
+        self.sets: Sets  # of the pack's tokens; the discriminator sets it before each forward pass
+        # Off in the second forward pass of gradient checkpointing: tensors kept there would stay
+        # in memory after the backward pass.
+        self.recording = False
+        self.probabilities: Tensor  # [T, E] of the last recorded forward pass, with their graph
         self.chosen: Tensor  # [T, top_k]
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`hidden_states[T, hidden]` to logits[T, E], weights[T, top_k], chosen[T, top_k]."""
+        """Return logits[T, E], weights[T, top_k], chosen[T, top_k] of hidden_states[T, hidden]."""
         logits = F.linear(hidden_states.reshape(-1, self.hidden_dim), self.weight).float()
         logits = logits.masked_fill(~self.sets.owned[self.sets.of], float("-inf"))
         probabilities = logits.softmax(-1)
@@ -84,38 +89,39 @@ class ViewRouter(Qwen3VLMoeTextTopKRouter):
         return logits, weights.to(hidden_states.dtype), chosen
 
     def load(self) -> Tensor:
-        """[sets, E]: the share of each set's choices that fell on each expert in the last forward."""
+        """Return [sets, E], each expert's share of a set's choices in the last forward pass."""
         choices = F.one_hot(self.chosen, self.num_experts).float().mean(1)
         return self._mean(choices)
 
     def balance_loss(self) -> Tensor:
-        """The load-balancing loss of the last forward, within each set: 1 where the load is even.
+        """Return the load-balancing loss of the last forward pass, which is 1 for an even load.
 
-        Switch Transformer's E · Σ_e f_e · P_e (arXiv 2101.03961, eq. 4), with f_e the share of choices that fell on
-        expert e and P_e its mean probability, over the tokens of one set; the mean over sets, weighted by tokens.
+        It is E · Σ_e f_e · P_e of the Switch Transformer (arXiv 2101.03961, eq. 4) for each set.
+        f_e is the share of choices of expert e, and P_e its mean probability, over the tokens of
+        the set. The result is the mean over sets, weighted by their tokens.
         """
         losses = self.sets.owned.sum(-1) * (self.load() * self._mean(self.probabilities)).sum(-1)
         tokens = self.sets.members.sum(-1)
         return (losses * tokens).sum() / tokens.sum()
 
     def _mean(self, values: Tensor) -> Tensor:
-        """[sets, E] of values[T, E]."""
+        """Return the mean [sets, E] of values[T, E] over the tokens of each set."""
         members = self.sets.members
         return members @ values / members.sum(-1, keepdim=True).clamp(min=1)
 
 
 class TerminalDecoderLayer(Qwen3VLMoeTextDecoderLayer):
-    """The last layer: as scores are read at terminal tokens, past attention it computes nothing for the others."""
+    """The last layer. After attention it computes only terminal tokens, where scores are read."""
 
-    def forward(self, hidden_states: Tensor, terminals: Tensor, **kwargs) -> Tensor:
-        """`hidden_states[1, T, hidden]` to [1, S, hidden], those at `terminals[S]`."""
+    def forward(self, hidden_states: Tensor, terminals: Tensor, **kwargs: Any) -> Tensor:
+        """Return the output [1, S, hidden] at terminals[S] of hidden_states[1, T, hidden]."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         scored = (hidden_states + attended).index_select(1, terminals)
         return scored + self.mlp(self.post_attention_layernorm(scored))
 
 
 class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
-    """Scores of spans under their prompts and images."""
+    """Scores spans, given their prompts and images."""
 
     config: DiscriminatorConfig
     _no_split_modules: ClassVar[list[str]] = [
@@ -126,9 +132,7 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
 
     def __init__(self, config: DiscriminatorConfig):
         _check_routing(config)
-        config.text_config._attn_implementation = (
-            PACKED  # a pack means nothing to any other attention
-        )
+        config.text_config._attn_implementation = PACKED  # no other attention understands packs
         super().__init__(config)
         self.model = Qwen3VLMoeModel(config)
         layers = self.model.language_model.layers
@@ -143,10 +147,12 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
         self.post_init()
 
     def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """scores[S] in fp32, one per span of the pack, read at its terminal token; and the load-balancing loss."""
-        assert self.config.text_config._attn_implementation == PACKED, (
-            "a discriminator's text must attend by packs"
-        )
+        """Return scores[S] of the pack's spans in float32, and the load-balancing loss.
+
+        A score is read at the terminal token of its span.
+        """
+        attention = self.config.text_config._attn_implementation
+        assert attention == PACKED, "a discriminator's text must attend by packs"
         embeddings, deepstack = self._embed(pack)
         with self._recorded(pack) as routers:
             terminal = self.model.language_model(
@@ -163,48 +169,54 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
 
     @contextmanager
     def _recorded(self, pack: Pack) -> Iterator[list[ViewRouter]]:
-        """The routers know the pack's sets, the last layer's those of its terminal tokens, and record what they do."""
-        routers, experts = self.routers(), self.config.text_config.num_experts
-        every, terminal = (
-            Sets.make(kinds, experts, self.config.routing)
-            for kinds in (pack.token_kinds, pack.views)
-        )
+        """Give the routers the sets of the pack's tokens, and let them record their choices.
+
+        The last layer's router sees only terminal tokens.
+        """
+        routers = self.routers()
+        experts = self.config.text_config.num_experts
+        token_sets = Sets.make(pack.token_kinds, experts, self.config.routing)
+        terminal_sets = Sets.make(pack.views, experts, self.config.routing)
         for router in routers:
-            router.sets = terminal if router is routers[-1] else every
+            router.sets = terminal_sets if router is routers[-1] else token_sets
             router.recording = True
         yield routers
         for router in routers:
             router.recording = False
 
     def routers(self) -> list[ViewRouter]:
-        """One per layer; none where there are no experts."""
+        """Return the router of each layer, or none if there are no experts."""
         return [module for module in self.modules() if isinstance(module, ViewRouter)]
 
     def _embed(self, pack: Pack) -> tuple[Tensor, list[Tensor] | None]:
-        """Embeddings[T, hidden] and the features that the first layers add at image tokens; each image encoded once."""
+        """Return embeddings[T, hidden], and the features that the first layers add at image tokens.
+
+        Each image is encoded once.
+        """
         embeddings = self.get_input_embeddings()(pack.input_ids)
         visual = self.model.visual
-        pixels, grid = (pack.pixel_values, pack.image_grid_thw)
+        pixels = pack.pixel_values
+        grid = pack.image_grid_thw
         if pixels is None or grid is None:
             pixels, grid = _blank_image(visual.config, embeddings.device)
         encoded = visual(pixels.to(visual.dtype), grid_thw=grid, return_dict=True)
         if pack.pixel_values is None:
-            unused = sum(
-                features.sum() for features in (encoded.pooler_output, *encoded.deepstack_features)
-            )
-            return embeddings + 0.0 * unused, None
-        features = encoded.pooler_output.to(embeddings.dtype)
-        return embeddings.masked_scatter(
-            pack.image_tokens[:, None], features
-        ), encoded.deepstack_features
+            features = (encoded.pooler_output, *encoded.deepstack_features)
+            return embeddings + 0.0 * sum(each.sum() for each in features), None
+        image_tokens = pack.image_tokens[:, None]
+        image_features = encoded.pooler_output.to(embeddings.dtype)
+        return embeddings.masked_scatter(image_tokens, image_features), encoded.deepstack_features
 
     def _score(self, terminal: Tensor, views: Tensor) -> Tensor:
-        """fp32 outside autocast: bf16 scores between 4 and 8 are 2^-5 apart, and normalization would amplify that."""
+        """Return scores[S] of terminal[S, hidden], in float32 and outside autocast.
+
+        In bfloat16, scores between 4 and 8 are 2^-5 apart, which normalization would amplify.
+        """
         with torch.autocast(terminal.device.type, enabled=False):
             weights: list[Tensor] = [head.get_parameter("weight") for head in self.heads.values()]
             per_head = F.linear(terminal.float(), torch.cat(weights).float())
             head = views if len(weights) > 1 else torch.zeros_like(views)
-            return per_head.gather(-1, head[:, None]).sum(-1)  # not a view of it, as FSDP2 wants
+            return per_head.gather(-1, head[:, None]).sum(-1)  # FSDP2 needs a copy here, not a view
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -214,40 +226,44 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
 
 
 def _check_routing(config: DiscriminatorConfig) -> None:
+    """Raise UserError if the experts and layers do not fit the routing."""
     text = config.text_config
     if config.routing not in get_args(Routing):
         raise UserError(
-            f"routing={config.routing} in the discriminator's config is none of {get_args(Routing)}"
+            f"routing={config.routing} in the discriminator's config must be one of "
+            f"{get_args(Routing)}"
         )
     if config.routing == "dedicated" and (
         text.num_experts % 2 or text.num_experts // 2 < text.num_experts_per_tok
     ):
         raise UserError(
-            f"dedicated routing splits the experts in two halves, each with at least num_experts_per_tok="
-            f"{text.num_experts_per_tok} of them; num_experts={text.num_experts} cannot be split so"
+            "dedicated routing needs two equal halves of at least num_experts_per_tok="
+            f"{text.num_experts_per_tok} experts, but num_experts={text.num_experts}"
         )
     if len(config.vision_config.deepstack_visual_indexes) >= text.num_hidden_layers:
         raise UserError(
-            "the vision tower's features enter every text layer, and the last one must be free of them"
+            "vision_config.deepstack_visual_indexes adds image features to every text layer, but "
+            "the last text layer must have none: use fewer indexes or more text layers"
         )
     dense_layers = len(set(text.mlp_only_layers))
     if dense_layers != (text.num_hidden_layers if config.routing == "dense" else 0):
         raise UserError(
             f"routing={config.routing} with experts in {text.num_hidden_layers - dense_layers} of "
-            f"{text.num_hidden_layers} layers: dense routing has them in none, the others in all (mlp_only_layers)"
+            f"{text.num_hidden_layers} layers: dense routing needs experts in no layer, any other "
+            "routing in all layers (text_config.mlp_only_layers)"
         )
 
 
-def _blank_image(vision, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pixels and grid of the smallest image, for a pack without one.
+def _blank_image(vision: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return pixels and grid of the smallest image, for a pack without an image.
 
-    Ranks that share a sharded model must all run its vision tower, or those that do would wait for ever.
+    Ranks that share a sharded model must all run the vision tower. Otherwise some would wait
+    forever for the others.
     """
     side = vision.spatial_merge_size
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    return torch.zeros(side * side, values, device=device), torch.tensor(
-        [[1, side, side]], device=device
-    )
+    pixels = torch.zeros(side * side, values, device=device)
+    return pixels, torch.tensor([[1, side, side]], device=device)
 
 
 AutoConfig.register("prism_discriminator", DiscriminatorConfig)
@@ -260,12 +276,13 @@ AutoModelForTokenClassification.register(
 def load_discriminator(
     folder: str | Path, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
 ) -> PrismDiscriminatorForTokenClassification:
-    """Load a discriminator whole.
+    """Load a discriminator.
 
     Args:
-        attention: of the vision tower; text goes by packs (see `attention.py`).
+        attention: attention of the vision tower. The text always uses `packed_attention`.
+
     Raises:
-        UserError: the folder is no discriminator, or a tensor is missing, unexpected or of another shape.
+        UserError: a tensor is missing, unexpected or of another shape.
     """
     model, info = PrismDiscriminatorForTokenClassification.from_pretrained(
         folder,
@@ -273,13 +290,14 @@ def load_discriminator(
         attn_implementation={"vision_config": attention},
         output_loading_info=True,
     )
-    faults = [
-        f"{fault.replace('_', ' ')}: {', '.join(map(str, sorted(info[fault], key=str)[:5]))}"
-        for fault in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if info[fault]
-    ]
-    if faults:
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            keys = sorted(map(str, info[kind]))[:5]
+            problems.append(f"{kind.replace('_', ' ')}: {', '.join(keys)}")
+    if problems:
         raise UserError(
-            f"{folder} does not hold a whole discriminator ({'; '.join(faults)}); make one with stage=warmup"
+            f"{folder} is not a complete discriminator ({'; '.join(problems)}); make one with "
+            "stage=warmup"
         )
     return model

@@ -1,4 +1,4 @@
-"""Checkpoints larger than memory: each tensor is read when it is needed, and what is written leaves shard by shard."""
+"""Read and write checkpoints that are larger than memory, tensor by tensor and shard by shard."""
 
 import json
 import re
@@ -22,10 +22,12 @@ from verl_prism.discriminator.model import (
 from verl_prism.errors import UserError
 from verl_prism.files import atomic_folder
 
-Progress = Callable[[int, int], None]  # bytes made, bytes in all
+Progress = Callable[[int, int], None]  # given the bytes done and the total bytes
 
 MAX_SHARD_SIZE = "2GB"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+EMBEDDING = "language_model.embed_tokens.weight"
 PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -45,48 +47,41 @@ _LM_HEAD = re.compile(r"(.*\.)?lm_head\.weight")
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is read or computed when it is asked for."""
+    """A tensor that is read or computed on demand."""
 
-    like: Tensor  # of its shape and dtype, on the meta device
+    like: Tensor  # with its shape and dtype, on the meta device
     make: Callable[[], Tensor]
 
 
 def read_config(folder: Path, config_class: Any) -> Any:
-    """The folder's config.
+    """Read the config of a model folder.
 
     Raises:
-        UserError: there is none, or it is of another model type.
+        UserError: there is no config, or it is of another model type.
     """
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(
-            "model_type"
-        )
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder} holds no Hugging Face model: its config.json cannot be read ({error})"
+            f"{folder} is not a Hugging Face model: its config.json cannot be read ({error})"
         ) from error
+    model_type = config.get("model_type")
     if model_type != config_class.model_type:
-        raise UserError(
-            f"{folder} holds a {model_type}, where a {config_class.model_type} is needed"
-        )
+        raise UserError(f"{folder} is a {model_type}, but a {config_class.model_type} is needed")
     return config_class.from_pretrained(folder)
 
 
 def discriminator_config(
     source: Any, routing: str, dtype: torch.dtype, **text: Any
 ) -> DiscriminatorConfig:
-    """The config of a discriminator with the towers of `source`, and with these changes to its text tower."""
-    towers = {
-        name: {
-            key: value
-            for key, value in getattr(source, name).to_dict().items()
-            if key not in ("model_type", "dtype")
-        }
-        for name in ("text_config", "vision_config")
-    }
+    """Make the config of a discriminator with the towers of `source`.
+
+    Args:
+        text: changes to the text tower.
+    """
     return DiscriminatorConfig(
-        text_config=towers["text_config"] | text,
-        vision_config=towers["vision_config"],
+        text_config=_tower(source.text_config) | text,
+        vision_config=_tower(source.vision_config),
         image_token_id=source.image_token_id,
         video_token_id=source.video_token_id,
         vision_start_token_id=source.vision_start_token_id,
@@ -98,8 +93,13 @@ def discriminator_config(
     )
 
 
+def _tower(config: Any) -> dict[str, Any]:
+    fields = config.to_dict()
+    return {key: value for key, value in fields.items() if key not in ("model_type", "dtype")}
+
+
 def blank_tensors(model: Callable[[Any], nn.Module], config: Any) -> dict[str, Tensor]:
-    """Names and shapes of a model's tensors, on the meta device.
+    """Return a model's tensors by name, on the meta device.
 
     Raises:
         UserError: the model cannot be built from this config.
@@ -109,29 +109,32 @@ def blank_tensors(model: Callable[[Any], nn.Module], config: Any) -> dict[str, T
 
 
 def stored_tensors(folder: Path) -> dict[str, LazyTensor]:
-    """The tensors of a folder's safetensors, by name.
+    """Return the tensors of a folder's safetensors by name.
 
     Raises:
-        UserError: there are no safetensors, a shard is missing or broken, or the shards and their index disagree.
+        UserError: there are no safetensors, a shard is missing or broken, or the shards do not
+            match their index.
     """
     if (folder / WEIGHTS).exists():
         return dict(_tensors_of(folder / WEIGHTS))
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no safetensors: neither {WEIGHTS} nor {INDEX}") from error
+        raise UserError(f"{folder} has no safetensors: neither {WEIGHTS} nor {INDEX}") from error
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / INDEX} is no index of shards ({error!r})") from error
+        raise UserError(f"{folder / INDEX} is not an index of shards ({error!r})") from error
     files = sorted(set(index.values()))
     missing = [name for name in files if not (folder / name).exists()]
     if missing:
         raise UserError(
-            f"{folder} lacks {_some(missing)}, named in {INDEX}; fetch the checkpoint again"
+            f"{folder} lacks {_some(missing)}, listed in {INDEX}; download the checkpoint again"
         )
     tensors = {name: tensor for file in files for name, tensor in _tensors_of(folder / file)}
     if tensors.keys() != index.keys():
+        names = sorted(tensors.keys() ^ index.keys())
         raise UserError(
-            f"{folder / INDEX} and the shards disagree on {_some(sorted(tensors.keys() ^ index.keys()))}"
+            f"{folder / INDEX} and the shards disagree on {_some(names)}; download the checkpoint "
+            "again"
         )
     return tensors
 
@@ -139,17 +142,14 @@ def stored_tensors(folder: Path) -> dict[str, LazyTensor]:
 def _tensors_of(path: Path) -> Iterator[tuple[str, LazyTensor]]:
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                # Mapped into memory: only what is used of it is read.
-                yield (
-                    name,
-                    LazyTensor(
-                        torch.empty_like(file.get_tensor(name), device="meta"),
-                        partial(_read, path, name),
-                    ),
-                )
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                # The file is memory-mapped, so this reads no values.
+                like = torch.empty_like(file.get_tensor(name), device="meta")
+                yield name, LazyTensor(like, partial(_read, path, name))
     except SafetensorError as error:
-        raise UserError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); download the checkpoint again"
+        ) from error
 
 
 def _read(path: Path, name: str) -> Tensor:
@@ -160,16 +160,17 @@ def _read(path: Path, name: str) -> Tensor:
 def split_backbone(
     folder: Path, tensors: Mapping[str, LazyTensor]
 ) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
-    """The tensors of the backbone, named `language_model.…` and `visual.…`, and the others under their own names.
+    """Separate the tensors of the backbone from the others.
 
-    What stands before the backbone's names, such as `model.`, is dropped, and so is lm_head: a discriminator has none.
+    The backbone's tensors are named `language_model.…` and `visual.…`, without any prefix such as
+    `model.`. The lm_head is dropped, because a discriminator has none.
 
     Raises:
-        UserError: something else stands before some names than before others.
+        UserError: names of the backbone have different prefixes.
     """
     backbone: dict[str, LazyTensor] = {}
     others: dict[str, LazyTensor] = {}
-    prefixes: dict[str, str] = {}  # to the first name that has it
+    prefixes: dict[str, str] = {}  # with the first name of each prefix
     for name, tensor in tensors.items():
         if match := _BACKBONE.fullmatch(name):
             prefixes.setdefault(match[1], name)
@@ -177,34 +178,35 @@ def split_backbone(
         elif not _LM_HEAD.fullmatch(name):
             others[name] = tensor
     if len(prefixes) > 1:
-        raise UserError(
-            f"{folder} holds tensors of more than one model: {_some(list(prefixes.values()))}"
-        )
+        names = _some(list(prefixes.values()))
+        raise UserError(f"{folder} contains tensors of more than one model: {names}")
     return backbone, others
 
 
 def require_whole(
     folder: Path, found: Mapping[str, LazyTensor], expected: Mapping[str, Tensor]
 ) -> None:
-    """
+    """Require that the tensors in a folder are the expected ones.
+
     Raises:
         UserError: a tensor is missing, unexpected or of another shape.
     """
-    shapes = {
-        name: (list(found[name].like.shape), list(expected[name].shape))
-        for name in found.keys() & expected
-    }
-    faults = {
+    reshaped = []
+    for name in sorted(found.keys() & expected):
+        shape = list(found[name].like.shape)
+        expected_shape = list(expected[name].shape)
+        if shape != expected_shape:
+            reshaped.append(f"{name} {shape}, not {expected_shape}")
+    problems = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
-        "of another shape": sorted(
-            f"{name} {have}, not {want}" for name, (have, want) in shapes.items() if have != want
-        ),
+        "of another shape": reshaped,
     }
-    if any(faults.values()):
-        named = "; ".join(f"{fault}: {_some(names)}" for fault, names in faults.items() if names)
+    texts = [f"{problem}: {_some(names)}" for problem, names in problems.items() if names]
+    if texts:
         raise UserError(
-            f"{folder} does not hold the tensors that its config.json describes ({named})"
+            f"{folder} does not contain the tensors that its config.json describes "
+            f"({'; '.join(texts)})"
         )
 
 
@@ -216,15 +218,14 @@ def write_discriminator(
     max_shard_size: int | str = MAX_SHARD_SIZE,
     on_progress: Progress | None = None,
 ) -> None:
-    """Write config, tensors and the processor of `source` to `target`; memory holds one shard at a time.
+    """Write config, tensors and the processor of `source` to `target`, one shard at a time.
 
     Raises:
-        UserError: `target` holds something that is no discriminator, or `source` has no processor.
+        UserError: `target` exists and is not a discriminator, or `source` has no processor.
     """
     blank = blank_tensors(PrismDiscriminatorForTokenClassification, config)
-    assert {name: tensor.like.shape for name, tensor in tensors.items()} == {
-        n: like.shape for n, like in blank.items()
-    }
+    shapes = {name: tensor.like.shape for name, tensor in tensors.items()}
+    assert shapes == {name: like.shape for name, like in blank.items()}
     target = target.resolve()
     _require_replaceable(target)
     with atomic_folder(target) as folder:
@@ -240,19 +241,19 @@ def _require_replaceable(target: Path) -> None:
         read_config(target, DiscriminatorConfig)
     except UserError as error:
         raise UserError(
-            f"{target} exists and holds no discriminator; it is not replaced, name another folder"
+            f"{target} exists and is not a discriminator, so it is not replaced; choose another "
+            "folder"
         ) from error
 
 
 def _copy_processor(source: Path, folder: Path) -> None:
-    """File by file: loading a processor would need more libraries than a discriminator does."""
+    """Copy the processor's files. Loading the processor would need more packages."""
     present = [name for name in PROCESSOR_FILES if (source / name).exists()]
-    if "tokenizer_config.json" not in present or not {
-        "preprocessor_config.json",
-        "processor_config.json",
-    } & {*present}:
+    has_tokenizer = "tokenizer_config.json" in present
+    has_processor = {"preprocessor_config.json", "processor_config.json"}.intersection(present)
+    if not has_tokenizer or not has_processor:
         raise UserError(
-            f"{source} holds no tokenizer or no image processor; copy those of its base model into it"
+            f"{source} has no tokenizer or no image processor; copy both from its base model"
         )
     for name in present:
         shutil.copy(source / name, folder)
@@ -267,12 +268,15 @@ def _write_shards(
     split = split_torch_state_dict_into_shards(
         {name: tensor.like for name, tensor in tensors.items()}, max_shard_size=max_shard_size
     )
-    done, total = 0, sum(tensor.like.nbytes for tensor in tensors.values())
+    done = 0
+    total = sum(tensor.like.nbytes for tensor in tensors.values())
     for filename, names in split.filename_to_tensors.items():
         shard: dict[str, Tensor] = {}
         for name in names:
-            shard[name], like = tensors[name].make(), tensors[name].like
-            assert (shard[name].shape, shard[name].dtype) == (like.shape, like.dtype), name
+            like = tensors[name].like
+            shard[name] = tensors[name].make()
+            assert shard[name].shape == like.shape, name
+            assert shard[name].dtype == like.dtype, name
             done += like.nbytes
             if on_progress is not None:
                 on_progress(done, total)

@@ -1,6 +1,7 @@
-"""Sparse upcycling: a dense Qwen3-VL becomes a discriminator whose experts all start as its MLP.
+"""Sparse upcycling: a dense Qwen3-VL becomes a discriminator whose experts start as its MLP.
 
-Without noise the result computes what the dense model computes: a token's expert weights add up to one.
+Without noise the result computes what the dense model computes, because the expert weights of a
+token add up to 1.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification, Routing
 from verl_prism.discriminator.shards import (
+    EMBEDDING,
     MAX_SHARD_SIZE,
     LazyTensor,
     Progress,
@@ -29,7 +31,6 @@ from verl_prism.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-EMBEDDING = "language_model.embed_tokens.weight"
 EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
@@ -45,21 +46,25 @@ def upcycle(
     max_shard_size: int | str = MAX_SHARD_SIZE,
     on_progress: Progress | None = None,
 ) -> None:
-    """Write a discriminator to `target`, made from the dense Qwen3-VL in `dense`, whose dtypes it keeps.
+    """Make a discriminator in `target` from the dense Qwen3-VL in `dense`, with the same dtypes.
 
-    Memory is bounded by `max_shard_size` (or the largest tensor), not by the model. A discriminator that is already in
-    `target` is replaced, once the new one is whole.
+    Memory is bounded by `max_shard_size` (or the largest tensor), not by the model. A discriminator
+    that is already in `target` is replaced after the new one is complete.
 
     Args:
-        experts: per layer; with experts_per_token without meaning where routing="dense".
-        noise: standard deviation of the noise on each expert, relative to that of the weight it is added to.
-        seed: of the noise, the routers and the heads. Each tensor's numbers follow from it and from the tensor's name.
+        experts: number of experts per layer. Like `experts_per_token`, it has no effect if
+            routing="dense".
+        noise: standard deviation of the noise on each expert, relative to that of its weights.
+        seed: of the noise, the routers and the heads. The numbers of a tensor depend only on the
+            seed and on the tensor's name.
+
     Raises:
-        UserError: `dense` is no whole dense Qwen3-VL with its processor, the experts cannot be split as `routing`
-            wants, or `target` holds something else.
+        UserError: `dense` is not a complete dense Qwen3-VL with its processor, the experts do not
+            fit the routing, or `target` exists and is not a discriminator.
     """
     _check(experts, experts_per_token, routing, noise)
-    dense, target = Path(dense), Path(target)
+    dense = Path(dense)
+    target = Path(target)
     source = read_config(dense, Qwen3VLConfig)
     tensors, others = split_backbone(dense, stored_tensors(dense))
     require_whole(dense, tensors | others, blank_tensors(Qwen3VLModel, source))
@@ -75,9 +80,9 @@ def upcycle(
         mlp_only_layers=list(range(layers)) if routing == "dense" else [],
     )
     std = source.text_config.initializer_range
+    blank = blank_tensors(PrismDiscriminatorForTokenClassification, config)
     upcycled = {
-        name: _upcycled(name, blank, tensors, noise, std, seed)
-        for name, blank in blank_tensors(PrismDiscriminatorForTokenClassification, config).items()
+        name: _upcycled(name, like, tensors, noise, std, seed) for name, like in blank.items()
     }
     write_discriminator(config, upcycled, dense, target, max_shard_size, on_progress)
     logger.info("upcycled %s to %s, routing %s", dense, target, routing)
@@ -85,44 +90,47 @@ def upcycle(
 
 def _check(experts: int, experts_per_token: int, routing: str, noise: float) -> None:
     if not 1 <= experts_per_token <= experts:
-        raise UserError(f"experts_per_token is {experts_per_token}, of {experts} experts")
+        raise UserError(f"experts_per_token={experts_per_token} must be in 1 to experts={experts}")
     if noise < 0:
-        raise UserError(f"noise is {noise}; it is a standard deviation, 0 or more")
+        raise UserError(f"noise={noise} is a standard deviation and must be 0 or more")
     if noise and routing == "dense":
-        raise UserError(
-            f"noise is {noise}, but with dense routing there are no experts to add it to"
-        )
+        raise UserError(f"noise={noise} needs experts, and routing=dense has none: set noise=0")
 
 
 def _upcycled(
     name: str, blank: Tensor, dense: Mapping[str, LazyTensor], noise: float, std: float, seed: int
 ) -> LazyTensor:
-    """The discriminator's tensor of this name and shape: a copy, experts made of an MLP, or a new router or head."""
+    """Return one of the discriminator's tensors: a copy, the experts of an MLP, or a new one.
+
+    New are the routers and the heads.
+    """
     backbone_name = name.removeprefix("model.")
     if backbone_name in dense:
         return dense[backbone_name]
     mlp, is_experts, kind = backbone_name.partition(".experts.")
     if is_experts:
         parts = [dense[f"{mlp}.{part}.weight"] for part in EXPERT_PARTS[kind]]
+
+        def make_experts() -> Tensor:
+            weights = [part.make() for part in parts]
+            return _experts(weights, len(blank), noise, _generator(seed, name))
+
         return LazyTensor(
-            _experts([part.like for part in parts], len(blank), 0.0, None),
-            lambda: _experts(
-                [part.make() for part in parts], len(blank), noise, _generator(seed, name)
-            ),
+            _experts([part.like for part in parts], len(blank), 0.0, None), make_experts
         )
     like = blank.to(dense[EMBEDDING].like.dtype)
-    return LazyTensor(
-        like,
-        lambda: torch.empty_like(like, device="cpu").normal_(
-            0.0, std, generator=_generator(seed, name)
-        ),
-    )
+
+    def make_random() -> Tensor:
+        values = torch.empty_like(like, device="cpu")
+        return values.normal_(0.0, std, generator=_generator(seed, name))
+
+    return LazyTensor(like, make_random)
 
 
 def _experts(
     weights: Sequence[Tensor], experts: int, noise: float, generator: Generator | None
 ) -> Tensor:
-    """[experts, rows, columns]: the weights[., columns] on top of one another, for each expert with its own noise."""
+    """Stack weights[., columns] to [experts, rows, columns], each expert with its own noise."""
     parts = [_noisy(weight, noise, generator) for _ in range(experts) for weight in weights]
     return torch.cat(parts).unflatten(0, (experts, -1))
 
@@ -137,6 +145,6 @@ def _noisy(weight: Tensor, noise: float, generator: Generator | None) -> Tensor:
 
 
 def _generator(seed: int, name: str) -> Generator:
-    """Of a tensor's own, so that neither the order nor the sharding of tensors changes a number."""
+    """Make a tensor's own generator, so that numbers do not depend on order and sharding."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

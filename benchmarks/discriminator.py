@@ -1,13 +1,16 @@
-"""Time one discriminator step against the reference algorithm, and prove that both compute the same gradients.
+"""Time one discriminator step against the reference algorithm, and check that gradients agree.
 
     make bench
-    python benchmarks/discriminator.py --device cuda      # bf16, Qwen3-VL-2B upcycled to four experts
+    python benchmarks/discriminator.py --device cuda      # bf16, Qwen3-VL-2B with four experts
     python benchmarks/discriminator.py --students 4 8 --hidden 512
 
-Needs torch, transformers and safetensors only (without an installation: `PYTHONPATH=.`). One step is the scores for the
-policy's reward, the gradient and the optimizer, on the same groups and, where both do the same, the same weights.
-Seconds are medians of interleaved steps after one warm-up. Memory is the peak's growth over the built model, of a step
-in a process of its own. Exit code 1: in fp32 loss, a score or a gradient differs by more than 1e-5.
+Needs only torch, transformers, safetensors and rich. Without an installation, set `PYTHONPATH=.`.
+
+One step is the scores for the policy's reward, the gradient and the optimizer's step. All sides get
+the same groups, and sides that compute the same have the same weights. Seconds are medians of
+interleaved steps after one warm-up step. Memory is the growth of the peak over the built model
+during one step in a new process. The exit code is 1 if, in fp32, the loss, a score or a gradient
+differs by more than 1e-5.
 """
 
 import argparse
@@ -64,7 +67,7 @@ def counted(model: nn.Module) -> Iterator[dict[str, int]]:
 def warm_up(
     sides: dict[str, Side], problem: Problem
 ) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
-    """One step of each side: the work that it does, and how far ours is from the reference before any weight moves."""
+    """Make one step of each side. Return its work, and the difference before weights change."""
     work, results = {}, {}
     for name, side in sides.items():
         with counted(side.model) as work[name]:
@@ -93,11 +96,14 @@ def compare(sides: dict[str, Side], results: dict[str, tuple[Tensor, float]]) ->
 
 
 def relative_difference(expected: Tensor | None, actual: Tensor | None) -> float:
-    """The largest difference of an entry, relative to the largest entry. A gradient that is not there is zero."""
+    """Return the largest difference of an entry, relative to the largest entry.
+
+    Two missing gradients do not differ.
+    """
     if expected is None or actual is None:
         return 0.0 if expected is actual else float("inf")
-    difference, largest = (expected - actual).abs().max().item(), expected.abs().max().item()
-    return difference / largest if difference else 0.0
+    difference = (expected - actual).abs().max().item()
+    return difference / expected.abs().max().item() if difference else 0.0
 
 
 def time_steps(sides: dict[str, Side], problem: Problem) -> dict[str, list[float]]:
@@ -114,7 +120,7 @@ def time_steps(sides: dict[str, Side], problem: Problem) -> dict[str, list[float
 
 
 def peak_memory(s: Setting, name: str, students: int) -> int:
-    """Bytes by which a step's peak exceeds what the built model and its data take. For a process of its own."""
+    """Return the growth of the peak memory during one step, in bytes. Call it in a new process."""
     problem = Problem.make(s, students)
     side = make_side(s, name, build_model(s, name))
     gc.collect()
@@ -154,11 +160,12 @@ def peak_memories(s: Setting) -> dict[int, dict[str, int]]:
 def measure(
     s: Setting, sides: dict[str, Side], students: int, memory: dict[str, int]
 ) -> dict[str, Any]:
-    """One row of results: figures of each side, and what the sides are to each other."""
+    """Return one row of results: the measurements of each side, and their ratios."""
     problem = Problem.make(s, students)
     work, difference = warm_up(sides, problem)
     seconds = time_steps(sides, problem)
-    tokens, flops = real_tokens(problem.samples, s.groups), step_flops(s, problem.samples)
+    tokens = real_tokens(problem.samples, s.groups)
+    flops = step_flops(s, problem.samples)
     row: dict[str, Any] = {"students": students, "real_tokens": tokens, "difference": difference}
     for name in sides:
         median = statistics.median(seconds[name])
@@ -212,19 +219,22 @@ def results_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    s, versions = report["setting"], report["versions"]
+    s = report["setting"]
+    versions = report["versions"]
     console.print(
-        f"One discriminator step of {s['groups']} group(s) of N students: prompt {s['prompt']} tokens with its image, "
-        f"caption {s['caption']}, reasoning {s['reasoning']}; {report['parameters'] / 1e6:.1f} M parameters in "
-        f"{s['dtype']}, {s['optimizer']}; {report['device']}, {report['threads']} thread(s), "
+        f"One discriminator step of {s['groups']} group(s) of N students: prompt {s['prompt']} "
+        f"tokens with its image, caption {s['caption']}, reasoning {s['reasoning']}; "
+        f"{report['parameters'] / 1e6:.1f} M parameters in {s['dtype']}, {s['optimizer']}; "
+        f"{report['device']}, {report['threads']} thread(s), "
         f"torch {versions['torch']}, transformers {versions['transformers']}"
     )
     console.print(results_table(report["rows"]))
     for row in report["rows"]:
         far = row["difference"]
         console.print(
-            f"N={row['students']}: the largest differences, relative to the largest entry, are {far['loss']:.1e} in "
-            f"loss, {far['scores']:.1e} in scores and {far['gradient']:.1e} in gradients (of {far['gradient_of']})"
+            f"N={row['students']}: the largest differences, relative to the largest entry, are "
+            f"{far['loss']:.1e} in loss, {far['scores']:.1e} in scores and {far['gradient']:.1e} "
+            f"in gradients (of {far['gradient_of']})"
         )
     if report["agree"] is False:
         console.print(f"[red]more than the {report['tolerance']:.0e} allowed[/red]")
@@ -240,7 +250,8 @@ def parse(arguments: list[str] | None) -> tuple[Setting, Path, bool]:
     )
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/discriminator.json"))
     for field in fields(Setting):
-        flag, several = f"--{field.name.replace('_', '-')}", isinstance(field.default, tuple)
+        flag = f"--{field.name.replace('_', '-')}"
+        several = isinstance(field.default, tuple)
         if isinstance(field.default, bool):
             parser.add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
@@ -251,8 +262,11 @@ def parse(arguments: list[str] | None) -> tuple[Setting, Path, bool]:
                 flag, type=kind, nargs="+" if several else None, default=argparse.SUPPRESS
             )
     options = vars(parser.parse_args(arguments))
-    quick, path, profile = options.pop("quick"), options.pop("json"), options.pop("profile")
-    preset = QUICK if quick else CUDA if options.get("device") == "cuda" else CPU
+    path = options.pop("json")
+    profile = options.pop("profile")
+    preset = CUDA if options.get("device") == "cuda" else CPU
+    if options.pop("quick"):
+        preset = QUICK
     given = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }

@@ -1,4 +1,4 @@
-"""What `discriminator.py` measures on: sizes, a Qwen3-VL-MoE of random weights, and groups of random texts."""
+"""The problem of `discriminator.py`: sizes, a random Qwen3-VL-MoE, and groups of random texts."""
 
 import random
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ from verl_prism.discriminator import Group, Prompt, SpanIds, Spans
 from verl_prism.response import View
 
 MERGE, PATCH, CHANNELS, FRAMES = 2, 16, 3, 2  # of Qwen3-VL's vision tower
-SPREAD = 0.25  # a text is up to so much shorter or longer than its mean
+SPREAD = 0.25  # largest relative deviation of a text's length from its mean
 
 
 @dataclass(frozen=True)
 class Setting:
     """Sizes of a comparison. Text lengths are means in tokens, the prompt's with its image.
 
-    The default takes minutes on two cores, most of them in matrix products. A vision tower cannot shrink with the rest,
-    as an image has four patches per token: here an image costs as much as 390 tokens of text, in Qwen3-VL-2B as 117.
+    The default takes minutes on two cores, mostly in matrix products. The vision tower cannot be
+    scaled down like the rest, because an image has four patches per token. Here an image costs as
+    much as 390 tokens of text, and in Qwen3-VL-2B as much as 117.
     """
 
     device: str = "cpu"
@@ -85,7 +86,8 @@ QUICK = Setting(
     vision_intermediate=64,
     repeats=1,
 )
-# Qwen3-VL-2B upcycled to 4 experts: 5.3 B parameters. SGD, as AdamW's state of two models would not fit 80 GB.
+# Qwen3-VL-2B upcycled to 4 experts: 5.3 B parameters. The AdamW state of two models would not fit
+# 80 GB, hence SGD.
 CUDA = Setting(
     device="cuda",
     dtype="bfloat16",
@@ -178,7 +180,7 @@ def make_groups(s: Setting, students: int) -> list[Group]:
 
 
 def make_samples(s: Setting, groups: Sequence[Group]) -> list[Sample]:
-    """The same groups as the reference takes them, on the device: one sample per student, in order."""
+    """Return the groups as samples of the reference, on the device: one per student, in order."""
 
     def ids(spans: Spans) -> dict[str, torch.Tensor]:
         return {
@@ -203,10 +205,11 @@ def real_tokens(samples: Sequence[Sample], groups: int) -> int:
 
 
 def step_flops(s: Setting, samples: Sequence[Sample]) -> dict[str, float]:
-    """Model FLOPs of a step of each algorithm: a backward counts as two forwards, a recomputed forward as none.
+    """Return the model FLOPs of a step of each algorithm.
 
-    Only matrix products count, with attention over the pairs of tokens that see each other. In the last layer ours
-    sends none but terminal tokens to experts.
+    A backward pass counts as two forward passes, and a recomputed forward pass as none. Only matrix
+    products count, with attention over the pairs of tokens that see each other. In the last layer,
+    ours sends only terminal tokens to experts.
     """
 
     def alone(sample: Sample, span: torch.Tensor) -> float:

@@ -1,18 +1,20 @@
-"""The reference discriminator step: one text, one forward. What `discriminator.py` times and compares ours with.
+"""The reference discriminator step, with one forward pass per text.
 
-Written from the description of the public implementation. For every sample (a prompt, one student's response, the
-teacher's) it
+`discriminator.py` compares ours with it. It is written from the description of the public
+implementation. For every sample (a prompt, a student's response, the teacher's response) it
 
-1. scores the student's caption and its reasoning for the policy's reward: two forwards of a single text, no gradients;
-2. updates: per micro-batch four forwards with gradients (student caption, student reasoning, teacher caption, teacher
-   reasoning), whose graphs all live until the one backward. The teacher's texts are run anew for every sample.
+1. scores the student's caption and reasoning for the policy's reward: two forward passes of a
+   single text, without gradients;
+2. updates: per micro-batch, four forward passes with gradients (student caption, student reasoning,
+   teacher caption, teacher reasoning), whose graphs all live until the one backward pass. The
+   teacher's texts are computed again for every sample.
 
-Every forward has the prompt and its image in it. The model is transformers' own, with its own attention and routers:
-nothing of this project is in its path.
+Every forward pass includes the prompt and its image. The model is the one of transformers, with its
+attention and routers. No code of this project is involved.
 
-Four things are left out, to its advantage in time, or because loss and gradients could not be compared with them:
-responses are not decoded and searched for their spans, positions are those of the image grid and not of text alone,
-the head has no dropout and scores are not clamped, and a pair weighs the same in every micro-batch.
+Four differences from the public implementation make it faster, or make loss and gradients
+comparable: responses are not decoded and searched for spans, positions follow the image grid, the
+head has no dropout and scores are not clamped, and a pair has the same weight in every micro-batch.
 """
 
 from collections.abc import Sequence
@@ -32,7 +34,7 @@ VIEWS = ("caption", "reasoning")
 
 @dataclass(frozen=True)
 class Sample:
-    """Tokens[L] of one response's and the teacher's spans, by view and with the terminal token, under their prompt."""
+    """A prompt with the tokens[L] of a response's and the teacher's spans, terminals included."""
 
     prompt: Prompt
     student: dict[str, Tensor]
@@ -40,7 +42,7 @@ class Sample:
 
 
 class ReferenceDiscriminator(nn.Module):
-    """A token-routed Qwen3-VL-MoE as transformers runs it, and one head. Its tensors are named as ours are."""
+    """A token-routed Qwen3-VL-MoE of transformers and one head, with the tensor names of ours."""
 
     def __init__(self, config: Qwen3VLMoeConfig, dtype: torch.dtype):
         super().__init__()
@@ -50,13 +52,12 @@ class ReferenceDiscriminator(nn.Module):
         )
 
     def forward(self, prompts: Sequence[Prompt], spans: Sequence[Tensor]) -> Tensor:
-        """scores[R] in fp32 of R texts, each under its own prompt and image, read at its last token."""
+        """Return scores[R] in fp32 of R texts, each with its prompt, read at the last token."""
         rows = [
             torch.cat([prompt.input_ids, span]) for prompt, span in zip(prompts, spans, strict=True)
         ]
-        input_ids = pad_sequence(
-            rows, batch_first=True
-        )  # on the right, where causal attention does not look
+        # Padding is on the right, where causal attention does not see it.
+        input_ids = pad_sequence(rows, batch_first=True)
         hidden = self.model(
             input_ids=input_ids,
             pixel_values=torch.cat([prompt.pixel_values for prompt in prompts]),
@@ -70,7 +71,7 @@ class ReferenceDiscriminator(nn.Module):
 
 @torch.no_grad()
 def score(model: ReferenceDiscriminator, samples: Sequence[Sample]) -> Tensor:
-    """scores[views, samples] of the students, for the policy's reward: two forwards of a single text per sample."""
+    """Return the students' scores[views, samples]: two forward passes of one text per sample."""
     return torch.cat(
         [
             torch.stack([model([sample.prompt], [sample.student[view]]) for view in VIEWS])
@@ -86,7 +87,7 @@ def backward(
     score_regularization: float,
     micro_batch: int = 1,
 ) -> float:
-    """Accumulate the gradient of the loss over all samples, `micro_batch` of them at a time; returns the loss."""
+    """Accumulate the gradient over all samples, `micro_batch` at a time. Return the loss."""
     total = 0.0
     for start in range(0, len(samples), micro_batch):
         members = samples[start : start + micro_batch]

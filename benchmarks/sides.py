@@ -44,7 +44,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Side:
-    """One algorithm and its model. `accumulate` leaves gradients; it returns the students' scores and the loss."""
+    """One algorithm and its model. `accumulate` returns the students' scores and the loss."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

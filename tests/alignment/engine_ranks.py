@@ -1,4 +1,4 @@
-"""Run by test_engine.py under torchrun: steps of the discriminator engine, sharded over the ranks."""
+"""Run by test_engine.py under torchrun: steps of the sharded discriminator engine."""
 
 import sys
 from pathlib import Path

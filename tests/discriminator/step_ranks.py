@@ -1,4 +1,4 @@
-"""Run by test_ranks.py under torchrun: a step of the discriminator, sharded over the ranks; gradients are kept."""
+"""Run by test_ranks.py under torchrun: one sharded step, whose gradients are kept."""
 
 import sys
 

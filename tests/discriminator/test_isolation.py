@@ -21,8 +21,8 @@ def test_one_training_step_needs_no_other_package(dtype):
     assert f"{dtype}: loss " in run.stdout
 
 
-def test_command_needs_no_other_package():
-    run = run_isolated("verl_prism.discriminator", "--help")
+def test_command_needs_no_other_package(dense_folder, tmp_path):
+    run = run_isolated("verl_prism.discriminator", "upcycle", dense_folder, tmp_path / "target")
     assert run.returncode == 0, run.stderr
 
 

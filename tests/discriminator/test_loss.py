@@ -66,14 +66,14 @@ def oracle(scores: GroupScores, terms: LossSettings) -> float:
 
 @settings(deadline=None)
 @given(group_scores(), loss_settings())
-def test_loss_is_the_oracles(scores, terms):
+def test_loss_matches_the_oracle(scores, terms):
     loss = pairwise_loss(scores, int(scores.valid.sum()), terms).item()
     assert loss == pytest.approx(oracle(scores, terms), rel=1e-4, abs=1e-5)
 
 
 @settings(deadline=None)
 @given(group_scores())
-def test_parts_of_a_mini_batch_add_up_to_the_whole(scores):
+def test_losses_of_parts_sum_to_the_loss_of_the_mini_batch(scores):
     pairs, terms = int(scores.valid.sum()), LossSettings()
     parts = [
         GroupScores(
@@ -93,12 +93,12 @@ def one_pair(teacher: float, student: float) -> GroupScores:
     return GroupScores(torch.full((2, 1), teacher), torch.full((2, 1, 1), student), valid)
 
 
-def test_a_margin_makes_a_pair_that_is_ahead_by_it_cost_what_a_tie_costs_without():
+def test_pair_ahead_by_the_margin_costs_as_much_as_a_tie_without_margin():
     terms = LossSettings(score_regularization=0.0, margin=1.5)
     assert pairwise_loss(one_pair(2.0, 0.5), 1, terms).item() == pytest.approx(2 * math.log(2))
 
 
-def test_label_smoothing_makes_a_pair_that_is_far_ahead_cost_more():
+def test_label_smoothing_raises_the_cost_of_pairs_far_ahead():
     smoothed = LossSettings(score_regularization=0.0, label_smoothing=0.1)
     best = math.log(0.9 / 0.1)  # the distance at which the smoothed loss is lowest
     costs = [
@@ -121,7 +121,7 @@ def test_the_gradient_penalty_is_the_mean_squared_change_per_noise(scores, shift
     )
 
 
-def test_an_invalid_response_has_no_gradient():
+def test_invalid_response_has_no_gradient():
     teacher = torch.zeros(2, 1, requires_grad=True)
     student = torch.tensor([[[1.0, math.nan]], [[2.0, math.nan]]], requires_grad=True)
     scores = GroupScores(teacher, student, torch.tensor([[True, False]]))
@@ -131,7 +131,7 @@ def test_an_invalid_response_has_no_gradient():
     assert not student.grad[:, 0, 1].any()
 
 
-def test_identical_texts_are_half_accurate_with_margin_zero():
+def test_tie_is_half_accurate_with_margin_zero():
     scores = GroupScores(
         torch.tensor([[1.5], [0.5]]),
         torch.tensor([[[1.5, 1.5]], [[0.5, 0.5]]]),
@@ -145,7 +145,7 @@ def test_identical_texts_are_half_accurate_with_margin_zero():
     assert mean_accuracy(metrics) == 0.5
 
 
-def test_without_pairs_means_are_absent():
+def test_metrics_without_pairs_have_no_means():
     scores = GroupScores(
         torch.zeros(2, 1), torch.zeros(2, 1, 3), torch.zeros(1, 3, dtype=torch.bool)
     )
@@ -156,7 +156,7 @@ def test_without_pairs_means_are_absent():
     ("side", "where"), [("teacher", (0, 0)), ("student", (1, 0, 0)), ("student", (1, 0, 1))]
 )
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_only_scores_of_valid_responses_have_to_be_finite(side, where, number):
+def test_scores_of_invalid_responses_may_be_non_finite(side, where, number):
     scores = GroupScores(torch.zeros(2, 1), torch.zeros(2, 1, 2), torch.tensor([[True, False]]))
     assert scores.finite
     getattr(scores, side)[where] = number

@@ -23,9 +23,7 @@ def pack_of(discriminator, prompt, tokenizer):
     return encoder.pack([encoder.encode(Group(prompt, spans, []))])
 
 
-def test_spans_are_routed_to_their_own_experts_and_the_prompt_to_all(
-    discriminator, prompt, tokenizer
-):
+def test_spans_use_the_experts_of_their_view_and_the_prompt_all(discriminator, prompt, tokenizer):
     pack, _ = pack_of(discriminator, prompt, tokenizer)
     discriminator(pack)
     for router in discriminator.routers():
@@ -58,7 +56,7 @@ def balance_oracle(router) -> float:
     return total / len(token_kinds)
 
 
-def test_the_balance_loss_is_taken_within_each_set(discriminator, prompt, tokenizer):
+def test_balance_loss_is_computed_within_each_set(discriminator, prompt, tokenizer):
     pack, _ = pack_of(discriminator, prompt, tokenizer)
     _, balance = discriminator(pack)
     expected = [balance_oracle(router) for router in discriminator.routers()]
@@ -66,10 +64,10 @@ def test_the_balance_loss_is_taken_within_each_set(discriminator, prompt, tokeni
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_balance_loss_reaches_every_router(
+def test_balance_loss_has_a_gradient_in_every_router(
     dense_folder, tmp_path, prompt, tokenizer, checkpointing
 ):
-    """Of four experts a view's two are both chosen by each of its tokens: with eight there is something to balance."""
+    """Needs eight experts: of four, each token of a view chooses both experts of the view."""
     upcycle(dense_folder, tmp_path / "eight", experts=8)
     discriminator = load_discriminator(tmp_path / "eight")
     if checkpointing:
@@ -90,7 +88,7 @@ def test_gradient_checkpointing_changes_no_gradient(discriminator, prompt, token
     torch.testing.assert_close(gradients(), plain)
 
 
-def test_without_experts_a_dense_discriminator_scores(dense_folder, tmp_path, prompt, tokenizer):
+def test_dense_routing_scores_without_experts(dense_folder, tmp_path, prompt, tokenizer):
     upcycle(dense_folder, tmp_path / "dense", routing="dense")
     dense = load_discriminator(tmp_path / "dense")
     scores, balance = dense(pack_of(dense, prompt, tokenizer)[0])
@@ -108,7 +106,7 @@ def test_token_routing_has_one_head_and_every_expert_for_every_token(
     assert all(router.sets.owned.all() for router in token_discriminator.routers())
 
 
-def test_each_view_has_its_head(discriminator, prompt, tokenizer):
+def test_each_view_has_its_own_head(discriminator, prompt, tokenizer):
     pack, index = pack_of(discriminator, prompt, tokenizer)
     scores, _ = discriminator(pack)
     scores[index.teacher[VIEWS.index(View.PERCEPTION), 0]].backward()
@@ -116,7 +114,7 @@ def test_each_view_has_its_head(discriminator, prompt, tokenizer):
     assert discriminator.heads[View.REASONING.value].weight.grad.abs().sum() == 0
 
 
-def test_scores_stay_fp32_in_a_bf16_trunk_under_autocast(discriminator, prompt, tokenizer):
+def test_scores_are_float32_under_bfloat16_autocast(discriminator, prompt, tokenizer):
     pack, _ = pack_of(discriminator, prompt, tokenizer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores, _ = discriminator.bfloat16()(pack)
@@ -124,7 +122,7 @@ def test_scores_stay_fp32_in_a_bf16_trunk_under_autocast(discriminator, prompt, 
     assert (scores != scores.bfloat16().float()).any()
 
 
-def test_a_missing_tensor_is_named(discriminator_folder, tmp_path):
+def test_missing_tensor_is_named(discriminator_folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(discriminator_folder, broken)
     tensors = load_file(broken / "model.safetensors")
@@ -140,7 +138,7 @@ def test_auto_class_loads_it(discriminator_folder, discriminator):
     )
 
 
-def test_checkpointing_keeps_no_second_graph_alive(discriminator, prompt, tokenizer):
+def test_gradient_checkpointing_keeps_no_second_graph(discriminator, prompt, tokenizer):
     """A router's second forward, in the backward pass, must not leave its activations behind."""
     discriminator.train().gradient_checkpointing_enable({"use_reentrant": False})
     scores, balance = discriminator(pack_of(discriminator, prompt, tokenizer)[0])

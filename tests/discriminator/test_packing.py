@@ -1,4 +1,4 @@
-"""Packed groups: who sees whom, and that a pack scores what each span alone under its prompt scores."""
+"""Packed groups: visibility, positions, and the same scores as single sequences."""
 
 from copy import deepcopy
 
@@ -70,7 +70,7 @@ def dense_mask(segments: list[Segment]) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(packs(), st.sampled_from([(2, 2), (4, 2)]))
-def test_blocks_attend_as_the_dense_mask_does(segments, heads):
+def test_blocks_attend_like_the_dense_mask(segments, heads):
     torch.manual_seed(0)
     tokens = segments[-1].stop
     query, key, value = (
@@ -102,7 +102,7 @@ def uncompiled(monkeypatch):
     deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(packs())
-def test_the_mask_for_flex_attention_is_the_same(uncompiled, segments):
+def test_flex_attention_mask_equals_the_dense_mask(uncompiled, segments):
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, segments[-1].stop, 8) for _ in range(3))
     output = flex_attention(query, key, value, block_mask=flex_mask(PackLayout.of(segments), "cpu"))
@@ -122,7 +122,7 @@ def stock_score(stock, discriminator, prompt: Prompt, span, view: int) -> torch.
     return discriminator.heads["shared"](hidden[0, -1])[0]
 
 
-def test_a_pack_scores_what_transformers_own_forward_scores(token_discriminator, groups):
+def test_pack_scores_equal_those_of_the_plain_transformers_model(token_discriminator, groups):
     encoder = GroupEncoder(token_discriminator.config)
     stock = Qwen3VLMoeModel._from_config(
         deepcopy(token_discriminator.config), attn_implementation="sdpa"
@@ -140,7 +140,7 @@ def test_a_pack_scores_what_transformers_own_forward_scores(token_discriminator,
     torch.testing.assert_close(scores, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_a_pack_holds_each_prompt_and_each_text_once(encoder, groups):
+def test_pack_contains_each_prompt_and_each_text_once(encoder, groups):
     encoded = [encoder.encode(group) for group in groups]
     pack, index = encoder.pack(encoded)
     assert pack.tokens == sum(group.tokens for group in encoded)
@@ -152,7 +152,7 @@ def test_a_pack_holds_each_prompt_and_each_text_once(encoder, groups):
     assert index.valid.tolist() == [[True, False, True, True]] * 3
 
 
-def test_positions_are_those_of_qwen3_vl(discriminator, encoder, prompt, teacher):
+def test_positions_equal_those_of_qwen3_vl(discriminator, encoder, prompt, teacher):
     encoded = encoder.encode(Group(prompt, teacher, []))
     pack, _ = encoder.pack([encoded])
     for span, terminal in zip(encoded.teacher, pack.terminals.tolist(), strict=True):
@@ -167,7 +167,7 @@ def test_positions_are_those_of_qwen3_vl(discriminator, encoder, prompt, teacher
         torch.testing.assert_close(actual, expected[:, 0])
 
 
-def test_two_images_in_a_row_have_the_positions_of_qwen3_vl(
+def test_positions_of_two_adjacent_images_equal_those_of_qwen3_vl(
     discriminator, dense_folder, rows, teacher
 ):
     row = rows[0]
@@ -190,7 +190,7 @@ def test_two_images_in_a_row_have_the_positions_of_qwen3_vl(
     torch.testing.assert_close(encoded.positions, expected[:, 0])
 
 
-def test_a_prompt_without_an_image_scores_beside_one_with_an_image(
+def test_prompts_with_and_without_image_share_a_pack(
     discriminator, encoder, prompt, teacher, students, tokenizer
 ):
     bare = Prompt(torch.tensor(tokenizer.encode("What is 1 + 2?")))
@@ -200,15 +200,13 @@ def test_a_prompt_without_an_image_scores_beside_one_with_an_image(
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_any_other_attention_is_refused(discriminator, encoder, groups):
+def test_other_attention_is_rejected(discriminator, encoder, groups):
     discriminator.set_attn_implementation("sdpa")
     with pytest.raises(AssertionError, match="attend by packs"):
         discriminator(encoder.pack([encoder.encode(groups[0])])[0])
 
 
-def test_without_any_image_the_vision_tower_still_takes_part(
-    discriminator, encoder, teacher, tokenizer
-):
+def test_vision_tower_runs_without_any_image(discriminator, encoder, teacher, tokenizer):
     """Sharded over ranks, all of them must gather its parameters."""
     bare = Prompt(torch.tensor(tokenizer.encode("What is 1 + 2?")))
     scores, _ = discriminator(encoder.pack([encoder.encode(Group(bare, teacher, []))])[0])
@@ -218,7 +216,7 @@ def test_without_any_image_the_vision_tower_still_takes_part(
     )
 
 
-def test_micro_batches_hold_as_many_groups_as_fit(encoder, groups):
+def test_micro_batches_contain_as_many_groups_as_fit(encoder, groups):
     encoded = [encoder.encode(group) for group in groups]
     size = encoded[0].tokens
     assert [len(batch) for batch in micro_batches(encoded, 2 * size)] == [2, 1]
@@ -229,7 +227,7 @@ def test_micro_batches_hold_as_many_groups_as_fit(encoder, groups):
     ]
 
 
-def test_a_group_over_the_budget_is_split_with_its_prompt_and_teacher(encoder, groups):
+def test_group_over_the_budget_is_split_with_its_prompt_and_teacher(encoder, groups):
     whole = encoder.encode(groups[0])
     parts = [part for batch in micro_batches([whole], whole.tokens - 1) for part in batch]
     assert len(parts) > 1
@@ -246,7 +244,7 @@ def test_special_token_spelled_out_in_a_text_stays_text(tokenizer):
     assert ids[-1] == tokenizer.eos_token_id
 
 
-def test_both_sides_end_on_the_same_terminal_token(encoder, groups, tokenizer):
+def test_both_sides_end_with_the_same_terminal_token(encoder, groups, tokenizer):
     pack, _ = encoder.pack([encoder.encode(group) for group in groups])
     assert set(pack.input_ids[pack.terminals].tolist()) == {tokenizer.eos_token_id}
     assert len(VIEWS) == len(set(pack.views.tolist()))

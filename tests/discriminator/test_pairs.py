@@ -1,4 +1,4 @@
-"""Pairs for the warm-up: invalid rollouts are counted, prompts are split, swapped teachers come from other prompts."""
+"""Pairs for the warm-up: invalid rollouts, held-out prompts and swapped teachers."""
 
 import pytest
 
@@ -16,20 +16,20 @@ def groups(rows, prompts, tokenizer):
     return warmup_groups(prompts, teachers, rollouts, tokenizer, LIMITS, heldout_fraction=0.25)
 
 
-def test_invalid_rollouts_are_no_pairs_and_are_counted(groups):
+def test_invalid_rollouts_are_counted_and_form_no_pairs(groups):
     assert (groups.rollouts, groups.invalid) == (16, 9)
     assert len(groups.train) + len(groups.heldout) == 7, (
         "a prompt without a valid rollout holds no pair"
     )
 
 
-def test_held_out_prompts_are_not_trained_on(groups):
+def test_heldout_prompts_are_not_in_training(groups):
     assert len(groups.heldout) == 2
     trained = {id(group.prompt) for group in groups.train}
     assert not trained & {id(group.prompt) for group in groups.heldout}
 
 
-def test_swapped_teachers_are_other_prompts_answers(groups):
+def test_swapped_teachers_are_answers_to_other_prompts(groups):
     swapped = add_swapped_teachers(groups.train, 3, seed=0)
     teachers = [group.teacher for group in groups.train]
     for before, after in zip(groups.train, swapped, strict=True):

@@ -1,4 +1,4 @@
-"""The discriminator sharded by FSDP2 over two ranks on gloo: the same update as on one, whatever each rank holds."""
+"""Two ranks with FSDP2 on gloo make the update of one, whichever groups each rank has."""
 
 import os
 import subprocess
@@ -62,13 +62,13 @@ def test_two_ranks_report_the_metrics_of_one(results, case):
         assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
 
 
-def test_what_is_not_finite_on_one_rank_is_so_on_all(results):
+def test_non_finite_values_on_one_rank_are_reported_by_all(results):
     found = results[2]["not finite on one rank"]
     assert found["metrics"]["nonfinite"] == 1
     assert not found["gradients"]
 
 
-def test_without_a_process_group_there_is_one_rank():
+def test_one_rank_without_a_process_group():
     ranks = Ranks()
     assert (ranks.world_size, ranks.rank, ranks.sum([2.0, 3.0]), ranks.max(4)) == (
         1,

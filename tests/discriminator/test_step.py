@@ -1,4 +1,4 @@
-"""A step of the discriminator: when it learns, when it must not, and what it says of it."""
+"""A step of the discriminator: updates, skipped updates and metrics."""
 
 import math
 from dataclasses import replace
@@ -34,7 +34,7 @@ def groups(prompts, tokenizer):
 
 @pytest.fixture
 def make_step(discriminator, tmp_path):
-    """From settings and how gradients are spoilt before the optimizer sees them, a step on AdamW."""
+    """Make a step with AdamW; `spoil` changes parameters or gradients before the optimizer."""
 
     def make(settings=SETTINGS, spoil=lambda parameter: None):
         optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3, weight_decay=0.1)
@@ -70,7 +70,7 @@ def unchanged(discriminator):
     return ask
 
 
-def test_a_step_learns_and_returns_the_scores_from_before(
+def test_step_learns_and_returns_the_scores_from_before(
     make_step, discriminator, groups, unchanged
 ):
     batch = MiniBatch(GroupEncoder(discriminator.config), groups, 400)
@@ -83,7 +83,7 @@ def test_a_step_learns_and_returns_the_scores_from_before(
     assert result.metrics["grad_norm"] > 0
 
 
-def test_several_updates_learn_more_and_score_the_same_first(make_step, discriminator, groups):
+def test_several_updates_return_the_scores_from_before_the_first(make_step, discriminator, groups):
     start = {name: tensor.clone() for name, tensor in discriminator.state_dict().items()}
     once = make_step()(groups)
     discriminator.load_state_dict(start)
@@ -99,7 +99,7 @@ def test_several_updates_learn_more_and_score_the_same_first(make_step, discrimi
         torch.testing.assert_close(tensor, after_three[name], atol=0, rtol=0)
 
 
-def test_without_a_valid_pair_nothing_is_learnt_and_it_is_counted(make_step, groups, unchanged):
+def test_update_without_valid_pair_is_skipped_and_counted(make_step, groups, unchanged):
     metrics = make_step()([replace(group, students=[None, None]) for group in groups]).metrics
     assert unchanged()
     assert metrics["updates_skipped"] == 1
@@ -109,7 +109,7 @@ def test_without_a_valid_pair_nothing_is_learnt_and_it_is_counted(make_step, gro
     assert "grad_norm" not in metrics
 
 
-def test_a_discriminator_that_is_accurate_enough_is_left_as_it_is(make_step, groups, unchanged):
+def test_update_is_skipped_above_the_accuracy_limit(make_step, groups, unchanged):
     ties = [replace(group, students=[group.teacher]) for group in groups]  # accuracy 0.5
     metrics = make_step(replace(SETTINGS, skip_above_accuracy=0.45))(ties).metrics
     assert unchanged()
@@ -121,9 +121,7 @@ def test_a_discriminator_that_is_accurate_enough_is_left_as_it_is(make_step, gro
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_changes_no_parameter(
-    make_step, discriminator, groups, unchanged, number
-):
+def test_non_finite_score_changes_no_parameter(make_step, discriminator, groups, unchanged, number):
     weight = discriminator.heads["perception"].weight
     with torch.no_grad():
         kept = weight[0, 0].item()
@@ -139,7 +137,7 @@ def test_a_score_that_is_not_finite_changes_no_parameter(
     assert not unchanged()
 
 
-def test_a_gradient_that_is_not_finite_changes_no_parameter(make_step, groups, unchanged):
+def test_non_finite_gradient_changes_no_parameter(make_step, groups, unchanged):
     def spoil(parameter):
         if parameter.grad is not None:
             parameter.grad += math.inf
@@ -150,7 +148,7 @@ def test_a_gradient_that_is_not_finite_changes_no_parameter(make_step, groups, u
     assert "grad_norm" not in result.metrics
 
 
-def test_no_further_update_follows_one_that_is_not_finite(make_step, discriminator, groups):
+def test_no_update_follows_a_non_finite_one(make_step, discriminator, groups):
     spoilt = []
 
     def spoil(parameter):
@@ -161,7 +159,7 @@ def test_no_further_update_follows_one_that_is_not_finite(make_step, discriminat
     assert len(spoilt) == len(list(discriminator.parameters()))
 
 
-def test_the_run_stops_after_some_in_a_row_and_keeps_the_batch(
+def test_run_stops_after_consecutive_non_finite_steps_and_dumps_the_batch(
     make_step, discriminator, groups, tmp_path
 ):
     with torch.no_grad():
@@ -183,7 +181,7 @@ def test_the_run_stops_after_some_in_a_row_and_keeps_the_batch(
     assert kept["student_scores"][0, :, 0].isfinite().all()
 
 
-def test_steps_in_between_that_are_finite_start_the_count_anew(make_step, discriminator, groups):
+def test_finite_step_resets_the_count_of_non_finite_ones(make_step, discriminator, groups):
     step, weight = (
         make_step(replace(SETTINGS, max_nonfinite=2)),
         discriminator.heads["reasoning"].weight,
@@ -194,7 +192,7 @@ def test_steps_in_between_that_are_finite_start_the_count_anew(make_step, discri
         assert step(groups).nonfinite == math.isnan(number)
 
 
-def test_the_load_of_the_busiest_expert_is_reported_for_each_set(make_step, discriminator, groups):
+def test_load_of_the_busiest_expert_is_reported_for_each_set(make_step, discriminator, groups):
     metrics = make_step()(groups).metrics
     top_k = discriminator.config.text_config.num_experts_per_tok
     for name in ("perception", "reasoning", "prompt"):

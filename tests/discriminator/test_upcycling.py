@@ -1,4 +1,4 @@
-"""Upcycling a tiny real Qwen3-VL: what the result computes, what it holds, its memory, and what is refused."""
+"""Upcycling a tiny real Qwen3-VL: computation, contents, memory and rejected inputs."""
 
 import json
 import re
@@ -118,7 +118,7 @@ def test_noise_is_seeded_and_relative_to_each_weight(dense_folder, tmp_path):
         assert spreads == pytest.approx([0.01 * weight.std().item()] * 4, rel=0.03)
 
 
-def test_the_shards_of_source_and_target_change_no_number(dense_folder, sharded_folder, tmp_path):
+def test_sharding_changes_no_number(dense_folder, sharded_folder, tmp_path):
     upcycle(dense_folder, tmp_path / "whole", noise=0.01, seed=3)
     upcycle(sharded_folder, tmp_path / "sharded", noise=0.01, seed=3, max_shard_size="500KB")
     assert len(list(tmp_path.glob("sharded/*.safetensors"))) > 3
@@ -128,7 +128,7 @@ def test_the_shards_of_source_and_target_change_no_number(dense_folder, sharded_
     torch.testing.assert_close(sharded, whole, rtol=0, atol=0)
 
 
-def test_routers_and_heads_are_drawn_at_the_models_initial_deviation(discriminator_folder):
+def test_routers_and_heads_have_the_initial_standard_deviation(discriminator_folder):
     config = AutoConfig.from_pretrained(discriminator_folder)
     tensors = load_folder(discriminator_folder)
     new = [
@@ -141,7 +141,7 @@ def test_routers_and_heads_are_drawn_at_the_models_initial_deviation(discriminat
     assert len(values.unique()) > 0.99 * len(values)
 
 
-def test_the_stored_dtype_is_kept(dense_folder, tmp_path):
+def test_stored_dtype_is_kept(dense_folder, tmp_path):
     def halve(tensors):
         tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
 
@@ -160,7 +160,7 @@ def test_lm_head_is_dropped(dense_folder, tmp_path):
     load_discriminator(tmp_path / "target")
 
 
-def test_the_processor_comes_along(dense_folder, discriminator_folder):
+def test_processor_is_copied(dense_folder, discriminator_folder):
     before, after = (
         AutoProcessor.from_pretrained(folder) for folder in (dense_folder, discriminator_folder)
     )
@@ -202,7 +202,7 @@ for size in ("10MB", "1GB"):
 """
 
 
-def test_memory_is_bounded_by_the_shards_and_not_by_the_model(dense_folder, tmp_path):
+def test_memory_is_bounded_by_the_shard_size(dense_folder, tmp_path):
     config = AutoConfig.from_pretrained(dense_folder)
     config.text_config.intermediate_size, config.text_config.num_hidden_layers = 3072, 8
     dense = tmp_path / "dense"
@@ -245,7 +245,7 @@ def reshape(name):
         (add("score.weight"), r"unexpected: score\.weight\)"),
         (
             reshape(UP_PROJ),
-            r"another shape: language_model\.layers\.1\.mlp\.up_proj\.weight \[383, 128\], not \[384, 128\]\)",
+            r"another shape: language_model\.layers\.1\.mlp\.up_proj\.weight \[383, 128\], not",
         ),
         (
             add("ema.model.visual.pos_embed.weight"),
@@ -253,7 +253,7 @@ def reshape(name):
         ),
     ],
 )
-def test_a_dense_model_that_is_not_whole_is_refused_by_the_tensors_name(
+def test_incomplete_dense_model_is_rejected_with_the_name_of_the_tensor(
     dense_folder, tmp_path, change, message
 ):
     dense = with_weights(dense_folder, tmp_path / "dense", change)
@@ -262,7 +262,7 @@ def test_a_dense_model_that_is_not_whole_is_refused_by_the_tensors_name(
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
 
 
-def test_what_is_no_dense_qwen3_vl_is_refused(discriminator_folder, tmp_path):
+def test_other_models_are_rejected(discriminator_folder, tmp_path):
     with pytest.raises(UserError, match="is a prism_discriminator, but a qwen3_vl is needed"):
         upcycle(discriminator_folder, tmp_path / "target")
     with pytest.raises(
@@ -271,7 +271,7 @@ def test_what_is_no_dense_qwen3_vl_is_refused(discriminator_folder, tmp_path):
         upcycle(tmp_path / "nothing", tmp_path / "target")
 
 
-def test_weights_that_are_absent_are_named(dense_folder, sharded_folder, tmp_path):
+def test_missing_weights_are_named(dense_folder, sharded_folder, tmp_path):
     bare, holed, torn = (tmp_path / name for name in ("bare", "holed", "torn"))
     shutil.copytree(dense_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(UserError, match=r"bare has no safetensors"):
@@ -290,7 +290,7 @@ def test_weights_that_are_absent_are_named(dense_folder, sharded_folder, tmp_pat
         upcycle(torn, tmp_path / "target")
 
 
-def test_an_index_that_disagrees_with_its_shards_is_refused(sharded_folder, tmp_path):
+def test_index_that_disagrees_with_its_shards_is_rejected(sharded_folder, tmp_path):
     shutil.copytree(sharded_folder, tmp_path / "dense")
     index = tmp_path / "dense" / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -300,7 +300,7 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(sharded_folder, tmp_
         upcycle(tmp_path / "dense", tmp_path / "target")
 
 
-def test_a_folder_without_its_processor_is_refused(dense_folder, tmp_path):
+def test_folder_without_processor_is_rejected(dense_folder, tmp_path):
     shutil.copytree(
         dense_folder, tmp_path / "dense", ignore=shutil.ignore_patterns("*processor_config.json")
     )
@@ -322,13 +322,13 @@ def test_a_folder_without_its_processor_is_refused(dense_folder, tmp_path):
         ({"noise": -0.1}, "noise=-0.1"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(dense_folder, tmp_path, settings, message):
+def test_invalid_settings_are_rejected(dense_folder, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         upcycle(dense_folder, tmp_path / "target", **settings)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_run_leaves_the_target_as_it_was(dense_folder, tmp_path):
+def test_interrupted_run_does_not_change_the_target(dense_folder, tmp_path):
     target = tmp_path / "target"
     upcycle(dense_folder, target, seed=1)
     before = load_folder(target)
@@ -343,7 +343,7 @@ def test_an_interrupted_run_leaves_the_target_as_it_was(dense_folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-def test_a_discriminator_is_replaced_whole_and_nothing_else_is(dense_folder, tmp_path):
+def test_only_a_discriminator_is_replaced(dense_folder, tmp_path):
     target, notes = tmp_path / "target", tmp_path / "notes"
     upcycle(dense_folder, target, max_shard_size="500KB")
     upcycle(dense_folder, target)
@@ -359,40 +359,17 @@ def test_a_discriminator_is_replaced_whole_and_nothing_else_is(dense_folder, tmp
     assert (dense_folder / "model.safetensors").exists()
 
 
-BARE = """
-import runpy, sys
-sys.modules |= dict.fromkeys(["verl", "ray", "vllm", "torchvision", "qwen_vl_utils", "pydantic", "pyarrow", "hydra"])
-runpy.run_module("verl_prism.discriminator", run_name="__main__")
-"""
-
-
-def test_the_command_needs_little_more_than_torch_and_transformers(dense_folder, tmp_path):
+def test_command_makes_what_the_function_makes(dense_folder, tmp_path, capsys):
     target = tmp_path / "target"
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            BARE,
-            "upcycle",
-            dense_folder,
-            target,
-            "--routing",
-            "token",
-            "--seed",
-            "5",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    assert re.fullmatch(
-        rf"{re.escape(str(target))}: discriminator of \d\.\d+MB in 1 file\n", run.stdout
-    )
+    options = ["--routing", "token", "--seed", "5"]
+    assert main(["upcycle", str(dense_folder), str(target), *options]) == 0
+    expected = rf"{re.escape(str(target))}: discriminator of \d\.\d+MB in 1 file\n"
+    assert re.fullmatch(expected, capsys.readouterr().out)
     upcycle(dense_folder, tmp_path / "same", routing="token", seed=5)
     torch.testing.assert_close(load_folder(target), load_folder(tmp_path / "same"), rtol=0, atol=0)
 
 
-def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
+def test_command_prints_errors_in_one_line(tmp_path, capsys):
     assert main(["upcycle", str(tmp_path / "nothing"), str(tmp_path / "target")]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
@@ -401,7 +378,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
     )
 
 
-def test_the_command_refuses_what_it_does_not_know(capsys):
+def test_command_rejects_unknown_choices(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["upcycle", "a", "b", "--routing", "random"])
     assert "invalid choice: 'random'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Scores and gradients of groups on the tiny real discriminator: the same however groups are split and ordered."""
+"""Scores and gradients do not depend on how groups are split and ordered."""
 
 import random
 from dataclasses import replace
@@ -93,7 +93,7 @@ def assert_same(result, expected):
         assert worst <= 1e-5 * gradient.abs().max(), name
 
 
-def test_the_teachers_text_as_the_students_scores_the_same_exactly(
+def test_identical_text_of_teacher_and_student_scores_exactly_the_same(
     discriminator, encoder, prompts, rows, spans
 ):
     teachers = [spans(row["teacher_response"]) for row in rows]
@@ -107,7 +107,7 @@ def test_the_teachers_text_as_the_students_scores_the_same_exactly(
         assert metrics[f"{view}/margin"] == 0.0
 
 
-def test_a_score_does_not_depend_on_what_else_is_in_the_pack(discriminator, encoder, groups):
+def test_score_does_not_depend_on_the_rest_of_the_pack(discriminator, encoder, groups):
     together = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RUNTIME)
     for g, group in enumerate(groups):
         alone = score_groups(discriminator, MiniBatch(encoder, [group], 100_000), RUNTIME)
@@ -121,7 +121,7 @@ def test_a_score_does_not_depend_on_what_else_is_in_the_pack(discriminator, enco
 
 
 @pytest.mark.parametrize("max_tokens", [1, 100_000])
-def test_scores_of_the_update_are_those_of_a_scoring_pass(
+def test_scores_of_an_update_equal_those_of_a_scoring_pass(
     discriminator, encoder, groups, max_tokens
 ):
     batch = MiniBatch(encoder, groups, max_tokens)
@@ -150,7 +150,7 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_whole(
 
 
 @pytest.mark.parametrize("share", [0, 0.6])
-def test_a_group_over_the_budget_is_split_and_gives_the_same(discriminator, encoder, groups, share):
+def test_splitting_a_group_over_the_budget_changes_nothing(discriminator, encoder, groups, share):
     whole = MiniBatch(encoder, groups, 100_000)
     parts = MiniBatch(encoder, groups, max(1, int(share * budget(encoder, groups, 1))))
     assert len(parts) > len(groups)
@@ -164,14 +164,14 @@ def test_a_group_over_the_budget_is_split_and_gives_the_same(discriminator, enco
     torch.testing.assert_close(ours[1].teacher, expected[1].teacher, atol=1e-5, rtol=1e-4)
 
 
-def test_rounds_that_only_keep_other_ranks_company_add_nothing(discriminator, encoder, groups):
+def test_repeated_micro_batches_add_nothing(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups[:2], 1)
     alone = gradients(discriminator, batch)
     assert_same(gradients(discriminator, batch, totals=Totals(batch.pairs, len(batch) + 2)), alone)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_groups_and_of_students_changes_nothing(discriminator, encoder, groups, seed):
+def test_order_of_groups_and_students_changes_nothing(discriminator, encoder, groups, seed):
     shuffler = random.Random(seed)
     shuffled = [
         replace(group, students=shuffler.sample(group.students, len(group.students)))
@@ -183,14 +183,14 @@ def test_the_order_of_groups_and_of_students_changes_nothing(discriminator, enco
     )
 
 
-def test_the_loss_is_that_of_the_scores(discriminator, encoder, groups):
+def test_loss_is_the_loss_of_the_returned_scores(discriminator, encoder, groups):
     loss, scores, _ = gradients(discriminator, MiniBatch(encoder, groups, 300))
     assert loss == pytest.approx(
         pairwise_loss(scores, valid_pairs(groups), PAIRS_ONLY).item(), rel=1e-5
     )
 
 
-def test_the_balance_loss_is_the_mean_over_micro_batches(discriminator, encoder, groups):
+def test_balance_loss_is_the_mean_over_micro_batches(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups, budget(encoder, groups, 2))
     balances = [discriminator(pack)[1].item() for pack, _, _ in batch.micro_batches(len(batch))]
     extra = (
@@ -200,7 +200,7 @@ def test_the_balance_loss_is_the_mean_over_micro_batches(discriminator, encoder,
     assert extra == pytest.approx(0.5 * sum(balances) / len(balances), rel=1e-4)
 
 
-def test_routers_learn_from_the_balance_loss_alone(discriminator, encoder, groups):
+def test_routers_learn_from_only_the_balance_loss(discriminator, encoder, groups):
     """With gradient checkpointing, which lost the reference this gradient."""
     unpaired = [replace(group, students=[None]) for group in groups]
     discriminator.gradient_checkpointing_enable({"use_reentrant": False})
@@ -219,7 +219,7 @@ def test_invalid_students_are_left_out(discriminator, encoder, groups):
     assert valid_pairs(groups) == int(scores.valid.sum())
 
 
-def test_the_gradient_penalty_estimates_the_scores_gradients(discriminator, encoder, groups):
+def test_gradient_penalty_estimates_the_gradients_of_the_scores(discriminator, encoder, groups):
     """Against derivatives by autograd, span by span; the estimate is a mean over noise."""
     group = replace(groups[0], students=groups[0].students[:1])
     batch = MiniBatch(encoder, [group], 100_000)
@@ -249,7 +249,7 @@ def test_the_gradient_penalty_estimates_the_scores_gradients(discriminator, enco
     assert len(set(draws)) == len(draws)
 
 
-def test_the_gradient_penalty_makes_scores_flatter(discriminator, encoder, groups):
+def test_gradient_penalty_decreases_in_training(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups[:2], 100_000)
     heavy = LossSettings(score_regularization=0.0, balance_coef=0.0, gradient_penalty=100.0)
     optimizer = torch.optim.SGD(discriminator.parameters(), lr=1e-3)
@@ -283,7 +283,7 @@ def test_expert_choices_are_counted_per_layer_and_set(discriminator, encoder, gr
     assert not choices[:, 1, :half].any()
 
 
-def test_a_few_steps_tell_the_teacher_from_the_policy(discriminator, encoder, groups):
+def test_few_steps_separate_teacher_and_policy(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups, 100_000)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)
     for _ in range(12):

@@ -52,11 +52,9 @@ def upcycle(
     that is already in `target` is replaced after the new one is complete.
 
     Args:
-        experts: number of experts per layer. Like `experts_per_token`, it has no effect if
-            routing="dense".
+        experts: number per layer. It has no effect if routing="dense", like `experts_per_token`.
         noise: standard deviation of the noise on each expert, relative to that of its weights.
-        seed: of the noise, the routers and the heads. The numbers of a tensor depend only on the
-            seed and on the tensor's name.
+        seed: of noise, routers and heads. A tensor's numbers depend only on it and on its name.
 
     Raises:
         UserError: `dense` is not a complete dense Qwen3-VL with its processor, the experts do not

@@ -172,7 +172,7 @@ def test_a_tokenizer_that_is_not_byte_level(prism):
         content = json.loads((folder / "tokenizer.json").read_text())
         content["decoder"] = {"type": "Fuse"}
         (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert "no byte-level BPE" in refusal(prism)
+    assert "not a byte-level BPE" in refusal(prism)
 
 
 @pytest.mark.parametrize("content", [b"no image", b"", None])

@@ -241,11 +241,12 @@ def check_same_tokens(folders: Mapping[str, Path]) -> None:
 
 
 def check_byte_level(prism: Prism) -> None:
-    """Stage align finds the views in a response's tokens by their bytes."""
+    """Require the tokenizer by whose bytes stage align finds the views of a response."""
     if prism.stage == "align" and not is_byte_level(_tokenizer(prism.policy)):
         raise UserError(
-            f"prism.policy={prism.policy}: its tokenizer is no byte-level BPE, so the views cannot be found among a "
-            "response's tokens; choose a policy with one, such as Qwen3-VL"
+            f"prism.policy={prism.policy}: its tokenizer is not a byte-level BPE, so the views "
+            "cannot be found among a response's tokens; choose a policy that has one, such as "
+            "Qwen3-VL"
         )
 
 

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ class WarmupTraining:
         checkpoint: Checkpoint | None,
     ) -> None:
         self.ranks = ranks
-        self.model = load_model(folder, hardware, ranks)
-        self._settings = settings
+        self.model = load_model(folder.upcycled, hardware, ranks)
+        self._grad_clip = settings.grad_clip
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
@@ -103,10 +104,10 @@ class WarmupTraining:
 
 
 def load_model(
-    folder: RunFolder, hardware: Hardware, ranks: Ranks
+    folder: Path, hardware: Hardware, ranks: Ranks
 ) -> PrismDiscriminatorForTokenClassification:
     """Return the upcycled discriminator, sharded if there are several ranks."""
-    model = load_discriminator(folder.upcycled, attention=hardware.attention)
+    model = load_discriminator(folder, attention=hardware.attention)
     if hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if ranks.world_size > 1:

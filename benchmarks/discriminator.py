@@ -181,7 +181,7 @@ def measure(
             "flops_per_second": work_of_step / median,
         }
         if s.peak_tflops:
-            row[name]["utilisation"] = work_of_step / median / (s.peak_tflops * 1e12)
+            row[name]["utilization"] = work_of_step / median / (s.peak_tflops * 1e12)
     return row
 
 
@@ -212,7 +212,7 @@ def results_table(rows: list[dict[str, Any]]) -> Table:
                 f"{side['peak_memory_bytes'] / 2**20:.0f} MiB",
                 f"{side['flops'] / 1e9:.0f}",
                 f"{side['flops_per_second'] / 1e9:.0f}"
-                + (f", {side['utilisation']:.0%}" if "utilisation" in side else ""),
+                + (f", {side['utilization']:.0%}" if "utilization" in side else ""),
                 end_section=name == SIDES[-1],
             )
     return table

@@ -52,7 +52,7 @@ class Setting:
     reference_micro_batch: int = 1  # samples with four graphs each; one needs the least memory
     repeats: int = 5
     seed: int = 0
-    peak_tflops: float = 0.0  # of the device, for the utilisation; 0: not known
+    peak_tflops: float = 0.0  # of the device, for the utilization; 0: not known
 
     @property
     def image_tokens(self) -> int:

@@ -82,8 +82,7 @@ class WarmupTraining:
 
     def _step_optimizer(self) -> float:
         """Clip the gradients and step, unless their norm is not finite; return the norm."""
-        limit = self._settings.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._grad_clip)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if math.isfinite(norm.item()):

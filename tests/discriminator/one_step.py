@@ -2,7 +2,7 @@
 
 Needs only torch, transformers, safetensors, numpy and Pillow:
 
-    PYTHONPATH=. python tests/discriminator/one_step.py float32
+    PYTHONPATH=. python tests/discriminator/one_step.py float32 bfloat16
 """
 
 import math
@@ -127,4 +127,5 @@ def main(dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for dtype in sys.argv[1:]:
+        main(dtype)

@@ -4,8 +4,8 @@
 
 The process trains a tiny policy and a tiny discriminator, each with AdamW, a schedule and random
 gradients. It resumes from the newest complete checkpoint, makes a step, saves both models with
-verl's FSDPCheckpointManager, publishes the checkpoint, and so on. The killer waits until a save or a
-publication begins, and then for a random part of the time that it takes.
+verl's FSDPCheckpointManager, publishes the checkpoint, and so on. The killer waits until a save or
+a publication begins, and then for a random part of the time that it takes.
 
 Before each restart, every file of an unfinished checkpoint is overwritten with a pickle that leaves
 a trace when it is loaded. The process also exits if it opens such a file. A restart must find a

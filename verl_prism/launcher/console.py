@@ -30,10 +30,10 @@ PLAIN_LINE_SECONDS = 30.0
 class StageConsole:
     """Owns the terminal while a stage runs.
 
-    In the `with` block, file descriptors 1 and 2 of this process and of all its children lead to the
-    stage's log. Only this class writes to the terminal. A thread follows the metrics file and updates
-    the progress line. It reads steps, in the format of verl's file logger, and lines that name the
-    phase or the number of steps (`verl_prism.report.metrics.MetricsLog`).
+    In the `with` block, file descriptors 1 and 2 of this process and of all its children lead to
+    the stage's log. Only this class writes to the terminal. A thread follows the metrics file and
+    updates the progress line. It reads steps, in the format of verl's file logger, and lines that
+    name the phase or the number of steps (`verl_prism.report.metrics.MetricsLog`).
 
     On a terminal the line is redrawn in place. Otherwise a plain line is printed every half minute
     and at each new phase. At the end of the block the terminal is restored. When the interpreter

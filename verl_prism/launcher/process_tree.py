@@ -22,8 +22,8 @@ class ProcessTree:
     """Runs a command in a session of its own, so that the terminal's Ctrl-C only reaches us.
 
     This process adopts what the tree orphans, such as Ray's daemons and vLLM's engine. All that is
-    left of the tree at the end is therefore among our descendants. Processes that existed before are
-    not touched. Linux only.
+    left of the tree at the end is therefore among our descendants. Processes that existed before
+    are not touched. Linux only.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -84,8 +84,8 @@ class ProcessTree:
     def _reap(self) -> None:
         """Wait for killed processes, and collect the exit status of those that we adopted.
 
-        A killed process is only gone when its memory is freed and its last thread has ended. Then we
-        adopt its children.
+        A killed process is only gone when its memory is freed and its last thread has ended. Then
+        we adopt its children.
         """
         deadline = time.monotonic() + GRACE_SECONDS
         while (children := self._children()) and time.monotonic() < deadline:

@@ -47,7 +47,5 @@ def last_step(run: RunFolder) -> int:
     """Return the last step that was reported; 0 before the first one."""
     if not run.metrics.exists():
         return 0
-    steps = [0]
-    for line in run.metrics.read_text(encoding="utf-8").split("\n")[:-1]:
-        steps.append(json.loads(line).get("step", 0))
-    return max(steps)
+    lines = run.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+    return max([json.loads(line).get("step", 0) for line in lines], default=0)

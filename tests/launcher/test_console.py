@@ -29,7 +29,7 @@ with StageConsole("align", run, total_steps=3, shown={"reward": "rewards/mean"})
     with open(run.metrics, "w") as metrics:
         for step in (1, 2, 3):
             record = {"step": step, "data": {"rewards/mean": step / 10}}
-            metrics.write(json.dumps(record) + "\n")
+            metrics.write(json.dumps(record) + "\\n")
             metrics.flush()
             time.sleep(0.6)
     console.finish({"reward": 0.3, "note": "kept"}, run.policy)

@@ -48,4 +48,4 @@ def last_step(run: RunFolder) -> int:
     if not run.metrics.exists():
         return 0
     lines = run.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-    return max((json.loads(line).get("step", 0) for line in lines), default=0)
+    return max([json.loads(line).get("step", 0) for line in lines], default=0)

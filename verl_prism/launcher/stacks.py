@@ -115,7 +115,7 @@ def _catches_signal(pid: int) -> bool:
 
 
 def _kernel_state(pid: int) -> str:
-    """Return a state such as "S (sleeping) in futex_wait_queue"; the function may be unknown."""
+    """Return e.g. "S (sleeping) in futex_wait_queue", without the function if it is unknown."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

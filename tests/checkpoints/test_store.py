@@ -186,6 +186,15 @@ def test_a_checkpoint_of_a_different_run_is_refused(compose, tmp_path):
         find(compose())
 
 
+def test_a_checkpoint_with_old_key_names_is_found(compose):
+    folder = save(compose(), 5)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    settings = manifest["settings"]
+    settings["prism.align.normalisation"] = settings.pop("prism.align.normalization")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert find(compose())[0].step == 5
+
+
 def test_steps_can_be_added_if_the_learning_rate_does_not_depend_on_them(compose):
     save(compose(), 5)
     assert find(compose("prism.steps=40", "prism.checkpoint_every=1"))[0].step == 5

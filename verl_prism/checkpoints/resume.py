@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from verl_prism.checkpoints.store import Checkpoint, CheckpointStore
-from verl_prism.config import Stage
+from verl_prism.config import RENAMED_KEYS, Stage
 from verl_prism.errors import UserError
 from verl_prism.run_folder import RunFolder
 
@@ -40,7 +40,7 @@ def resume_notes(run: RunFolder, checkpoint: Checkpoint | None, damaged: list[st
 
 
 def _check_settings(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:
-    saved = checkpoint.fingerprint
+    saved = {RENAMED_KEYS.get(key, key): value for key, value in checkpoint.fingerprint.items()}
     keys = [key for key in sorted({*saved, *wanted}) if saved.get(key) != wanted.get(key)]
     if keys:
         changed = [f"{key}={wanted.get(key)} (was {saved.get(key)})" for key in keys]

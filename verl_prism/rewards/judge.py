@@ -94,7 +94,9 @@ class JudgeClient:
     async def _ask_and_cache(self, key: str, question: dict[str, Any]) -> Opinion:
         opinion = await self._ask(_json(question))
         if opinion in (Opinion.RIGHT, Opinion.WRONG):
-            self._verdicts.write(key, opinion is Opinion.RIGHT, self._model, question)
+            correct = opinion is Opinion.RIGHT
+            # A network disk may take long to sync, and other questions must not wait for it.
+            await asyncio.to_thread(self._verdicts.write, key, correct, self._model, question)
         return opinion
 
     async def _ask(self, question: str) -> Opinion:

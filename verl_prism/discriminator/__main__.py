@@ -79,7 +79,8 @@ def _add_folders(command: argparse.ArgumentParser, source: str, explanation: str
 
 
 def _run(options: argparse.Namespace) -> None:
-    with tqdm(desc="writing", unit="B", unit_scale=True, leave=False) as bar:
+    # disable=None: no bar unless stderr is a terminal
+    with tqdm(desc="writing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

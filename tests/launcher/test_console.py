@@ -24,7 +24,7 @@ with StageConsole("align", run, total_steps=3, shown={"reward": "rewards/mean"})
     print("python noise")
     print("python noise on stderr", file=sys.stderr)
     os.system("echo noise of a C-level child; echo noise of a C-level child on stderr >&2")
-    subprocess.run([sys.executable, "-c", "import os; os.write(1, b'raw noise\\n')"], check=True)
+    subprocess.run([sys.executable, "-c", "import os; os.write(1, b'raw noise\\\\n')"], check=True)
     time.sleep(0.6)
     with open(run.metrics, "w") as metrics:
         for step in (1, 2, 3):

@@ -14,6 +14,8 @@ import sys
 
 import math_verify
 
+# They make sympy import its lazy modules, which on a slow host takes longer than the limit.
+FIRST_QUESTIONS = ((r"\int_0^1 x dx", r"\frac{1}{2}"), ("xy = 1", "y = 1/x"))
 MEMORY = 2 << 30  # bytes; sympy evaluates any number that it is given
 
 
@@ -39,6 +41,8 @@ def main() -> None:
     signal.signal(signal.SIGVTALRM, _stop)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a library that prints must not write to the replies
+    for answer, gold in FIRST_QUESTIONS:
+        same(answer, gold)
     for line in sys.stdin:
         number, answer, gold = json.loads(line)
         verdict = False

@@ -90,6 +90,7 @@ def test_a_resumed_run_gives_the_same_result(digits_folder, tmp_path):
         constant = (
             "prism.optim.schedule=constant",
             "prism.optim.warmup_steps=0",
+            "prism.optim.warmup_ratio=0",
             f"prism.data.train={few}",
         )
         run = command(digits_folder, tmp_path / name, *constant, *arguments)

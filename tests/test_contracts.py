@@ -27,6 +27,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
+from verl.workers.utils import losses
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from verl_prism.alignment.engine import MODEL_TYPE, DiscriminatorEngine
@@ -54,6 +55,7 @@ OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_save_checkpoint", ["self"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_load_checkpoint", ["self"]),
     (PPOTrainerSync, PrismTrainer, "on_step_end", ["self"]),
+    (PPOTrainerSync, PrismTrainer, "_compute_old_log_prob", ["self", "batch", "metrics"]),
     (
         CheckpointCallback,
         PublishCheckpoint,
@@ -246,6 +248,11 @@ def test_vllm_schedules_no_new_request_while_paused():
 
 def test_verls_advantage_reads_the_field_that_we_write():
     assert '"rm_scores"' in inspect.getsource(trainer_base.PPOTrainer._compute_advantage)
+
+
+def test_verls_loss_reads_the_old_log_probs_that_we_write():
+    assert '"old_log_probs"' in inspect.getsource(losses.ppo_loss)
+    assert "rollout_log_probs" in inspect.getsource(trainer_base.PPOTrainer._compute_old_log_prob)
 
 
 def test_run_ppo_accepts_a_task_runner_class():

@@ -108,6 +108,7 @@ class Rollout(Section):
     samples_per_prompt: PositiveInt
     temperature: PositiveFloat
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    old_log_probs: Literal["auto", "always"]
 
 
 class Optim(Section):

@@ -16,8 +16,8 @@ setup: ## create .venv with the locked packages (the other targets do this when 
 demo: setup ## run the whole method on pictures of handwritten digits
 	@. .venv/bin/activate && examples/digits/run.sh
 
-test: setup ## run the tests, except the slow ones
-	@.venv/bin/python -m pytest -m "not slow"
+test: setup ## run the tests, except the slow ones, in two processes
+	@.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run the slow tests (over an hour)
 	@.venv/bin/python -m pytest -m slow

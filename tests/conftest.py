@@ -22,6 +22,11 @@ REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "examples" / "digits"
 
 
+def pytest_collection_modifyitems(items):
+    """Start with the longest tests, so that no process waits long for the other at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
+
+
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from verl_prism.discriminator.attention import PackLayout, Segment
+from verl_prism.discriminator.plan import GroupSizes, SpanTokens
 from verl_prism.discriminator.spans import VIEWS, SpanIds, Spans
 
 PROMPT = len(VIEWS)  # the token kind of a prompt's tokens
@@ -39,6 +40,24 @@ class Group:
 def valid_pairs(groups: Sequence[Group]) -> int:
     """Return the number of valid student responses, each of which forms a pair."""
     return sum(spans is not None for group in groups for spans in group.students)
+
+
+def group_sizes(group: Group) -> GroupSizes:
+    """Return the sizes of a group, for the planner."""
+    grids = group.prompt.image_grid_thw
+    images = [] if grids is None else grids.prod(-1).tolist()
+    students = [None if spans is None else span_tokens(spans) for spans in group.students]
+    return GroupSizes(
+        prompt=len(group.prompt.input_ids),
+        images=tuple(images),
+        teacher=span_tokens(group.teacher),
+        students=tuple(students),
+    )
+
+
+def span_tokens(spans: Spans) -> SpanTokens:
+    """Return the number of tokens of the span of each view."""
+    return tuple(len(spans[view]) for view in VIEWS)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from verl_prism.discriminator.plan import (
     Part,
     RankPlan,
     assign,
+    local_plan,
     training_factor,
 )
 from verl_prism.discriminator.prompts import encode_prompt
@@ -80,6 +81,7 @@ __all__ = [
     "encode_prompt",
     "group_sizes",
     "load_discriminator",
+    "local_plan",
     "on_ranks",
     "pair_metrics",
     "pair_sums",

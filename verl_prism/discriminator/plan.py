@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 Item = TypeVar("Item")
 SpanTokens = tuple[int, ...]  # tokens of the span of each view, terminal tokens included
 
+PATCH_SIZE = 0.2  # of a patch in a pack, in tokens
 _WORTH_SPLITTING = 0.95  # relative load of the busiest rank that justifies more parts
 
 
@@ -36,6 +37,15 @@ class GroupSizes:
         """Return the number of tokens of a part with these students, if no two are equal."""
         spans = [self.students[member] or () for member in members]
         return self.prompt + sum(self.teacher) + sum(map(sum, spans))
+
+    def size(self, members: Sequence[int]) -> float:
+        """Return how much of a pack's limit a part takes, in tokens.
+
+        Patches of images count too. Otherwise packs of many images and little text would take more
+        memory than those of text: the vision tower needs as much for a patch as the text layers of
+        a discriminator from Qwen3-VL-2B need for 0.4 tokens, but not at the same time.
+        """
+        return self.tokens(members) + PATCH_SIZE * sum(self.images)
 
     @property
     def valid(self) -> int:
@@ -147,7 +157,7 @@ def assign(
     load off the busiest rank. A part repeats the prompt, the images and the teacher.
 
     Args:
-        max_tokens: tokens of a pack; only a part with a single valid student may have more.
+        max_tokens: size of a pack; only a part with a single valid student may be larger.
     """
     planner = _Planner(sizes, max_tokens, flops)
     ranks = planner.balance(world_size)
@@ -206,14 +216,14 @@ class _Planner:
         sizes = self.sizes[group]
         valid = sum(sizes.students[member] is not None for member in members)
         most = max(valid, 1)
-        repeated = sizes.tokens([])
+        repeated = sizes.size([])
         fewest = most
         if repeated < self.max_tokens:
-            needed = (sizes.tokens(members) - repeated) / (self.max_tokens - repeated)
+            needed = (sizes.size(members) - repeated) / (self.max_tokens - repeated)
             fewest = min(max(math.ceil(needed), 1), most)
         for count in range(fewest, most + 1):
             divided = self._divide(group, members, count)
-            if max(map(sizes.tokens, divided)) <= self.max_tokens:
+            if max(map(sizes.size, divided)) <= self.max_tokens:
                 break
         return [Part(group, tuple(sorted(each))) for each in divided]
 
@@ -224,13 +234,13 @@ class _Planner:
     def _part_flops(self, part: Part) -> float:
         return self.flops.part(self.sizes[part.group], part.members)
 
-    def _part_tokens(self, part: Part) -> int:
-        return self.sizes[part.group].tokens(part.members)
+    def _part_size(self, part: Part) -> float:
+        return self.sizes[part.group].size(part.members)
 
     def fewest_packs(self, parts: Sequence[Part]) -> list[list[Part]]:
         """Put each part, the longest first, into the first pack that has room for it."""
         packs: list[list[Part]] = []
-        for part in sorted(parts, key=self._part_tokens, reverse=True):
+        for part in sorted(parts, key=self._part_size, reverse=True):
             pack = next((pack for pack in packs if self._has_room(pack, part)), None)
             if pack is None:
                 packs.append([part])
@@ -250,7 +260,7 @@ class _Planner:
         return tuple(tuple(pack) for pack in sorted(packs, key=self._pack_flops, reverse=True))
 
     def _has_room(self, pack: Sequence[Part], part: Part) -> bool:
-        return sum(map(self._part_tokens, pack)) + self._part_tokens(part) <= self.max_tokens
+        return sum(map(self._part_size, pack)) + self._part_size(part) <= self.max_tokens
 
     def _pack_flops(self, pack: Sequence[Part]) -> float:
         return sum(map(self._part_flops, pack))
@@ -272,3 +282,23 @@ def spread_evenly(items: Sequence[Item], costs: Sequence[float], bins: int) -> l
 
 def _busiest(ranks: Sequence[Sequence[_Unit]]) -> float:
     return max(sum(unit.flops for unit in units) for units in ranks)
+
+
+def local_plan(plan: RankPlan) -> tuple[list[Part], RankPlan]:
+    """Return what a rank has to hold of each of its groups, and its plan in these indices.
+
+    A group that is in several packs of the rank is held once.
+    """
+    members: dict[int, list[int]] = {}
+    for pack in plan:
+        for part in pack:
+            members.setdefault(part.group, []).extend(part.members)
+    held = [Part(group, tuple(sorted(each))) for group, each in members.items()]
+    number = {part.group: index for index, part in enumerate(held)}
+
+    def local(part: Part) -> Part:
+        index = number[part.group]
+        positions = [held[index].members.index(member) for member in part.members]
+        return Part(index, tuple(positions))
+
+    return held, tuple(tuple(local(part) for part in pack) for pack in plan)

@@ -47,14 +47,12 @@ from verl_prism.discriminator import (
     RankPlan,
     assign,
     group_sizes,
-    training_factor,
 )
 from verl_prism.discriminator.batch import Pack
 from verl_prism.doctor.memory_estimate import DeviceMemory
 from verl_prism.doctor.sizes import sizes_of
 
 STUDENTS = 16
-TRAINING = training_factor(checkpointing=False)  # model FLOPs: a recomputed pass does not count
 OLD_MAX_TOKENS = 8192  # of the actor
 MEMORY = 80e9  # bytes of an H100
 SHARE_OF_LIMIT = 0.9  # bar for 16 prompts
@@ -124,7 +122,7 @@ class Comparison:
         sizes = [group_sizes(group) for group in groups]
         everyone = range(STUDENTS)
         reference = sum(map(self._reference, sizes)) / self._ranks
-        unsplit = TRAINING * sum(self._flops.part(each, everyone) for each in sizes) / self._ranks
+        unsplit = 3 * sum(self._flops.part(each, everyone) for each in sizes) / self._ranks
         cut = [self._costs(groups, plan) for plan in rows_cut(sizes, self._ranks)]
         plans = assign(sizes, self._ranks, self.max_tokens, self._flops)
         packs = [list(self._packs(groups, plan)) for plan in plans]
@@ -149,8 +147,7 @@ class Comparison:
         for student in sizes.students:
             assert student is not None
             for own, teacher in zip(student, sizes.teacher, strict=True):
-                total += (1 + TRAINING) * self._alone(sizes, own)
-                total += TRAINING * self._alone(sizes, teacher)
+                total += 4 * self._alone(sizes, own) + 3 * self._alone(sizes, teacher)
         return total
 
     def _alone(self, sizes: GroupSizes, span: int) -> float:
@@ -179,7 +176,7 @@ class Comparison:
                 total += self._flops.span(segment.prompt_length, segment.length)
             else:
                 total += self._flops.prompt(segment.length)
-        return TRAINING * total
+        return 3 * total
 
 
 def make_groups(shape: Shape, prompts: int, spread: float) -> list[Group]:

@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 from verl_prism.errors import UserError
 
 Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
-ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # the other stages run on one node
+ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # whose trainer is verl's PPO trainer on Ray
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -3,7 +3,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from verl_prism.compose import compose_run
 from verl_prism.data.messages import chat_messages, row_images
-from verl_prism.rollout.sampler import PolicySampler, Sampling
+from verl_prism.rollout.engine import PolicyEngine
+from verl_prism.rollout.sampling import Sample, Sampling
 
 RANDOM = Sampling(n=4, temperature=1.0, top_p=1.0, max_tokens=12)
 GREEDY = Sampling(n=1, temperature=0.0, top_p=1.0, max_tokens=12)
@@ -25,31 +26,40 @@ def greedy_with_transformers(folder, row, max_tokens: int) -> list[int]:
     return tokens[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_policy_sampler(dense_folder, rows):
+def sample(engine: PolicyEngine, rows, first: int = 0) -> dict[int, list[Sample]]:
+    """Sample rows, numbered from `first`, in two orders of which the second overlaps the first."""
+    numbered = list(enumerate(rows, start=first))
+    done = engine.advance(numbered[:3], keep=2)
+    done += engine.advance(numbered[3:], keep=0)
+    return dict(done)
+
+
+def test_policy_engine(dense_folder, rows):
     hardware = compose_run(["stage=eval"])[1].hardware
     set_num_threads = torch.set_num_threads
     answers = []
-    progress = []
     for _ in range(2):  # a second policy in the same process
-        with PolicySampler(dense_folder, hardware, seed=3) as sampler:
-            sampled = sampler.sample(rows, RANDOM, lambda *done: progress.append(done))
-            greedy = sampler.sample(rows, GREEDY)
-        answers.append((sampled, greedy))
+        engine = PolicyEngine(dense_folder, hardware, 3, [GREEDY, RANDOM])
+        answers.append(sample(engine, rows))
+        later = sample(engine, rows[:2], first=100)
+        engine.close()
 
-    assert [len(group) for group in sampled] == [4] * len(rows)
-    assert [len(group) for group in greedy] == [1] * len(rows)
-    flat = [sample for group in sampled for sample in group]
-    assert all(sample.tokens == 12 for sample in flat if sample.truncated)
-    assert max(sample.tokens for sample in flat) == 12
-    assert len({sample.text for sample in flat}) > len(rows), "the samples of a question differ"
+    sampled = answers[0]
+    assert sorted(sampled) == list(range(len(rows)))
+    assert {len(responses) for responses in sampled.values()} == {5}
+    flat = [response for responses in sampled.values() for response in responses]
+    assert all(response.tokens == 12 for response in flat if response.truncated)
+    assert max(response.tokens for response in flat) == 12
+    assert len({response.text for response in flat}) > 2 * len(rows), "samples of a row differ"
     assert answers[0] == answers[1], "one seed, the same responses"
-    assert progress[-1] == (4 * len(rows), 4 * len(rows))
+    assert later[100][0] == sampled[0][0], "greedy"
+    assert later[100][1:] != sampled[0][1:], "a row's number is part of its seed"
 
     tokenizer = AutoProcessor.from_pretrained(dense_folder).tokenizer
-    for row, (only,) in zip(rows, greedy, strict=True):
+    for number, row in enumerate(rows):
         tokens = greedy_with_transformers(dense_folder, row, 12)
         expected = tokenizer.decode(tokens, skip_special_tokens=True)
-        assert only.text == expected, "the same prompt and image as with transformers"
+        assert sampled[number][0].text == expected, "the prompt and image of transformers"
 
     assert torch.set_num_threads is set_num_threads
     assert not torch.distributed.is_initialized()

@@ -2,7 +2,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from verl_prism.compose import compose_run
-from verl_prism.data.messages import chat_messages, row_images
+from verl_prism.data.images import MODEL_LIMITS, row_images
+from verl_prism.data.messages import chat_messages
 from verl_prism.rollout.sampler import PolicySampler, Sampling
 
 RANDOM = Sampling(n=4, temperature=1.0, top_p=1.0, max_tokens=12)
@@ -17,7 +18,7 @@ def greedy_with_transformers(folder, row, max_tokens: int) -> list[int]:
     )
     inputs = processor(
         text=[text],
-        images=row_images(row, processor.image_processor.patch_size),
+        images=row_images(row, processor.image_processor.patch_size, MODEL_LIMITS),
         return_tensors="pt",
     )
     with torch.no_grad():
@@ -31,7 +32,7 @@ def test_policy_sampler(dense_folder, rows):
     answers = []
     progress = []
     for _ in range(2):  # a second policy in the same process
-        with PolicySampler(dense_folder, hardware, seed=3) as sampler:
+        with PolicySampler(dense_folder, hardware, seed=3, image=MODEL_LIMITS) as sampler:
             sampled = sampler.sample(rows, RANDOM, lambda *done: progress.append(done))
             greedy = sampler.sample(rows, GREEDY)
         answers.append((sampled, greedy))

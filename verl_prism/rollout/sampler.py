@@ -10,8 +10,9 @@ from typing import Any, Self
 import torch
 from transformers import AutoProcessor
 
-from verl_prism.config import Hardware
-from verl_prism.data.messages import chat_messages, row_images
+from verl_prism.config import Hardware, Image
+from verl_prism.data.images import row_images
+from verl_prism.data.messages import chat_messages
 
 CPU_CACHE_BYTES = 2**30
 # Samples of a question share the full blocks of its prompt, which vLLM's default of 128 exceeds.
@@ -48,8 +49,9 @@ class PolicySampler:
     seeds torch's global generator. Only one sampler may be open at a time.
     """
 
-    def __init__(self, policy: Path, hardware: Hardware, seed: int) -> None:
+    def __init__(self, policy: Path, hardware: Hardware, seed: int, image: Image) -> None:
         self._policy = str(policy)
+        self._image_limits = image
         self._hardware = hardware
         self._seed = seed
 
@@ -104,7 +106,8 @@ class PolicySampler:
             chat_messages(row), add_generation_prompt=True, tokenize=False
         )
         ids = self._processor.tokenizer.encode(text, add_special_tokens=False)
-        images = row_images(row, self._processor.image_processor.patch_size)
+        patch_size = self._processor.image_processor.patch_size
+        images = row_images(row, patch_size, self._image_limits)
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": images} if images else {}}
 
     def _sample(self, completion: Any) -> Sample:

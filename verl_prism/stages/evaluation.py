@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from verl_prism.config import Eval, Prism
+from verl_prism.data.rows import Rows, heldout_rows
 from verl_prism.errors import UserError
 from verl_prism.report.intervals import CONFIDENCE, Interval, mean_interval, rate_interval
 from verl_prism.report.metrics import MetricsLog
@@ -52,7 +51,7 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
     """Evaluate `prism.eval.policies` one after the other; return the accuracies for the summary."""
     settings = prism.eval
     folder = RunFolder(prism.output)
-    rows = read_questions(prism.data.heldout, settings.max_questions)
+    rows = read_questions(prism)
     measure = load_measure(settings.metrics)
     per_policy = len(rows) * (settings.samples + 1)
     answers: dict[str, list[Answers]] = {}
@@ -61,7 +60,7 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
         for name, policy in settings.policies.items():
             log.note(f"{name}: starting vLLM")
             progress = _progress(log, name, len(answers) * per_policy)
-            with PolicySampler(policy, prism.hardware, prism.seed) as sampler:
+            with PolicySampler(policy, prism.hardware, prism.seed, prism.image) as sampler:
                 max_tokens = prism.data.max_response_tokens
                 samples, greedy = sample_responses(sampler, rows, settings, max_tokens, progress)
             answers[name] = grade_responses(rows, samples, greedy, measure)
@@ -95,15 +94,18 @@ def first_responses(
     }
 
 
-def read_questions(heldout: Path, limit: int | None) -> list[Row]:
-    """Return the first `limit` rows of the held-out data, or all rows.
+def read_questions(prism: Prism) -> Rows:
+    """Return the first `prism.eval.max_questions` rows of the held-out data, or all rows.
 
     Raises:
-        UserError: there are fewer rows than `limit`.
+        UserError: there are fewer rows.
     """
-    rows = pq.read_table(heldout).to_pylist()
+    rows = heldout_rows(prism)
+    limit = prism.eval.max_questions
     if limit is not None and limit > len(rows):
-        raise UserError(f"prism.eval.max_questions={limit}, but {heldout} has {len(rows)} rows")
+        raise UserError(
+            f"prism.eval.max_questions={limit}, but prism.data.heldout has {len(rows)} rows"
+        )
     return rows[:limit]
 
 

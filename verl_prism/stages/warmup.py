@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
@@ -21,8 +20,10 @@ from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.checkpoints.store import Checkpoint
-from verl_prism.config import Prism, Upcycle
-from verl_prism.data.messages import chat_messages, row_images
+from verl_prism.config import Image, Prism, Upcycle
+from verl_prism.data.images import MODEL_LIMITS, row_images
+from verl_prism.data.messages import chat_messages
+from verl_prism.data.rows import Rows, train_rows
 from verl_prism.discriminator import (
     Group,
     Prompt,
@@ -79,14 +80,14 @@ def run_warmup(prism: Prism) -> Summary:
 def prepare(prism: Prism) -> None:
     """Write what training starts from: the policy's responses and the upcycled discriminator."""
     folder = RunFolder(prism.output)
-    sampler = PolicySampler(prism.policy, prism.hardware, prism.seed)
+    sampler = PolicySampler(prism.policy, prism.hardware, prism.seed, prism.image)
     sampling = Sampling(
         n=prism.warmup.samples_per_prompt,
         temperature=prism.rollout.temperature,
         top_p=prism.rollout.top_p,
         max_tokens=prism.data.max_response_tokens,
     )
-    rows = read_rows(prism.data.train, prism.warmup.prompts)
+    rows = read_rows(prism)
     with MetricsLog(folder) as log:
         write_rollouts(folder.rollouts, sample_policy(sampler, rows, sampling, log))
         make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
@@ -193,9 +194,9 @@ def export_discriminator(prism: Prism, training: WarmupTraining, summary: Summar
     training.ranks.wait()
 
 
-def read_rows(train: Path, prompts: int) -> list[Row]:
-    """Return the first rows of the training data."""
-    return pq.read_table(train).slice(0, prompts).to_pylist()
+def read_rows(prism: Prism) -> Rows:
+    """Return the training rows whose prompts the policy answers."""
+    return train_rows(prism)[: prism.warmup.prompts]
 
 
 def write_rollouts(file: Path, rollouts: Sequence[Sequence[str]]) -> None:
@@ -213,9 +214,9 @@ def read_rollouts(file: Path) -> list[list[str]]:
         return [json.loads(line) for line in lines]
 
 
-def encode_row(processor: ProcessorMixin, row: Row) -> Prompt:
+def encode_row(processor: ProcessorMixin, row: Row, limits: Image = MODEL_LIMITS) -> Prompt:
     """Tokenize the prompt of a row like the policy's rollout."""
-    images = row_images(row, processor.image_processor.patch_size)
+    images = row_images(row, processor.image_processor.patch_size, limits)
     return encode_prompt(processor, chat_messages(row), images)
 
 
@@ -227,10 +228,10 @@ def load_pairs(prism: Prism) -> WarmupGroups:
     """
     folder = RunFolder(prism.output)
     settings = prism.discriminator
-    rows = read_rows(prism.data.train, prism.warmup.prompts)
+    rows = read_rows(prism)
     processor = AutoProcessor.from_pretrained(prism.policy)
     groups = warmup_groups(
-        [encode_row(processor, row) for row in rows],
+        [encode_row(processor, row, prism.image) for row in rows],
         [row["teacher_response"] for row in rows],
         read_rollouts(folder.rollouts),
         AutoTokenizer.from_pretrained(folder.upcycled),

@@ -83,6 +83,15 @@ class RunFolder:
         return self.path / "checkpoints.replaced"
 
     @property
+    def skipped_rows(self) -> Path:
+        """Numbers of the rows that every stage leaves out: JSON {"train": [...], "heldout": [...]}.
+
+        The numbers count from 0 over all files of `prism.data.train` or `prism.data.heldout`. The
+        file is absent if no row is left out.
+        """
+        return self.path / "skipped_rows.json"
+
+    @property
     def rollouts(self) -> Path:
         """Stage warmup: journal of the policy's responses, one JSON line per prompt."""
         return self.path / "rollouts.jsonl"

@@ -2,9 +2,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from verl_prism.compose import compose_run
-from verl_prism.data.messages import chat_messages, row_images
+from verl_prism.data.images import MODEL_LIMITS, row_images
+from verl_prism.data.messages import chat_messages
 from verl_prism.rollout.engine import PolicyEngine
-from verl_prism.rollout.sampling import Sample, Sampling
+from verl_prism.rollout.sampling import Sample, Sampling, SamplingJob
 
 RANDOM = Sampling(n=4, temperature=1.0, top_p=1.0, max_tokens=12)
 GREEDY = Sampling(n=1, temperature=0.0, top_p=1.0, max_tokens=12)
@@ -18,7 +19,7 @@ def greedy_with_transformers(folder, row, max_tokens: int) -> list[int]:
     )
     inputs = processor(
         text=[text],
-        images=row_images(row, processor.image_processor.patch_size),
+        images=row_images(row, processor.image_processor.patch_size, MODEL_LIMITS),
         return_tensors="pt",
     )
     with torch.no_grad():
@@ -36,10 +37,11 @@ def sample(engine: PolicyEngine, rows, first: int = 0) -> dict[int, list[Sample]
 
 def test_policy_engine(dense_folder, rows):
     hardware = compose_run(["stage=eval"])[1].hardware
+    job = SamplingJob(dense_folder, (GREEDY, RANDOM), hardware, MODEL_LIMITS, 3, False)
     set_num_threads = torch.set_num_threads
     answers = []
     for _ in range(2):  # a second policy in the same process
-        engine = PolicyEngine(dense_folder, hardware, 3, [GREEDY, RANDOM])
+        engine = PolicyEngine(job)
         answers.append(sample(engine, rows))
         later = sample(engine, rows[:2], first=100)
         engine.close()

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_prism.compose import compose_run
+from verl_prism.data.images import MODEL_LIMITS
 from verl_prism.errors import UserError
 from verl_prism.rollout.engines import engine_count
-from verl_prism.rollout.sampler import SamplingJob, chunk_rows, hand_out, split, whole_chunks
-from verl_prism.rollout.sampling import Finished, NumberedRow, Sample, Sampling
+from verl_prism.rollout.sampler import chunk_rows, hand_out, split, whole_chunks
+from verl_prism.rollout.sampling import Finished, NumberedRow, Sample, Sampling, SamplingJob
 
 
 class FakeEngines:
@@ -85,7 +86,7 @@ def test_a_resumed_reproducible_run_samples_the_same_chunks():
 def job() -> SamplingJob:
     hardware = compose_run(["stage=eval", "prism.hardware.max_num_seqs=64"])[1].hardware
     samplings = (Sampling(1, 0.0, 1.0, 8), Sampling(4, 1.0, 1.0, 8))
-    return SamplingJob(Path("policy"), samplings, hardware, seed=0, reproducible=False)
+    return SamplingJob(Path("policy"), samplings, hardware, MODEL_LIMITS, 0, False)
 
 
 def test_a_chunk_fills_a_batch_unless_there_are_too_few_rows(job):

@@ -101,11 +101,12 @@ def test_metrics_function_of_the_task(tmp_path):
         load_measure("measure")
 
 
-def test_more_questions_than_rows(digits_folder):
-    heldout = digits_folder / "data" / "heldout.parquet"
-    message = r"prism.eval.max_questions=100000, but .*heldout.parquet has \d+ rows"
+def test_more_questions_than_rows(digits_folder, tmp_path):
+    folders = (f"prism.root={digits_folder}", f"prism.data.cache={tmp_path}")
+    _, prism = compose_run(["stage=eval", *folders, "prism.eval.max_questions=100000"])
+    message = r"prism.eval.max_questions=100000, but prism.data.heldout has \d+ rows"
     with pytest.raises(UserError, match=message):
-        read_questions(heldout, 100000)
+        read_questions(prism)
 
 
 @pytest.mark.integration

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer
 
 from verl_prism.config import Discriminator, Hardware, Prism
+from verl_prism.data.rows import parquet_files
 from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
@@ -47,7 +48,8 @@ def check_files(prism: Prism) -> None:
         check_images(path)
         check_answers(path)
     if "teacher_response" in TRAIN_COLUMNS[prism.stage]:
-        check_teacher(prism.data.train, prism.policy, prism.discriminator)
+        for file in parquet_files("prism.data.train", prism.data.train):
+            check_teacher(file, prism.policy, prism.discriminator)
 
 
 def model_folders(prism: Prism) -> dict[str, Path]:
@@ -66,10 +68,14 @@ def model_folders(prism: Prism) -> dict[str, Path]:
 
 def data_files(prism: Prism) -> Iterator[tuple[str, Path, tuple[str, ...]]]:
     """Yield config key, path and required columns of each data file that the stage reads."""
-    if columns := TRAIN_COLUMNS[prism.stage]:
-        yield "prism.data.train", prism.data.train, columns
-    if columns := HELDOUT_COLUMNS[prism.stage]:
-        yield "prism.data.heldout", prism.data.heldout, columns
+    splits = (
+        ("prism.data.train", prism.data.train, TRAIN_COLUMNS[prism.stage]),
+        ("prism.data.heldout", prism.data.heldout, HELDOUT_COLUMNS[prism.stage]),
+    )
+    for key, source, columns in splits:
+        if columns:
+            for file in parquet_files(key, source):
+                yield key, file, columns
 
 
 def check_device(hardware: Hardware) -> None:

@@ -3,15 +3,22 @@
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoProcessor
 
 from verl_prism.config import Hardware
-from verl_prism.data.messages import chat_messages, row_images
-from verl_prism.rollout.sampling import Finished, NumberedRow, Row, Sample, Sampling, request_seed
+from verl_prism.data.images import row_images
+from verl_prism.data.messages import chat_messages
+from verl_prism.rollout.sampling import (
+    Finished,
+    NumberedRow,
+    Row,
+    Sample,
+    SamplingJob,
+    request_seed,
+)
 
 CPU_CACHE_BYTES = 2**30
 # Samples of a question share the full blocks of its prompt, which vLLM's default of 128 exceeds.
@@ -23,27 +30,24 @@ class PolicyEngine:
     """Serves the policy in a Hugging Face folder with vLLM, from the constructor until `close`.
 
     It builds prompts like verl's rollout, and decodes responses like verl's reward managers. The
-    seed of a response depends only on `seed`, the number of its row and its number in the row. On
-    CPU vLLM runs in this process. Only one engine may be open in a process.
+    seed of a response depends only on the seed of the job, the number of its row and its place
+    among the row's responses. On CPU vLLM runs in this process. Only one engine may be open in a
+    process.
 
-    samplings: each row gets the responses of all of them.
     """
 
-    def __init__(
-        self, policy: Path, hardware: Hardware, seed: int, samplings: Sequence[Sampling]
-    ) -> None:
-        if hardware.device == "cpu":
+    def __init__(self, job: SamplingJob) -> None:
+        if job.hardware.device == "cpu":
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         self._set_num_threads = torch.set_num_threads
         from vllm import LLM  # takes ten seconds, and reads the environment
 
-        self._seed = seed
-        self._samplings = samplings
-        self._processor = AutoProcessor.from_pretrained(policy)
+        self._job = job
+        self._processor = AutoProcessor.from_pretrained(job.policy)
         self._requests: dict[str, tuple[int, int]] = {}  # request -> row, number of its sampling
         self._responses: dict[int, dict[int, list[Sample]]] = {}  # row -> sampling -> responses
-        self._llm: Any = LLM(**llm_arguments(str(policy), hardware, seed))
+        self._llm: Any = LLM(**llm_arguments(str(job.policy), job.hardware, job.seed))
 
     def ready(self) -> None:
         """Do nothing. The answer of a remote engine shows that vLLM has started."""
@@ -75,7 +79,7 @@ class PolicyEngine:
         for number, row in rows:
             prompt = self._prompt(row)
             self._responses[number] = {}
-            for index in range(len(self._samplings)):
+            for index in range(len(self._job.samplings)):
                 places.append((number, index))
                 prompts.append(prompt)
                 params.append(self._params(number, index))
@@ -89,14 +93,14 @@ class PolicyEngine:
     def _params(self, number: int, index: int) -> Any:
         from vllm import SamplingParams
 
-        sampling = self._samplings[index]
+        sampling = self._job.samplings[index]
         # vLLM adds the number of a response to the seed of its request.
         return SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
-            seed=request_seed(self._seed, number, index) if sampling.temperature else None,
+            seed=request_seed(self._job.seed, number, index) if sampling.temperature else None,
             detokenize=False,
         )
 
@@ -105,7 +109,8 @@ class PolicyEngine:
             chat_messages(row), add_generation_prompt=True, tokenize=False
         )
         ids = self._processor.tokenizer.encode(text, add_special_tokens=False)
-        images = row_images(row, self._processor.image_processor.patch_size)
+        patch_size = self._processor.image_processor.patch_size
+        images = row_images(row, patch_size, self._job.image)
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": images} if images else {}}
 
     def _take(self, output: Any) -> list[Finished]:
@@ -113,7 +118,7 @@ class PolicyEngine:
         number, index = self._requests.pop(output.request_id)
         responses = self._responses[number]
         responses[index] = [self._sample(completion) for completion in output.outputs]
-        if len(responses) < len(self._samplings):
+        if len(responses) < len(self._job.samplings):
             return []
         del self._responses[number]
         ordered = [sample for place in sorted(responses) for sample in responses[place]]

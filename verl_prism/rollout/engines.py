@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from verl_prism.config import Hardware
 from verl_prism.errors import UserError
 from verl_prism.rollout.engine import PolicyEngine
-from verl_prism.rollout.sampling import Finished, NumberedRow, Sampling
+from verl_prism.rollout.sampling import Finished, NumberedRow, SamplingJob
 
 
 class EngineDied(RuntimeError):
@@ -117,20 +117,18 @@ def engine_count(hardware: Hardware) -> int:
 
 
 @contextmanager
-def open_engines(
-    policy: Path, hardware: Hardware, seed: int, samplings: Sequence[Sampling]
-) -> Iterator[Engines]:
+def open_engines(job: SamplingJob) -> Iterator[Engines]:
     """Start the engines, and end them with the block.
 
     A single engine runs in this process, which saves the start of Ray. Several engines are Ray
     actors; the caller has connected to Ray.
     """
-    if engine_count(hardware) == 1:
-        engine = PolicyEngine(policy, hardware, seed, samplings)
+    if engine_count(job.hardware) == 1:
+        engine = PolicyEngine(job)
         yield LocalEngine(engine)
         engine.close()
         return
-    engines = _start_actors(policy, hardware, seed, samplings)
+    engines = _start_actors(job)
     try:
         engines.wait_until_ready()
         yield engines
@@ -140,11 +138,9 @@ def open_engines(
         raise
 
 
-def _start_actors(
-    policy: Path, hardware: Hardware, seed: int, samplings: Sequence[Sampling]
-) -> RayEngines:
-    count = engine_count(hardware)
-    devices = count * hardware.tensor_parallel_size
+def _start_actors(job: SamplingJob) -> RayEngines:
+    count = engine_count(job.hardware)
+    devices = count * job.hardware.tensor_parallel_size
     available = int(ray.cluster_resources().get("GPU", 0))
     if available < devices:
         raise UserError(
@@ -153,7 +149,7 @@ def _start_actors(
         )
     # An actor's devices are always on one node.
     remote = ray.remote(PolicyEngine).options(
-        num_gpus=hardware.tensor_parallel_size, num_cpus=1, scheduling_strategy="SPREAD"
+        num_gpus=job.hardware.tensor_parallel_size, num_cpus=1, scheduling_strategy="SPREAD"
     )
-    actors = [remote.remote(policy, hardware, seed, samplings) for _ in range(count)]
-    return RayEngines(actors, policy)
+    actors = [remote.remote(job) for _ in range(count)]
+    return RayEngines(actors, job.policy)

@@ -9,31 +9,12 @@ fixed composition, and an engine works on one chunk at a time.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verl_prism.config import Hardware
-from verl_prism.rollout.sampling import Finished, NumberedRow, Row, Sampling
+from verl_prism.rollout.sampling import Finished, NumberedRow, Row, SamplingJob
 
 if TYPE_CHECKING:
     from verl_prism.rollout.engines import Engines
-
-
-@dataclass(frozen=True)
-class SamplingJob:
-    """What to sample: all of `samplings` for each row."""
-
-    policy: Path
-    samplings: tuple[Sampling, ...]
-    hardware: Hardware
-    seed: int
-    reproducible: bool
-
-    @property
-    def responses_per_row(self) -> int:
-        """Number of responses to each row."""
-        return sum(sampling.n for sampling in self.samplings)
 
 
 def sample_rows(
@@ -51,7 +32,7 @@ def sample_rows(
     chunks = whole_chunks(numbers, size, len(rows)) if job.reproducible else split(numbers, size)
     read = ([(number, rows[number]) for number in chunk] for chunk in chunks)
     keep = 0 if job.reproducible else size
-    with open_engines(job.policy, job.hardware, job.seed, job.samplings) as pool:
+    with open_engines(job) as pool:
         yield from hand_out(pool, read, keep)
 
 

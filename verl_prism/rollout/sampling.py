@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from verl_prism.config import Hardware, Image
 
 Row = Mapping[str, Any]
 NumberedRow = tuple[int, Row]
@@ -27,6 +30,23 @@ class Sample:
     text: str
     tokens: int
     truncated: bool
+
+
+@dataclass(frozen=True)
+class SamplingJob:
+    """What to sample: the responses of all `samplings` to each row."""
+
+    policy: Path
+    samplings: tuple[Sampling, ...]
+    hardware: Hardware
+    image: Image  # limits of the images' sizes
+    seed: int
+    reproducible: bool
+
+    @property
+    def responses_per_row(self) -> int:
+        """Number of responses to each row."""
+        return sum(sampling.n for sampling in self.samplings)
 
 
 Finished = tuple[

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import pyarrow.parquet as pq
-
 from verl_prism.config import Prism
+from verl_prism.data.rows import Rows, heldout_rows
 from verl_prism.errors import UserError
 from verl_prism.report.intervals import CONFIDENCE, Interval, mean_interval, rate_interval
 from verl_prism.report.metrics import MetricsLog
@@ -62,7 +61,7 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
     """
     settings = prism.eval
     folder = RunFolder(prism.output)
-    rows = read_questions(prism.data.heldout, settings.max_questions)
+    rows = read_questions(prism)
     measure = load_measure(settings.metrics)
     with MetricsLog(folder) as log:
         sample_policies(prism, rows, log)
@@ -103,7 +102,7 @@ def sample_policies(prism: Prism, rows: Sequence[Row], log: MetricsLog) -> None:
             job = sampling_job(prism, policy, greedy, sampled)
             journal = Journal(
                 folder.samples(name),
-                journal_settings(job, prism.data.heldout, len(rows)),
+                journal_settings(job, "prism.data.heldout", prism.data.heldout, len(rows)),
                 prism.resume,
             )
             log.note(f"{name}: starting vLLM")
@@ -166,15 +165,18 @@ class FirstResponses(Sequence[tuple[str, Marks]]):
         return self._responses[question][1]["text"], marks
 
 
-def read_questions(heldout: Path, limit: int | None) -> list[Row]:
-    """Return the first `limit` rows of the held-out data, or all rows.
+def read_questions(prism: Prism) -> Rows:
+    """Return the first `prism.eval.max_questions` rows of the held-out data, or all rows.
 
     Raises:
-        UserError: there are fewer rows than `limit`.
+        UserError: there are fewer rows.
     """
-    rows = pq.read_table(heldout).to_pylist()
+    rows = heldout_rows(prism)
+    limit = prism.eval.max_questions
     if limit is not None and limit > len(rows):
-        raise UserError(f"prism.eval.max_questions={limit}, but {heldout} has {len(rows)} rows")
+        raise UserError(
+            f"prism.eval.max_questions={limit}, but prism.data.heldout has {len(rows)} rows"
+        )
     return rows[:limit]
 
 

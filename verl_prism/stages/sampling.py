@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from verl_prism.checkpoints.preemption import end_requested
-from verl_prism.config import Hardware, Prism
+from verl_prism.config import DataFiles, Hardware, Prism
+from verl_prism.data.rows import parquet_files
 from verl_prism.errors import EndedEarly
 from verl_prism.launcher.ray_session import ray_session
 from verl_prism.rollout.engines import engine_count
 from verl_prism.rollout.journal import Journal, policy_digest
-from verl_prism.rollout.sampler import SamplingJob, sample_rows
-from verl_prism.rollout.sampling import Finished, Row, Sampling
+from verl_prism.rollout.sampler import sample_rows
+from verl_prism.rollout.sampling import Finished, Row, Sampling, SamplingJob
 from verl_prism.run_folder import RunFolder
 
 Encode = Callable[[Finished], tuple[int, list[Any]]]
@@ -22,16 +23,23 @@ Encode = Callable[[Finished], tuple[int, list[Any]]]
 
 def sampling_job(prism: Prism, policy: Path, *samplings: Sampling) -> SamplingJob:
     """Return the job of sampling a policy with a run's settings."""
-    return SamplingJob(policy, samplings, prism.hardware, prism.seed, prism.reproducible)
+    return SamplingJob(
+        policy, samplings, prism.hardware, prism.image, prism.seed, prism.reproducible
+    )
 
 
-def journal_settings(job: SamplingJob, data: Path, rows: int) -> dict[str, Any]:
-    """Return what responses depend on. A journal is only continued if it is the same."""
+def journal_settings(job: SamplingJob, key: str, data: DataFiles, rows: int) -> dict[str, Any]:
+    """Return what responses depend on. A journal is only continued if it is the same.
+
+    key: the config key that names the files in `data`.
+    """
+    files = parquet_files(key, data)
     settings: dict[str, Any] = {
         "the policy's weights": policy_digest(job.policy),
-        "the data": str(data),
-        "the data's bytes": data.stat().st_size,
+        key: [str(file) for file in files],
+        f"{key}, its bytes": sum(file.stat().st_size for file in files),
         "rows": rows,
+        "prism.image": job.image.model_dump(),
         "samplings": [asdict(sampling) for sampling in job.samplings],
         "prism.seed": job.seed,
         "prism.hardware.dtype": job.hardware.dtype,

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
@@ -20,8 +19,10 @@ from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.checkpoints.store import Checkpoint
-from verl_prism.config import Prism, Upcycle
-from verl_prism.data.messages import chat_messages, row_images
+from verl_prism.config import Image, Prism, Upcycle
+from verl_prism.data.images import MODEL_LIMITS, row_images
+from verl_prism.data.messages import chat_messages
+from verl_prism.data.rows import Rows, train_rows
 from verl_prism.discriminator import (
     Group,
     Prompt,
@@ -69,7 +70,9 @@ def run_warmup(prism: Prism) -> Summary:
     checkpoint = checkpoint_store(prism).newest()[0] if prism.resume else None
     if checkpoint is None:
         prepare(prism)
-    summary, step = on_all_devices(prism.hardware, train_discriminator, prism, checkpoint)
+    result = on_all_devices(prism.hardware, train_discriminator, prism, checkpoint)
+    assert result is not None
+    summary, step = result
     if step < prism.steps:
         raise EndedEarly(step)
     return summary
@@ -78,7 +81,7 @@ def run_warmup(prism: Prism) -> Summary:
 def prepare(prism: Prism) -> None:
     """Write what training starts from: the policy's responses and the upcycled discriminator."""
     folder = RunFolder(prism.output)
-    rows = read_rows(prism.data.train, prism.warmup.prompts)
+    rows = read_rows(prism)
     with MetricsLog(folder) as log:
         sample_policy(prism, rows, log)
         make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
@@ -94,7 +97,7 @@ def sample_policy(prism: Prism, rows: Sequence[Row], log: MetricsLog) -> None:
         max_tokens=prism.data.max_response_tokens,
     )
     job = sampling_job(prism, prism.policy, sampling)
-    settings = journal_settings(job, prism.data.train, len(rows))
+    settings = journal_settings(job, "prism.data.train", prism.data.train, len(rows))
     journal = Journal(folder.rollouts, settings, prism.resume)
     time_left = TimeLeft(len(rows))
     log.note("starting vLLM")
@@ -200,9 +203,9 @@ def export_discriminator(prism: Prism, training: WarmupTraining, summary: Summar
     training.ranks.wait()
 
 
-def read_rows(train: Path, prompts: int) -> list[Row]:
-    """Return the first rows of the training data."""
-    return pq.read_table(train).slice(0, prompts).to_pylist()
+def read_rows(prism: Prism) -> Rows:
+    """Return the training rows whose prompts the policy answers."""
+    return train_rows(prism)[: prism.warmup.prompts]
 
 
 def read_rollouts(file: Path) -> Sequence[list[str]]:
@@ -210,9 +213,9 @@ def read_rollouts(file: Path) -> Sequence[list[str]]:
     return JournalReader(file)
 
 
-def encode_row(processor: ProcessorMixin, row: Row) -> Prompt:
+def encode_row(processor: ProcessorMixin, row: Row, limits: Image = MODEL_LIMITS) -> Prompt:
     """Tokenize the prompt of a row like the policy's rollout."""
-    images = row_images(row, processor.image_processor.patch_size)
+    images = row_images(row, processor.image_processor.patch_size, limits)
     return encode_prompt(processor, chat_messages(row), images)
 
 
@@ -224,10 +227,10 @@ def load_pairs(prism: Prism) -> WarmupGroups:
     """
     folder = RunFolder(prism.output)
     settings = prism.discriminator
-    rows = read_rows(prism.data.train, prism.warmup.prompts)
+    rows = read_rows(prism)
     processor = AutoProcessor.from_pretrained(prism.policy)
     groups = warmup_groups(
-        [encode_row(processor, row) for row in rows],
+        [encode_row(processor, row, prism.image) for row in rows],
         [row["teacher_response"] for row in rows],
         read_rollouts(folder.rollouts),
         AutoTokenizer.from_pretrained(folder.upcycled),

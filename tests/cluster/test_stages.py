@@ -1,6 +1,7 @@
 """SFT, warm-up and evaluation on two "hosts" with one device each give the result of one host."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,23 @@ def test_eval(run, digits_folder, tmp_path):
     ]
     assert sorted(order) == list(range(24))
     assert len(engines_in_log(tmp_path / "nodes")) == 2, "both hosts have sampled"
+
+
+def test_sft_continues_on_two_devices_from_a_checkpoint_of_one(run, tmp_path):
+    sft = (
+        "stage=sft",
+        "prism.steps=3",
+        "prism.sft.examples_per_step=8",
+        "prism.optim.lr=1e-3",
+        "prism.optim.schedule=constant",
+        "prism.optim.warmup_steps=1",
+        "prism.checkpoint_every=1",
+        "prism.keep_checkpoints=3",
+    )
+    whole = run(MAIN, "run", *sft)
+    checkpoints = RunFolder(tmp_path / "run").checkpoints
+    shutil.rmtree(checkpoints / "global_step_3")
+    reshard = ("verl_prism.checkpoints.reshard", checkpoints / "global_step_2", "--world-size", "2")
+    subprocess.run([sys.executable, "-m", *reshard], check=True)
+    resumed = run(MAIN, "run", *sft, TWO_DEVICES, "prism.resume=true")
+    assert_equal_steps(whole, resumed, "train/loss", "train/grad_norm")

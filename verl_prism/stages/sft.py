@@ -1,5 +1,6 @@
 """Stage 1: supervised fine-tuning with verl's SFT trainer."""
 
+import multiprocessing
 import os
 
 from omegaconf import DictConfig
@@ -36,6 +37,9 @@ def train_rank(config: DictConfig, freeze_vision: bool) -> None:
     """Train in this process, which is one rank."""
     if "RANK" not in os.environ:
         os.environ |= _single_rank()
+    # A rank that torch has spawned would spawn the data loader's workers too, but verl's processor
+    # cannot be pickled.
+    multiprocessing.set_start_method("fork", force=True)
     if freeze_vision:
         from verl_prism.trainer.frozen_vision import VENDOR
 

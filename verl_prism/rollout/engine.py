@@ -64,6 +64,8 @@ class PolicyEngine:
 
         Returns when at most `keep` rows are unfinished, or after some seconds.
         """
+        if self._job.reproducible and not self._responses:
+            self._forget()
         self._add(new)
         finished: list[Finished] = []
         deadline = time.monotonic() + REPORT_SECONDS
@@ -71,6 +73,15 @@ class PolicyEngine:
             for output in self._llm.llm_engine.step():
                 finished += self._take(output)
         return finished
+
+    def _forget(self) -> None:
+        """Empty vLLM's caches.
+
+        With what is in them a prompt is computed in fewer rows, on which the last bits of a product
+        depend.
+        """
+        assert self._llm.llm_engine.reset_prefix_cache(), "vLLM still holds blocks of a request"
+        self._llm.llm_engine.reset_encoder_cache()
 
     def _add(self, rows: Sequence[NumberedRow]) -> None:
         places: list[tuple[int, int]] = []

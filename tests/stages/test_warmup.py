@@ -172,6 +172,22 @@ def test_two_ranks_train_like_one(compose):
         torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("sampled")
+def test_two_ranks_continue_from_a_checkpoint_of_one(compose, monkeypatch):
+    options = ("prism.discriminator.balance_coef=0", "prism.discriminator.lr=1e-5")
+    whole = compose(*options, name="whole")
+    run_warmup(whole)
+    run_and_kill(monkeypatch, compose(*options, name="stopped"), 3)
+    two = compose(
+        *options, "prism.resume=true", "prism.hardware.devices_per_node=2", name="stopped"
+    )
+    resume(two)
+    for mine, theirs in zip(steps(whole), steps(two), strict=True):
+        for name in ("pairs", "loss", "perception/margin", "grad_norm", "lr"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+
+
 def test_without_a_valid_rollout_any_rank_reports_it(compose, monkeypatch):
     monkeypatch.setattr(
         "verl_prism.stages.warmup.sample_policy",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -36,6 +36,10 @@ def on_all_devices(
         return on_ranks(hardware.devices_per_node, function, *arguments)
     with ray_session(hardware):
         return _on_nodes(hardware, function, *arguments)
+
+
+class RankDiedError(RuntimeError):
+    """The process of a rank ended while it was training."""
 
 
 class RankActor:
@@ -93,7 +97,12 @@ def _start_actor(group: PlacementGroup, node: int) -> Any:
 
 
 def _wait_for(results: list[ray.ObjectRef]) -> Any:
-    """Return the first result when all are there. Raise the first failure as soon as it happens."""
+    """Return the first result when all are there. Raise the first failure as soon as it happens.
+
+    Raises:
+        RankDiedError: the process of a rank ended.
+        UserError: a rank raised one.
+    """
     waiting = results
     while waiting:
         (done, *_), waiting = ray.wait(waiting, num_returns=1)
@@ -103,4 +112,9 @@ def _wait_for(results: list[ray.ObjectRef]) -> Any:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
+        except RayError as error:
+            rank = results.index(done)
+            raise RankDiedError(
+                f"training rank {rank} of {len(results)} died. Ray says: {error}"
+            ) from error
     return ray.get(results[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from verl_prism.config import Hardware
 from verl_prism.errors import UserError
@@ -14,7 +14,7 @@ from verl_prism.rollout.engine import PolicyEngine
 from verl_prism.rollout.sampling import Finished, NumberedRow, SamplingJob
 
 
-class EngineDied(RuntimeError):
+class EngineDiedError(RuntimeError):
     """A vLLM engine ended while it was sampling."""
 
 
@@ -71,23 +71,23 @@ class RayEngines:
         """Wait for the first answer.
 
         Raises:
-            EngineDied: the engine's process ended.
+            EngineDiedError: the engine's process ended.
             UserError: the engine found a mistake in its input.
         """
         (done, *_), _ = ray.wait(list(self._orders), num_returns=1)
         engine = self._orders.pop(done)
         try:
             return engine, ray.get(done)
-        except RayActorError as error:
-            raise EngineDied(
-                f"vLLM engine {engine + 1} of {self.count}, which sampled {self._policy}, died. "
-                "What was sampled before is kept, and prism.resume=true continues from there. "
-                f"Ray says: {error}"
-            ) from error
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
+        except RayError as error:
+            raise EngineDiedError(
+                f"vLLM engine {engine + 1} of {self.count}, which sampled {self._policy}, died. "
+                "What was sampled before is kept, and prism.resume=true continues from there. "
+                f"Ray says: {error}"
+            ) from error
 
     def close(self) -> None:
         """Free the devices."""

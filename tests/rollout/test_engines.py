@@ -67,5 +67,5 @@ def test_a_dead_engine_ends_the_run_and_is_named(engines):
 
 
 def test_an_engines_user_error_is_the_runs(engines):
-    with pytest.raises(UserError, match="^row 8 has no image$"):
+    with pytest.raises(UserError, match=r"^row 8 has no image$"):
         sample(engines, 8, 9)

@@ -25,8 +25,9 @@ from pydantic_core import ErrorDetails
 from verl_prism.errors import UserError
 
 Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
-ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # the other stages run on one node
+ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # whose trainer is verl's PPO trainer on Ray
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+DataFiles = AbsolutePath | tuple[AbsolutePath, ...]  # files, folders or globs
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -56,12 +57,26 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Parquet files and the longest prompt and response, in tokens."""
+    """Parquet files, and the longest prompt and response in tokens."""
 
-    train: AbsolutePath
-    heldout: AbsolutePath
+    train: DataFiles
+    heldout: DataFiles
+    cache: AbsolutePath
     max_prompt_tokens: PositiveInt
     max_response_tokens: PositiveInt
+
+
+class Image(Section):
+    """The sizes between which images are resized, in pixels; None: the limits of the model."""
+
+    min_pixels: PositiveInt | None
+    max_pixels: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Image":
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")
+        return self
 
 
 class Model(Section):
@@ -309,6 +324,7 @@ class Prism(Section):
     stall_seconds: PositiveFloat | None
     max_restarts: NonNegativeInt
     data: Data
+    image: Image
     model: Model
     hardware: Hardware
     rollout: Rollout

@@ -201,17 +201,12 @@ def test_a_host_without_a_gpu(prism):
     assert message == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
 
 
-@pytest.mark.parametrize(
-    ("stage", "message"),
-    [
-        ("align", " needs a Ray that runs on all of them: "),
-        ("sft", ": stage sft runs on one node"),
-    ],
-)
-def test_several_nodes_need_a_stage_on_ray_and_a_running_ray(prism, stage, message):
+@pytest.mark.parametrize("stage", ["sft", "align"])
+def test_several_nodes_need_a_running_ray(prism, stage):
     hardware = prism.hardware.model_copy(update={"nodes": 2})
     several = prism.model_copy(update={"stage": stage, "hardware": hardware})
-    assert refusal(several).startswith(f"prism.hardware.nodes=2{message}")
+    message = "prism.hardware.nodes=2 needs a Ray that runs on all of them: "
+    assert refusal(several).startswith(message)
 
 
 def test_other_stages_read_other_columns(prism):

@@ -12,8 +12,9 @@ from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.batch import Group
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.report.metrics import MetricsLog, keep_steps, read_records
+from verl_prism.rollout.journal import Journal
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.warmup import read_rollouts, run_warmup, write_rollouts
+from verl_prism.stages.warmup import run_warmup
 from verl_prism.stages.warmup_training import shuffled_batches
 
 PROMPTS = 12
@@ -52,10 +53,15 @@ def compose(digits_folder, tmp_path, monkeypatch):
 def sampled(monkeypatch):
     """Replace vLLM: each prompt gets a valid response and, for most prompts, an invalid one."""
 
-    def sample(sampler, rows, sampling, log):
-        return [[VALID, "no format"][: 1 + (number % 3)] for number in range(len(rows))]
+    def sample(prism, rows, log):
+        texts = [[VALID, "no format"][: 1 + (number % 3)] for number in range(len(rows))]
+        write_rollouts(prism, texts)
 
     monkeypatch.setattr("verl_prism.stages.warmup.sample_policy", sample)
+
+
+def write_rollouts(prism, texts: list[list[str]]) -> None:
+    Journal(RunFolder(prism.output).rollouts, {}, resume=False).append(enumerate(texts))
 
 
 def weights(prism) -> dict[str, torch.Tensor]:
@@ -119,7 +125,12 @@ def test_it_trains_and_writes_a_discriminator_that_loads(compose):
     assert summary["invalid rollouts"] == "8"
     assert [step["nonfinite"] for step in steps(prism)] == [0, 0, 0, 0]
     left = {path.name for path in prism.output.iterdir()}
-    assert left == {"discriminator", "rollouts.jsonl", "metrics.jsonl"}, "no state is left"
+    assert left == {
+        "discriminator",
+        "rollouts.jsonl",
+        "rollouts.settings.json",
+        "metrics.jsonl",
+    }, "no state is left"
 
 
 @pytest.mark.usefixtures("sampled")
@@ -161,10 +172,26 @@ def test_two_ranks_train_like_one(compose):
         torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("sampled")
+def test_two_ranks_continue_from_a_checkpoint_of_one(compose, monkeypatch):
+    options = ("prism.discriminator.balance_coef=0", "prism.discriminator.lr=1e-5")
+    whole = compose(*options, name="whole")
+    run_warmup(whole)
+    run_and_kill(monkeypatch, compose(*options, name="stopped"), 3)
+    two = compose(
+        *options, "prism.resume=true", "prism.hardware.devices_per_node=2", name="stopped"
+    )
+    resume(two)
+    for mine, theirs in zip(steps(whole), steps(two), strict=True):
+        for name in ("pairs", "loss", "perception/margin", "grad_norm", "lr"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+
+
 def test_without_a_valid_rollout_any_rank_reports_it(compose, monkeypatch):
     monkeypatch.setattr(
         "verl_prism.stages.warmup.sample_policy",
-        lambda sampler, rows, sampling, log: [["nothing", "of the kind"]] * len(rows),
+        lambda prism, rows, log: write_rollouts(prism, [["nothing", "of the kind"]] * len(rows)),
     )
     message = r"none of 24 rollouts of .*base is in the format; fine-tune it first"
     with pytest.raises(UserError, match=message):
@@ -222,19 +249,6 @@ def test_too_many_nonfinite_steps_stop_it_and_nothing_is_exported(compose):
     with pytest.raises(FloatingPointError, match=message):
         run_warmup(prism)
     assert not (prism.output / "discriminator").exists()
-
-
-def test_rollouts_are_read_back_whatever_they_contain(tmp_path):
-    """str.splitlines() would also split at U+2028, U+0085 and other separators."""
-    rollouts = [["one\u2028two", "\x85 \x1c \x0b \r \n"], [], ["三"]]
-    write_rollouts(tmp_path / "rollouts.jsonl", rollouts)
-    assert read_rollouts(tmp_path / "rollouts.jsonl") == rollouts
-
-
-def test_several_nodes_are_refused(compose):
-    message = r"prism.hardware.nodes=2: the warm-up runs on the devices of one node"
-    with pytest.raises(UserError, match=message):
-        run_warmup(compose("prism.hardware.nodes=2"))
 
 
 def test_batches_contain_every_group_once_per_epoch(prompts):

@@ -1,9 +1,11 @@
 """The fingerprint of a run: the settings that a resumed run must share with its checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
 from verl_prism.checkpoints.store import CheckpointStore
-from verl_prism.config import Prism, Stage, flatten
+from verl_prism.config import DataFiles, Prism, Stage, flatten
+from verl_prism.data.rows import parquet_files
 from verl_prism.run_folder import RunFolder
 
 ALL_STAGES = (
@@ -11,7 +13,7 @@ ALL_STAGES = (
     "reproducible",
     "steps",
     "policy",
-    "data.train",
+    "image.",
     "data.max_prompt_tokens",
     "data.max_response_tokens",
     "hardware.dtype",
@@ -82,7 +84,15 @@ def fingerprint(prism: Prism) -> dict[str, Any]:
     for key, value in flatten(prism.model_dump(mode="json")):
         if key.startswith(included) and not key.startswith(excluded):
             settings[f"prism.{key}"] = value
-    return settings | {"prism.data.train, its bytes": prism.data.train.stat().st_size}
+    return settings | _training_data(prism.data.train)
+
+
+def _training_data(source: DataFiles) -> dict[str, Any]:
+    files = parquet_files("prism.data.train", source)
+    return {
+        "prism.data.train": str(source) if isinstance(source, Path) else list(map(str, source)),
+        "prism.data.train, its bytes": sum(file.stat().st_size for file in files),
+    }
 
 
 def world_sizes(prism: Prism) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from verl_prism.checkpoints.fingerprint import fingerprint
-from verl_prism.config import Prism
+from verl_prism.config import DataFiles, Prism
 
 CARD = "README.md"
 PACKAGES = ("verl_prism", "verl", "torch", "transformers", "vllm", "ray")
@@ -31,7 +31,7 @@ class ModelCard:
     steps: int
     seed: int
     base: Path
-    data: Path
+    data: DataFiles
     root: Path
     settings: Mapping[str, Any]
     metrics: Mapping[str, float | str]
@@ -71,7 +71,9 @@ class ModelCard:
         (folder / CARD).write_text(text, encoding="utf-8")
 
     def _anonymous(self, value: object) -> object:
-        """Shorten an absolute path, so that the card reveals nothing about the machine."""
+        """Shorten absolute paths, so that the card reveals nothing about the machine."""
+        if isinstance(value, list | tuple):
+            return ", ".join(str(self._anonymous(item)) for item in value)
         path = Path(str(value))
         if not path.is_absolute():
             return value

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer
 
-from verl_prism.config import ON_RAY, Discriminator, Hardware, Prism, Stage
+from verl_prism.config import Discriminator, Hardware, Prism
+from verl_prism.data.rows import parquet_files
 from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.response import View, parse_response
@@ -30,7 +31,7 @@ GPU_FILES = (
 def check_inputs(prism: Prism) -> None:
     """Check everything that `prism.stage` reads, and the devices that it runs on."""
     check_device(prism.hardware)
-    check_nodes(prism.stage, prism.hardware)
+    check_nodes(prism.hardware)
     check_files(prism)
 
 
@@ -47,7 +48,8 @@ def check_files(prism: Prism) -> None:
         check_images(path)
         check_answers(path)
     if "teacher_response" in TRAIN_COLUMNS[prism.stage]:
-        check_teacher(prism.data.train, prism.policy, prism.discriminator)
+        for file in parquet_files("prism.data.train", prism.data.train):
+            check_teacher(file, prism.policy, prism.discriminator)
 
 
 def model_folders(prism: Prism) -> dict[str, Path]:
@@ -66,10 +68,14 @@ def model_folders(prism: Prism) -> dict[str, Path]:
 
 def data_files(prism: Prism) -> Iterator[tuple[str, Path, tuple[str, ...]]]:
     """Yield config key, path and required columns of each data file that the stage reads."""
-    if columns := TRAIN_COLUMNS[prism.stage]:
-        yield "prism.data.train", prism.data.train, columns
-    if columns := HELDOUT_COLUMNS[prism.stage]:
-        yield "prism.data.heldout", prism.data.heldout, columns
+    splits = (
+        ("prism.data.train", prism.data.train, TRAIN_COLUMNS[prism.stage]),
+        ("prism.data.heldout", prism.data.heldout, HELDOUT_COLUMNS[prism.stage]),
+    )
+    for key, source, columns in splits:
+        if columns:
+            for file in parquet_files(key, source):
+                yield key, file, columns
 
 
 def check_device(hardware: Hardware) -> None:
@@ -79,17 +85,13 @@ def check_device(hardware: Hardware) -> None:
         raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
 
 
-def check_nodes(stage: Stage, hardware: Hardware) -> None:
-    """Check that a run on several nodes is of a stage on Ray, and has a Ray that spans them."""
-    if hardware.nodes == 1:
-        return
-    setting = f"prism.hardware.nodes={hardware.nodes}"
-    if stage not in ON_RAY:
-        raise UserError(f"{setting}: stage {stage} runs on one node")
-    if hardware.ray_address is None:
+def check_nodes(hardware: Hardware) -> None:
+    """Check that a run on several nodes has a Ray that spans them."""
+    if hardware.nodes > 1 and hardware.ray_address is None:
         raise UserError(
-            f"{setting} needs a Ray that runs on all of them: python -m verl_prism.cluster "
-            "--hosts=... starts it, or set prism.hardware.ray_address to one that is running"
+            f"prism.hardware.nodes={hardware.nodes} needs a Ray that runs on all of them: "
+            "python -m verl_prism.cluster --hosts=... starts it, or set prism.hardware.ray_address "
+            "to one that is running"
         )
 
 

@@ -102,7 +102,7 @@ def check_gpus(case: Case) -> Iterator[Finding]:
     if hardware.device == "cpu":
         yield ok("not needed")
         return
-    if case.on_ray and hardware.ray_address is not None:
+    if case.uses_ray and hardware.ray_address is not None:
         yield ok("see Ray below")
         return
     gpus = visible_gpus()

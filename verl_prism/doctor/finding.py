@@ -42,8 +42,16 @@ class Case:
 
     @property
     def on_ray(self) -> bool:
-        """Whether the stage runs on Ray."""
+        """Whether the stage's trainer runs on Ray."""
         return self.prism.stage in ON_RAY
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether the stage uses Ray: for its trainer, several nodes, or several vLLM engines."""
+        hardware = self.prism.hardware
+        samples = self.prism.stage in ("warmup", "eval")
+        several_engines = hardware.devices_per_node > hardware.tensor_parallel_size
+        return self.on_ray or hardware.nodes > 1 or (samples and several_engines)
 
     @property
     def policy_folder(self) -> Path:

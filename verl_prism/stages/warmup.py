@@ -4,7 +4,6 @@ The policy answers training prompts, and each valid answer is paired with the te
 held-out prompts shows whether the discriminator has learned the difference or memorized the pairs.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -12,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
@@ -21,8 +19,10 @@ from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.checkpoints.store import Checkpoint
-from verl_prism.config import Prism, Upcycle
-from verl_prism.data.messages import chat_messages, row_images
+from verl_prism.config import Image, Prism, Upcycle
+from verl_prism.data.images import MODEL_LIMITS, row_images
+from verl_prism.data.messages import chat_messages
+from verl_prism.data.rows import Rows, train_rows
 from verl_prism.discriminator import (
     Group,
     Prompt,
@@ -30,7 +30,6 @@ from verl_prism.discriminator import (
     WarmupGroups,
     add_swapped_teachers,
     encode_prompt,
-    on_ranks,
     process_group,
     upcycle,
     valid_pairs,
@@ -39,10 +38,19 @@ from verl_prism.discriminator import (
 )
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.files import atomic_folder
+from verl_prism.launcher.ranks import on_all_devices
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
-from verl_prism.rollout.sampler import PolicySampler, Sampling
+from verl_prism.rollout.journal import Journal, JournalReader
+from verl_prism.rollout.sampling import Sampling
 from verl_prism.run_folder import RunFolder
+from verl_prism.stages.sampling import (
+    TimeLeft,
+    journal_settings,
+    sample_to_journal,
+    sampling_devices,
+    sampling_job,
+)
 from verl_prism.stages.warmup_training import WarmupTraining, shuffled_batches
 
 Row = Mapping[str, Any]
@@ -59,16 +67,10 @@ def run_warmup(prism: Prism) -> Summary:
         UserError: there are no pairs to train on.
         EndedEarly: an early end was requested, and the last step is saved.
     """
-    if prism.hardware.nodes > 1:
-        raise UserError(
-            f"prism.hardware.nodes={prism.hardware.nodes}: the warm-up runs on the devices of one "
-            "node; set prism.hardware.nodes=1"
-        )
     checkpoint = checkpoint_store(prism).newest()[0] if prism.resume else None
     if checkpoint is None:
         prepare(prism)
-    devices = prism.hardware.devices_per_node
-    result = on_ranks(devices, train_discriminator, prism, checkpoint)
+    result = on_all_devices(prism.hardware, train_discriminator, prism, checkpoint)
     assert result is not None
     summary, step = result
     if step < prism.steps:
@@ -79,29 +81,37 @@ def run_warmup(prism: Prism) -> Summary:
 def prepare(prism: Prism) -> None:
     """Write what training starts from: the policy's responses and the upcycled discriminator."""
     folder = RunFolder(prism.output)
-    sampler = PolicySampler(prism.policy, prism.hardware, prism.seed)
+    rows = read_rows(prism)
+    with MetricsLog(folder) as log:
+        sample_policy(prism, rows, log)
+        make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
+
+
+def sample_policy(prism: Prism, rows: Sequence[Row], log: MetricsLog) -> None:
+    """Write the policy's responses to each row to the run's journal, on all devices."""
+    folder = RunFolder(prism.output)
     sampling = Sampling(
         n=prism.warmup.samples_per_prompt,
         temperature=prism.rollout.temperature,
         top_p=prism.rollout.top_p,
         max_tokens=prism.data.max_response_tokens,
     )
-    rows = read_rows(prism.data.train, prism.warmup.prompts)
-    with MetricsLog(folder) as log:
-        write_rollouts(folder.rollouts, sample_policy(sampler, rows, sampling, log))
-        make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
-
-
-def sample_policy(
-    sampler: PolicySampler, rows: Sequence[Row], sampling: Sampling, log: MetricsLog
-) -> list[list[str]]:
-    """Return the policy's responses to each row."""
+    job = sampling_job(prism, prism.policy, sampling)
+    settings = journal_settings(job, "prism.data.train", prism.data.train, len(rows))
+    journal = Journal(folder.rollouts, settings, prism.resume)
+    time_left = TimeLeft(len(rows))
     log.note("starting vLLM")
-    with sampler:
-        responses = sampler.sample(
-            rows, sampling, lambda done, total: log.note(f"sampling the policy {done}/{total}")
+    with sampling_devices(prism.hardware):
+        sample_to_journal(
+            job,
+            rows,
+            journal,
+            folder,
+            encode=lambda row: (row[0], [sample.text for sample in row[1]]),
+            report=lambda done: log.note(
+                f"sampling the policy {done}/{len(rows)}{time_left(done)}"
+            ),
         )
-    return [[response.text for response in group] for group in responses]
 
 
 def make_discriminator(folder: Path, settings: Upcycle, seed: int, log: MetricsLog) -> None:
@@ -193,29 +203,19 @@ def export_discriminator(prism: Prism, training: WarmupTraining, summary: Summar
     training.ranks.wait()
 
 
-def read_rows(train: Path, prompts: int) -> list[Row]:
-    """Return the first rows of the training data."""
-    return pq.read_table(train).slice(0, prompts).to_pylist()
+def read_rows(prism: Prism) -> Rows:
+    """Return the training rows whose prompts the policy answers."""
+    return train_rows(prism)[: prism.warmup.prompts]
 
 
-def write_rollouts(file: Path, rollouts: Sequence[Sequence[str]]) -> None:
-    """Write one JSON line per prompt: the list of the policy's responses."""
-    lines = [json.dumps(texts, ensure_ascii=False) + "\n" for texts in rollouts]
-    file.write_text("".join(lines), encoding="utf-8")
+def read_rollouts(file: Path) -> Sequence[list[str]]:
+    """Return the policy's responses to each row, which are read when they are used."""
+    return JournalReader(file)
 
 
-def read_rollouts(file: Path) -> list[list[str]]:
-    """Return the policy's responses to each prompt.
-
-    Only "\\n" ends a line: a response may contain other line separators, such as U+2028.
-    """
-    with open(file, encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def encode_row(processor: ProcessorMixin, row: Row) -> Prompt:
+def encode_row(processor: ProcessorMixin, row: Row, limits: Image = MODEL_LIMITS) -> Prompt:
     """Tokenize the prompt of a row like the policy's rollout."""
-    images = row_images(row, processor.image_processor.patch_size)
+    images = row_images(row, processor.image_processor.patch_size, limits)
     return encode_prompt(processor, chat_messages(row), images)
 
 
@@ -227,10 +227,10 @@ def load_pairs(prism: Prism) -> WarmupGroups:
     """
     folder = RunFolder(prism.output)
     settings = prism.discriminator
-    rows = read_rows(prism.data.train, prism.warmup.prompts)
+    rows = read_rows(prism)
     processor = AutoProcessor.from_pretrained(prism.policy)
     groups = warmup_groups(
-        [encode_row(processor, row) for row in rows],
+        [encode_row(processor, row, prism.image) for row in rows],
         [row["teacher_response"] for row in rows],
         read_rollouts(folder.rollouts),
         AutoTokenizer.from_pretrained(folder.upcycled),

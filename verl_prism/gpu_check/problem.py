@@ -1,4 +1,4 @@
-"""The problem of `discriminator.py`: sizes, a random Qwen3-VL-MoE, and groups of random texts."""
+"""Sizes, the config of a Qwen3-VL-MoE with random weights, and groups of random texts."""
 
 import random
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reference import Sample
 
 from verl_prism.discriminator import Group, Prompt, SpanIds, Spans
+from verl_prism.gpu_check.reference import Sample
 from verl_prism.response import View
 
 MERGE, PATCH, CHANNELS, FRAMES = 2, 16, 3, 2  # of Qwen3-VL's vision tower
@@ -17,7 +17,7 @@ SPREAD = 0.25  # largest relative deviation of a text's length from its mean
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of a comparison. Text lengths are means in tokens, the prompt's with its image.
+    """Sizes of a model and of its groups. Text lengths are means in tokens, with the image.
 
     The default takes minutes on two cores, mostly in matrix products. The vision tower cannot be
     scaled down like the rest, because an image has four patches per token. Here an image costs as
@@ -52,18 +52,20 @@ class Setting:
     reference_micro_batch: int = 1  # samples with four graphs each; one needs the least memory
     repeats: int = 5
     seed: int = 0
-    peak_tflops: float = 0.0  # of the device, for the utilization; 0: not known
 
     @property
     def image_tokens(self) -> int:
+        """Tokens of an image."""
         return (self.image_side // MERGE) ** 2
 
     @property
     def image_token(self) -> int:
+        """Id of the token that stands for a part of an image."""
         return self.vocabulary - 1
 
     @property
     def terminal_token(self) -> int:
+        """Id of the token that ends a span."""
         return self.vocabulary - 5
 
 
@@ -86,16 +88,10 @@ QUICK = Setting(
     vision_intermediate=64,
     repeats=1,
 )
-# Qwen3-VL-2B upcycled to 4 experts: 5.3 B parameters. The AdamW state of two models would not fit
-# 80 GB, hence SGD.
-CUDA = Setting(
-    device="cuda",
+# Qwen3-VL-2B upcycled to 4 experts: 5.3 B parameters.
+QWEN3_VL_2B = Setting(
     dtype="bfloat16",
     students=(16,),
-    prompt=800,
-    image_side=34,
-    caption=300,
-    reasoning=700,
     vocabulary=151936,
     hidden=2048,
     layers=28,
@@ -110,7 +106,6 @@ CUDA = Setting(
     deepstack=(5, 11, 17),
     optimizer="SGD",
     checkpointing=True,
-    peak_tflops=989.0,
 )
 
 
@@ -192,7 +187,8 @@ def make_samples(s: Setting, groups: Sequence[Group]) -> list[Sample]:
     for group in groups:
         parts = (group.prompt.input_ids, group.prompt.pixel_values, group.prompt.image_grid_thw)
         prompt = Prompt(*(part.to(s.device) for part in parts if part is not None))
-        samples += [Sample(prompt, ids(spans), ids(group.teacher)) for spans in group.students]
+        valid = [spans for spans in group.students if spans is not None]
+        samples += [Sample(prompt, ids(spans), ids(group.teacher)) for spans in valid]
     return samples
 
 

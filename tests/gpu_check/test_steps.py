@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,12 +77,28 @@ def test_a_size_that_does_not_fit_is_tried_in_smaller_packs(options, record, mon
         return make_step(model, optimizer, runtime, tokens, folder)
 
     monkeypatch.setattr(sizes, "make_step", small_device)
-    sizes.measure_size(options, record, 800, 300, 700)
+    sizes.measure_size(options, record, 800, 300, 700, 34)
     assert not failed(record)
-    assert record.values["out_of_memory"] == dict.fromkeys(["65536", "32768"], "CUDA out of memory")
-    assert record.values["micro_batch_tokens"] == 16384
+    assert record.values["out_of_memory"] == dict.fromkeys(
+        ["114688", "57344", "28672"], "CUDA out of memory"
+    )
+    assert record.values["micro_batch_tokens"] == 14336
     assert len(record.values["seconds"]) == 3
     assert record.values["model_tflops"] > 0
+    assert record.values["milliseconds"]
+
+
+def test_groups_that_change_in_every_size(options, record):
+    sizes.count_recompilations(options, record)
+    assert not failed(record)
+    assert len(record.values["seconds"]) == 20
+
+
+def test_both_algorithms_in_bf16(options, record, monkeypatch):
+    monkeypatch.setattr(sizes, "QUICK", replace(sizes.QUICK, dtype="bfloat16"))
+    sizes.compare_reference(options, record)
+    assert record.checks[0]["value"] < 2e-2
+    assert record.values["gain"] > 0
 
 
 def test_a_size_that_fits_in_no_pack_fails(options, record, monkeypatch):
@@ -89,8 +106,8 @@ def test_a_size_that_fits_in_no_pack_fails(options, record, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(sizes, "make_step", full_device)
-    with pytest.raises(torch.OutOfMemoryError, match="8192 tokens do not fit"):
-        sizes.measure_size(options, record, 800, 300, 700)
+    with pytest.raises(torch.OutOfMemoryError, match="14336 tokens do not fit"):
+        sizes.measure_size(options, record, 800, 300, 700, 34)
 
 
 @pytest.mark.slow

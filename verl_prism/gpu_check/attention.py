@@ -22,7 +22,7 @@ HEADS, KEY_HEADS = 8, 2
 # (dtype, dimension of a head), the configuration of real runs first
 CASES = ((torch.bfloat16, 128), (torch.float32, 64))
 # The largest difference of an entry, relative to the largest entry.
-LIMITS = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+LIMITS = {torch.bfloat16: 5e-2, torch.float32: 1e-4}
 
 
 def compare_attention(options: Options, record: Record) -> None:

@@ -17,16 +17,21 @@ Attention = Literal["flex", "blocks"]
 
 
 @contextmanager
-def one_rank(device: str) -> Iterator[Runtime]:
+def one_rank(device: str) -> Iterator[Ranks]:
     """Start a process group of this process only, so that a model can be sharded."""
     if device == "cuda":
         torch.cuda.set_device(0)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield Runtime(Ranks(0 if device == "cuda" else "cpu"), torch.bfloat16)
+        yield Ranks(0 if device == "cuda" else "cpu")
     finally:
         dist.destroy_process_group()
+
+
+def runtime_in(dtype: torch.dtype, ranks: Ranks) -> Runtime:
+    """Return how a model computes whose activations have this dtype."""
+    return Runtime(ranks, dtype)
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def _unchanged(layout: attention.PackLayout, device: torch.device) -> attention.
 def plain_flex_attention() -> Iterator[None]:
     """Let FlexAttention run without a compiler, and with gradients on the CPU."""
     with (
-        torch._dynamo.config.patch(disable=True),
+        torch.compiler.set_stance("force_eager"),
         mock.patch.object(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True),
         mock.patch.object(flex_attention, "_validate_device"),
     ):
@@ -70,6 +75,13 @@ def peak_gib(device: str) -> float:
     if device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def allocated_gib(device: str) -> float:
+    """Return the allocated device memory; on a CPU, the peak of this process."""
+    if device == "cuda":
+        return round(torch.cuda.memory_allocated() / 2**30, 2)
+    return peak_gib(device)
 
 
 def now(device: str) -> float:

@@ -43,8 +43,8 @@ def describe(options: Options, record: Record) -> None:
     record.require("Triton works", has_triton(), True)
     with record.part("matrix product"):
         record.add(matmul_tflops=_matmul_tflops())
-    with record.part("NCCL on one rank"), one_rank("cuda") as runtime:
-        dist.all_reduce(torch.ones(1, device=runtime.ranks.device))
+    with record.part("NCCL on one rank"), one_rank("cuda") as ranks:
+        dist.all_reduce(torch.ones(1, device=ranks.device))
         torch.cuda.synchronize()
 
 

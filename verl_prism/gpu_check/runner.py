@@ -169,9 +169,10 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a step, in which gloo needs no host name."""
+    """Return the environment of a step, in which nothing needs a network."""
     defaults = {
         "GLOO_SOCKET_IFNAME": "lo",
+        "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch._dynamo import utils as dynamo
 
-from verl_prism.discriminator import DiscriminatorStep, Group, Runtime, shard
-from verl_prism.gpu_check.device import now, one_rank, peak_gib, reset_peak
+from verl_prism.discriminator import DiscriminatorStep, Group, Ranks, shard
+from verl_prism.gpu_check.device import (
+    allocated_gib,
+    now,
+    one_rank,
+    peak_gib,
+    reset_peak,
+    runtime_in,
+)
 from verl_prism.gpu_check.precision import checkpoint_activations, random_model
 from verl_prism.gpu_check.problem import (
     QUICK,
@@ -25,29 +32,29 @@ from verl_prism.gpu_check.record import Options, Record
 from verl_prism.gpu_check.sides import Problem, Side, build_model, make_side
 from verl_prism.gpu_check.small import SMALL, make_step
 
-# Tokens of a micro-batch. The next is tried if the device runs out of memory.
-TOKEN_LIMITS = (65536, 32768, 16384, 8192)
+# Tokens of a micro-batch, the default first. The next is tried if the device runs out of memory.
+TOKEN_LIMITS = (114_688, 57_344, 28_672, 14_336)
 REPEATS = 3  # timed steps after one warm-up step
 LEARNING_RATE = 1e-6
 # Dense bf16 TFLOP/s that the makers state, by a part of the device's name.
 PEAK_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362}
-SMALL_IMAGE = 34  # patches on a side: 289 tokens
-LARGE_PROMPT = 2000  # tokens from which the image is large
-LARGE_IMAGE = 62  # an image of 1000 x 1000 pixels: 961 tokens
 QUICK_SHARE = 16  # by which --quick shortens texts
+KERNELS = 20  # of a profile
+KERNEL_NAME = 100  # characters
 STEPS = 20  # of changing lengths
 SETTLED = 10  # steps after which nothing should be compiled any more
 
 
-def size_setting(options: Options, prompt: int, caption: int, reasoning: int) -> Setting:
-    """Return the setting of a shape, whose lengths are in tokens."""
-    if options.quick:
-        lengths = (max(prompt // QUICK_SHARE, 40), caption // QUICK_SHARE, reasoning // QUICK_SHARE)
-        return _with_lengths(replace(QUICK, device=options.device, checkpointing=True), *lengths)
-    side = LARGE_IMAGE if prompt >= LARGE_PROMPT else SMALL_IMAGE
-    return _with_lengths(
-        replace(QWEN3_VL_2B, device=options.device, image_side=side), prompt, caption, reasoning
-    )
+def size_setting(
+    options: Options, prompt: int, caption: int, reasoning: int, image_side: int
+) -> Setting:
+    """Return the setting of a shape: lengths in tokens, the side of the image in patches."""
+    if not options.quick:
+        full = replace(QWEN3_VL_2B, device=options.device, image_side=image_side)
+        return _with_lengths(full, prompt, caption, reasoning)
+    tiny = replace(QUICK, device=options.device, checkpointing=True)
+    shorter = [length // QUICK_SHARE for length in (prompt, caption, reasoning)]
+    return _with_lengths(tiny, max(shorter[0], QUICK.prompt), *shorter[1:])
 
 
 def _with_lengths(setting: Setting, prompt: int, caption: int, reasoning: int) -> Setting:
@@ -55,10 +62,10 @@ def _with_lengths(setting: Setting, prompt: int, caption: int, reasoning: int) -
 
 
 def measure_size(
-    options: Options, record: Record, prompt: int, caption: int, reasoning: int
+    options: Options, record: Record, prompt: int, caption: int, reasoning: int, image_side: int
 ) -> None:
     """Time steps of one group, and record the peak memory and the model FLOPs utilization."""
-    setting = size_setting(options, prompt, caption, reasoning)
+    setting = size_setting(options, prompt, caption, reasoning, image_side)
     groups = make_groups(setting, setting.students[0])
     samples = make_samples(setting, groups)
     flops = step_flops(setting, samples)["ours"]
@@ -69,9 +76,9 @@ def measure_size(
         step_tflop=round(flops / 1e12, 3),
     )
     del samples
-    with one_rank(options.device) as runtime:
+    with one_rank(options.device) as ranks:
         for tokens in TOKEN_LIMITS:
-            if _fits(setting, groups, tokens, runtime, options, record):
+            if _fits(setting, groups, tokens, ranks, options, record):
                 break
             gc.collect()
         else:
@@ -85,7 +92,7 @@ def _fits(
     setting: Setting,
     groups: list[Group],
     tokens: int,
-    runtime: Runtime,
+    ranks: Ranks,
     options: Options,
     record: Record,
 ) -> bool:
@@ -98,12 +105,15 @@ def _fits(
     try:
         model = random_model(setting)
         checkpoint_activations(model)
-        shard(model, runtime.ranks, torch.bfloat16)
+        shard(model, ranks, torch.bfloat16)
         record.add(parameters=sum(each.numel() for each in model.parameters()))
-        record.add(model_gib=peak_gib(options.device))
+        record.add(model_gib=allocated_gib(options.device))
         optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+        runtime = runtime_in(torch.bfloat16, ranks)
         step = make_step(model, optimizer, runtime, tokens, options.work)
         _time_steps(step, groups, options, record)
+        with record.part("profile"):
+            record.add(milliseconds=_profile(step, groups, options.device))
     except torch.OutOfMemoryError as failure:
         seen = record.values.get("out_of_memory", {})
         record.add(out_of_memory={**seen, str(tokens): str(failure).split(". ")[0]})
@@ -124,6 +134,21 @@ def _time_steps(
         record.add(loss=result.metrics.get("loss"), peak_gib=peak_gib(options.device))
     if options.device == "cuda":
         record.add(reserved_gib=round(torch.cuda.max_memory_reserved() / 2**30, 2))
+
+
+def _profile(step: DiscriminatorStep, groups: list[Group], device: str) -> dict[str, float]:
+    """Return the milliseconds of one step in its slowest kernels; on a CPU, operators."""
+    on_gpu = device == "cuda"
+    activity = (
+        torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    )
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        step(groups)
+        now(device)
+    field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    microseconds = {row.key[:KERNEL_NAME]: getattr(row, field) for row in profiler.key_averages()}
+    slowest = sorted(microseconds, key=lambda name: -microseconds[name])[:KERNELS]
+    return {name: round(microseconds[name] / 1000, 2) for name in slowest}
 
 
 def utilization(flops_per_second: float, device: str) -> dict[str, Any]:
@@ -147,8 +172,9 @@ def count_recompilations(options: Options, record: Record) -> None:
     checkpoint_activations(model)
     graphs: list[int] = []
     seconds: list[float] = []
-    with one_rank(options.device) as runtime:
-        shard(model, runtime.ranks, torch.bfloat16)
+    with one_rank(options.device) as ranks:
+        shard(model, ranks, torch.bfloat16)
+        runtime = runtime_in(torch.bfloat16, ranks)
         optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
         step = make_step(model, optimizer, runtime, 8192, options.work)
         for number in range(STEPS):
@@ -181,7 +207,7 @@ def compare_reference(options: Options, record: Record) -> None:
 
     Weights and activations are bf16 on both sides (fp32 if quick), and routing is by token.
     """
-    setting = size_setting(options, 800, 300, 700)
+    setting = size_setting(options, 800, 300, 700, 34)
     problem = Problem.make(setting, setting.students[0])
     models = {name: build_model(setting, name) for name in ("ours", "reference")}
     models["reference"].load_state_dict(models["ours"].state_dict(), assign=True)

@@ -76,6 +76,7 @@ def _twice(prompt: Prompt) -> Prompt:
 
 def backward(model: Discriminator, groups: list[Group], runtime: Runtime) -> Outcome:
     """Compute the gradients of a mini-batch, and leave none in the model."""
+    model.zero_grad()
     batch = MiniBatch(GroupEncoder(model.config), groups, MAX_TOKENS)
     result = backward_groups(model, batch, LOSS, runtime)
     gradients = {}

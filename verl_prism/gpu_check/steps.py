@@ -65,10 +65,11 @@ class Step:
     arguments: tuple[Any, ...] = ()
 
 
-def _size(prompt: int, caption: int, reasoning: int) -> Step:
+def _size(prompt: int, caption: int, reasoning: int, image_side: int) -> Step:
+    """Return a step of real size. Lengths are in tokens, the side of the image in patches."""
     name = f"size-{prompt}-{caption}-{reasoning}"
-    shape = (prompt, caption, reasoning)
-    return Step(name, f"{PACKAGE}.sizes:measure_size", 180, (a_gpu_unless_quick,), shape)
+    shape = (prompt, caption, reasoning, image_side)
+    return Step(name, f"{PACKAGE}.sizes:measure_size", 200, (a_gpu_unless_quick,), shape)
 
 
 def _stage(stage: str) -> Step:
@@ -82,12 +83,12 @@ STEPS = (
     Step("experts", f"{PACKAGE}.precision:watch_experts", 90),
     Step("checkpointing", f"{PACKAGE}.precision:compare_checkpointing", 90),
     Step("learning", f"{PACKAGE}.precision:learn", 90),
-    _size(800, 300, 700),
-    _size(4096, 600, 5400),
+    _size(800, 300, 700, 34),
+    _size(4096, 600, 5400, 120),
     Step("recompilations", f"{PACKAGE}.sizes:count_recompilations", 180, (a_gpu,)),
-    _size(2048, 1000, 5000),
+    _size(2048, 1000, 5000, 80),
     Step("reference", f"{PACKAGE}.sizes:compare_reference", 240, (a_gpu_unless_quick,)),
-    _size(4096, 300, 1200),
+    _size(4096, 300, 1200, 120),
     Step("two-ranks", f"{PACKAGE}.two_ranks:compare_ranks", 180, (two_devices,)),
     Step("stage-prepare", f"{PACKAGE}.stages:prepare", 120, (stage_packages,)),
     *[_stage(name) for name in ("sft", "warmup", "align", "rlvr", "eval")],

@@ -3,8 +3,8 @@
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record as recorded
 
-from verl_prism.discriminator import Ranks, Runtime, on_ranks, process_group, shard
-from verl_prism.gpu_check.device import one_rank
+from verl_prism.discriminator import Ranks, on_ranks, process_group, shard
+from verl_prism.gpu_check.device import one_rank, runtime_in
 from verl_prism.gpu_check.precision import GRADIENT_LIMIT, checkpoint_activations, random_model
 from verl_prism.gpu_check.record import Options, Record
 from verl_prism.gpu_check.small import (
@@ -21,8 +21,8 @@ LIMITS = {torch.float32: 1e-3, torch.bfloat16: GRADIENT_LIMIT}
 
 def compare_ranks(options: Options, record: Record) -> None:
     """Compare the loss and the gradients of two ranks with those of one."""
-    with one_rank(options.device) as runtime:
-        one = _outcomes(options.device, options.quick, runtime.ranks)
+    with one_rank(options.device) as ranks:
+        one = _outcomes(options.device, options.quick, ranks)
     file = str(options.work / "two-ranks.pt")
     on_ranks(2, _rank, options.device, options.quick, file)
     two: dict[torch.dtype, Outcome] = torch.load(file, weights_only=False)
@@ -43,12 +43,12 @@ def _rank(device: str, quick: bool, file: str) -> None:
 def _outcomes(device: str, quick: bool, ranks: Ranks) -> dict[torch.dtype, Outcome]:
     """Return the gradients, averaged over ranks, and the loss of all ranks."""
     setting = small_setting(device, quick)
-    groups = ranks.share(small_groups(setting))
+    groups = small_groups(setting)[ranks.rank :: ranks.world_size]
     outcomes = {}
     for dtype in LIMITS:
         model = random_model(setting)
         checkpoint_activations(model)
         shard(model, ranks, dtype)
-        own = backward(model, groups, Runtime(ranks, dtype))
+        own = backward(model, groups, runtime_in(dtype, ranks))
         outcomes[dtype] = Outcome(own.scores, ranks.sum([own.loss])[0], own.gradients)
     return outcomes

@@ -165,7 +165,7 @@ def measure(
     work, difference = warm_up(sides, problem)
     seconds = time_steps(sides, problem)
     tokens = real_tokens(problem.samples, s.groups)
-    flops = step_flops(s, problem.samples)
+    flops = step_flops(s, problem.groups)
     row: dict[str, Any] = {"students": students, "real_tokens": tokens, "difference": difference}
     for name in sides:
         median = statistics.median(seconds[name])

@@ -7,7 +7,17 @@ from typing import Any
 
 import torch
 
-from verl_prism.discriminator import Group, Prompt, SpanIds, Spans
+from verl_prism.discriminator import (
+    DiscriminatorConfig,
+    FlopModel,
+    Group,
+    GroupSizes,
+    Prompt,
+    SpanIds,
+    Spans,
+    group_sizes,
+    training_factor,
+)
 from verl_prism.gpu_check.reference import Sample
 from verl_prism.response import View
 
@@ -200,57 +210,34 @@ def real_tokens(samples: Sequence[Sample], groups: int) -> int:
     ) + sum(len(span) for sample in samples for span in sample.student.values())
 
 
-def step_flops(s: Setting, samples: Sequence[Sample]) -> dict[str, float]:
+def step_flops(s: Setting, groups: Sequence[Group]) -> dict[str, float]:
     """Return the model FLOPs of a step of each algorithm.
 
-    A backward pass counts as two forward passes, and a recomputed forward pass as none. Only matrix
-    products count, with attention over the pairs of tokens that see each other. In the last layer,
-    ours sends only terminal tokens to experts.
+    A backward pass counts as two forward passes, and a recomputed forward pass as none. In the last
+    layer, ours sends only terminal tokens to experts. All responses must be valid.
     """
-
-    def alone(sample: Sample, span: torch.Tensor) -> float:
-        length = len(sample.prompt.input_ids) + len(span)
-        return image_flops(s) + text_flops(s, length, length**2 / 2, s.layers * length)
-
-    reference = sum(
-        4 * alone(sample, sample.student[view]) + 3 * alone(sample, sample.teacher[view])
-        for sample in samples
-        for view in sample.student
-    )
-    ours = 0.0
-    members = len(samples) // s.groups
-    for start in range(0, len(samples), members):
-        group = samples[start : start + members]
-        prompt = len(group[0].prompt.input_ids)
-        spans = [
-            *group[0].teacher.values(),
-            *(span for sample in group for span in sample.student.values()),
-        ]
-        tokens = prompt + sum(map(len, spans))
-        pairs = prompt**2 / 2 + sum(len(span) * prompt + len(span) ** 2 / 2 for span in spans)
-        ours += 3 * (
-            image_flops(s) + text_flops(s, tokens, pairs, (s.layers - 1) * tokens + len(spans))
-        )
-    return {"reference": reference, "ours": ours}
+    flops = FlopModel.of(DiscriminatorConfig(**config_fields(s)))
+    sizes = [group_sizes(group) for group in groups]
+    ours = sum(flops.part(each, range(each.valid)) for each in sizes)
+    reference = sum(reference_flops(flops, each) for each in sizes)
+    return {"reference": reference, "ours": training_factor(checkpointing=False) * ours}
 
 
-def text_flops(s: Setting, tokens: int, pairs: float, to_experts: int) -> float:
-    """FLOPs of a forward through the text layers; `to_experts` counts tokens over all layers."""
-    projections = s.hidden * s.head_dim * (2 * s.heads + 2 * s.key_heads)
-    experts = s.experts_per_token * 3 * s.hidden * s.intermediate + s.experts * s.hidden
-    return (
-        s.layers * (2 * tokens * projections + 4 * s.heads * s.head_dim * pairs)
-        + 2 * to_experts * experts
-    )
+def reference_flops(flops: FlopModel, sizes: GroupSizes) -> float:
+    """Return the FLOPs of the published algorithm's step on one group.
 
+    Each text of a student is computed once to score it and with gradients to learn from it, and the
+    teacher's with gradients for each student.
+    """
+    images = sum(map(flops.image, sizes.images))
 
-def image_flops(s: Setting) -> float:
-    """FLOPs of one image's forward through the vision tower."""
-    patches, hidden = s.image_side**2, s.vision_hidden
-    layer = (
-        2 * patches * (4 * hidden**2 + 2 * hidden * s.vision_intermediate) + 4 * hidden * patches**2
-    )
-    merged = hidden * MERGE**2
-    merger = 2 * s.image_tokens * merged * (merged + s.hidden)
-    embedding = 2 * patches * hidden * CHANNELS * FRAMES * PATCH**2
-    return embedding + s.vision_layers * layer + (1 + len(s.deepstack)) * merger
+    def alone(span: int) -> float:
+        tokens = sizes.prompt + span
+        return images + flops.prompt(tokens) + flops.expert_token * tokens
+
+    training = training_factor(checkpointing=False)
+    total = 0.0
+    for student in sizes.students:
+        for own, teacher in zip(student or (), sizes.teacher, strict=True):
+            total += (1 + training) * alone(own) + training * alone(teacher)
+    return total

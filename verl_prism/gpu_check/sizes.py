@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch._dynamo import utils as dynamo
 
-from verl_prism.discriminator import DiscriminatorStep, Group, Ranks, shard
+from verl_prism.discriminator import (
+    DiscriminatorStep,
+    Group,
+    Ranks,
+    StepSettings,
+    group_sizes,
+    shard,
+)
 from verl_prism.gpu_check.device import (
     allocated_gib,
     now,
@@ -24,16 +31,15 @@ from verl_prism.gpu_check.problem import (
     QWEN3_VL_2B,
     Setting,
     make_groups,
-    make_samples,
-    real_tokens,
     step_flops,
 )
 from verl_prism.gpu_check.record import Options, Record
 from verl_prism.gpu_check.sides import Problem, Side, build_model, make_side
 from verl_prism.gpu_check.small import SMALL, make_step
 
-# Tokens of a micro-batch, the default first. The next is tried if the device runs out of memory.
-TOKEN_LIMITS = (114_688, 57_344, 28_672, 14_336)
+# Sizes of a micro-batch, the default first. The next is tried if the device runs out of memory.
+DEFAULT_TOKENS = StepSettings().micro_batch_tokens
+TOKEN_LIMITS = tuple(DEFAULT_TOKENS // parts for parts in (1, 2, 4, 8))
 REPEATS = 3  # timed steps after one warm-up step
 LEARNING_RATE = 1e-6
 # Dense bf16 TFLOP/s that the makers state, by a part of the device's name.
@@ -67,15 +73,13 @@ def measure_size(
     """Time steps of one group, and record the peak memory and the model FLOPs utilization."""
     setting = size_setting(options, prompt, caption, reasoning, image_side)
     groups = make_groups(setting, setting.students[0])
-    samples = make_samples(setting, groups)
-    flops = step_flops(setting, samples)["ours"]
+    flops = step_flops(setting, groups)["ours"]
     record.add(
         students=setting.students[0],
         image_patches=setting.image_side**2,
-        tokens=real_tokens(samples, setting.groups),
+        tokens=sum(group_sizes(group).tokens(range(len(group.students))) for group in groups),
         step_tflop=round(flops / 1e12, 3),
     )
-    del samples
     with one_rank(options.device) as ranks:
         for tokens in TOKEN_LIMITS:
             if _fits(setting, groups, tokens, ranks, options, record):

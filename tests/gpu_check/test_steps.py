@@ -110,6 +110,14 @@ def test_a_size_that_fits_in_no_pack_fails(options, record, monkeypatch):
         sizes.measure_size(options, record, 800, 300, 700, 34)
 
 
+def test_the_real_size_is_that_of_qwen3_vl_2b_with_four_experts(tmp_path):
+    full = Options("meta", False, tmp_path, 60.0)
+    setting = sizes.size_setting(full, 4096, 600, 5400, 120)
+    assert setting.image_tokens == 3600
+    model = precision.random_model(setting)
+    assert sum(each.numel() for each in model.parameters()) == pytest.approx(5.3e9, rel=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("step", FIRST_PART, ids=lambda step: step.name)
 def test_the_first_part_needs_only_torch_and_transformers(step, tmp_path):

@@ -1,5 +1,8 @@
 """The tables of a report."""
 
+import json
+
+from verl_prism.doctor.__main__ import main as doctor
 from verl_prism.gpu_check.table import markdown
 
 CHECKS = [
@@ -72,3 +75,19 @@ def test_a_report_that_was_cut_off():
     text = markdown(cut)
     assert "301 s, not complete." in text
     assert "| environment | running |  |  |" in text
+
+
+def test_the_doctor_prints_a_report(tmp_path, capsys):
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report(result("attention", checks=CHECKS))))
+    assert doctor(["--gpu-check", "--table", str(file)]) == 0
+    assert "| attention | pass | 1.5 |" in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_report(tmp_path, capsys):
+    file = tmp_path / "report.json"
+    assert doctor(["--gpu-check", "--table", str(file)]) == 2
+    assert "No such file" in capsys.readouterr().err
+    file.write_text("{")
+    assert doctor(["--gpu-check", "--table", str(file)]) == 2
+    assert f"{file} is not a report" in capsys.readouterr().err

@@ -33,11 +33,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the check. Return 0, or 1 if a step failed."""
+    """Run the check. Return 0, 1 if a step failed, or 2 if a file cannot be read or written."""
     options = parser().parse_args(arguments)
-    if options.table:
-        sys.stdout.write(markdown(json.loads(options.table.read_text(encoding="utf-8"))))
-        return 0
+    try:
+        return print_table(options.table) if options.table else run(options)
+    except OSError as error:
+        sys.stderr.write(f"verl_prism.gpu_check: {error}\n")
+        return 2
+
+
+def print_table(file: Path) -> int:
+    """Print the tables of a report. Return the exit code."""
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        sys.stderr.write(f"verl_prism.gpu_check: {file} is not a report: {error}\n")
+        return 2
+    sys.stdout.write(markdown(report))
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the steps. Return the exit code."""
     # A terminated check ends its step's processes too.
     signal.signal(signal.SIGTERM, _exit)
     chosen = [step for step in STEPS if step.name in (options.steps or NAMES)]

@@ -116,8 +116,7 @@ def score_groups(
     totals = totals or Totals.of(batch, runtime.ranks)
     parts = []
     for pack, index, counts in batch.micro_batches(totals.num_micro_batches):
-        with runtime.autocast():
-            spans, _ = model(pack.to(runtime.ranks.device))
+        spans, _ = model(pack.to(runtime.ranks.device))
         if counts:
             parts.append(GroupScores.gather(spans, index).detach())
     return batch.merge_scores(parts)
@@ -145,14 +144,13 @@ def backward_groups(
     for number, (pack, index, counts) in passes:
         pack = pack.to(ranks.device)
         with runtime.gradient_sync(model, number == totals.num_micro_batches):
-            with runtime.autocast():
-                spans, balance = model(pack)
-                pack_choices = expert_choices(model)
+            spans, balance = model(pack)
+            pack_choices = expert_choices(model)
             scores = GroupScores.gather(spans, index)
             balance_share = settings.balance_coef * balance / (len(batch) * ranks.world_size)
             loss = pairwise_loss(scores, totals.pairs, settings) + balance_share
             if settings.gradient_penalty:
-                with runtime.autocast(), _noisy_embeddings(model):
+                with _noisy_embeddings(model):
                     perturbed = GroupScores.gather(model(pack)[0], index)
                 penalty = gradient_penalty(scores, perturbed, NOISE, totals.pairs)
                 loss = loss + settings.gradient_penalty * penalty

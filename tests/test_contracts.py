@@ -91,7 +91,6 @@ CALLED = [
     (FSDPEngine, "optimizer_zero_grad", ["self"]),
     (FSDPEngine, "optimizer_step", ["self"]),
     (FSDPEngine, "lr_scheduler_step", ["self"]),
-    (FSDPEngine, "_gradient_sync_context", ["self", "is_last_micro_batch"]),
     (TrainingWorker, "reset", ["self"]),
     (
         TrainingWorker,
@@ -103,12 +102,6 @@ CALLED = [
         "load_checkpoint",
         ["self", "local_path", "hdfs_path", "del_local_after_load"],
     ),
-    (
-        ActorRolloutRefWorker,
-        "set_dispatch_collect",
-        ["self", "mesh_name", "dispatch_dp_rank", "collect_dp_rank"],
-    ),
-    (TrainingWorker, "get_dispatch_collect", ["self"]),
     (Scheduler, "get_request_counts", ["self"]),
     (Scheduler, "set_pause_state", ["self", "pause_state"]),
 ]

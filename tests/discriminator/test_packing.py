@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeModel
 
 from verl_prism.discriminator.attention import PackLayout, Segment, flex_mask, packed_attention
-from verl_prism.discriminator.batch import Group, GroupEncoder, Prompt, micro_batches
+from verl_prism.discriminator.batch import Group, GroupEncoder, Prompt, group_sizes
 from verl_prism.discriminator.spans import VIEWS, span_ids, tokenize_spans
 from verl_prism.response import parse_response
 from verl_prism.stages.warmup import encode_row
@@ -292,25 +292,26 @@ def test_vision_tower_runs_without_any_image(discriminator, encoder, teacher, to
     )
 
 
-def test_micro_batches_contain_as_many_groups_as_fit(encoder, groups):
-    encoded = [encoder.encode(group) for group in groups]
-    size = encoded[0].tokens
-    assert [len(batch) for batch in micro_batches(encoded, 2 * size)] == [2, 1]
-    assert [group.group for batch in micro_batches(encoded, 2 * size) for group in batch] == [
-        0,
-        1,
-        2,
-    ]
-
-
-def test_group_over_the_budget_is_split_with_its_prompt_and_teacher(encoder, groups):
+def test_part_of_a_group_keeps_its_prompt_and_teacher(encoder, groups):
     whole = encoder.encode(groups[0])
-    parts = [part for batch in micro_batches([whole], whole.tokens - 1) for part in batch]
-    assert len(parts) > 1
-    assert all(part.tokens < whole.tokens for part in parts)
-    assert [member for part in parts for member in part.members] == list(range(len(whole.students)))
-    assert [student for part in parts for student in part.students] == list(whole.students)
-    assert all(part.teacher == whole.teacher for part in parts)
+    part = whole.only([2, 1])
+    assert part.students == (whole.students[2], None)
+    assert (part.prompt, part.teacher) == (whole.prompt, whole.teacher)
+    assert part.tokens < whole.tokens
+
+
+def test_planned_sizes_are_those_of_the_pack(encoder, groups):
+    group = Group(groups[0].prompt, groups[0].teacher, groups[0].students[:2])
+    sizes = group_sizes(group)
+    pack, _ = encoder.pack([encoder.encode(group)])
+    assert sizes.tokens(range(2)) == pack.tokens
+    assert sizes.images == (len(group.prompt.pixel_values),)
+
+
+def test_placeholder_has_no_scores_of_students(encoder, discriminator):
+    pack, index = encoder.placeholder()
+    assert index.student.numel() == 0
+    assert discriminator(pack)[0].isfinite().all()
 
 
 def test_special_token_spelled_out_in_a_text_stays_text(tokenizer):

@@ -42,16 +42,16 @@ def results(tmp_path_factory):
 def worst(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
     """The largest difference, relative to the largest entry of its tensor."""
     assert ours.keys() == theirs.keys()
-    differences = [
-        (ours[name] - theirs[name]).abs().max() / theirs[name].abs().max() for name in ours
-    ]
+    differences = []
+    for name, gradient in theirs.items():
+        differences.append((ours[name] - gradient).abs().max() / gradient.abs().max())
     return max(differences).item()
 
 
 def check(results: dict[int, dict], dtype: torch.dtype) -> None:
     """Two ranks make the update of one, the experts compute in `dtype`, and scores in float32."""
     one, two = results[1][dtype], results[2][dtype]
-    assert worst(two["gradients"], one["gradients"]) < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert worst(two["gradients"], one["gradients"]) < 1e-5
     assert one["metrics"].keys() == two["metrics"].keys()
     for name, value in one["metrics"].items():
         assert two["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
@@ -66,7 +66,7 @@ def test_two_ranks_make_the_update_of_one(results, dtype):
 
 def test_bfloat16_gradients_are_close_to_those_of_float32(results):
     exact, rounded = (results[1][dtype]["gradients"] for dtype in DTYPES)
-    assert 1e-4 < worst(rounded, exact) < 0.1
+    assert 1e-4 < worst(rounded, exact) < 0.15
 
 
 @pytest.fixture

@@ -3,7 +3,14 @@
 Importing this package registers the model with the Auto classes of transformers.
 """
 
-from verl_prism.discriminator.batch import Group, GroupEncoder, Prompt, valid_pairs
+from verl_prism.discriminator.batch import (
+    Group,
+    GroupEncoder,
+    Prompt,
+    group_sizes,
+    span_tokens,
+    valid_pairs,
+)
 from verl_prism.discriminator.loss import GroupScores, pair_metrics, pair_sums
 from verl_prism.discriminator.model import (
     DiscriminatorConfig,
@@ -11,6 +18,15 @@ from verl_prism.discriminator.model import (
     load_discriminator,
 )
 from verl_prism.discriminator.pairs import WarmupGroups, add_swapped_teachers, warmup_groups
+from verl_prism.discriminator.plan import (
+    FlopModel,
+    GroupSizes,
+    Part,
+    RankPlan,
+    assign,
+    local_plan,
+    training_factor,
+)
 from verl_prism.discriminator.prompts import encode_prompt
 from verl_prism.discriminator.published import convert_published
 from verl_prism.discriminator.ranks import (
@@ -19,7 +35,6 @@ from verl_prism.discriminator.ranks import (
     on_ranks,
     process_group,
     shard,
-    sync_gradients,
 )
 from verl_prism.discriminator.settings import LossSettings, StepSettings
 from verl_prism.discriminator.spans import (
@@ -39,14 +54,18 @@ __all__ = [
     "Backward",
     "DiscriminatorConfig",
     "DiscriminatorStep",
+    "FlopModel",
     "Group",
     "GroupEncoder",
     "GroupScores",
+    "GroupSizes",
     "LossSettings",
     "MiniBatch",
     "Optimization",
+    "Part",
     "PrismDiscriminatorForTokenClassification",
     "Prompt",
+    "RankPlan",
     "Ranks",
     "Runtime",
     "SpanIds",
@@ -55,10 +74,13 @@ __all__ = [
     "StepSettings",
     "WarmupGroups",
     "add_swapped_teachers",
+    "assign",
     "backward_groups",
     "convert_published",
     "encode_prompt",
+    "group_sizes",
     "load_discriminator",
+    "local_plan",
     "on_ranks",
     "pair_metrics",
     "pair_sums",
@@ -66,8 +88,9 @@ __all__ = [
     "score_groups",
     "scored_spans",
     "shard",
-    "sync_gradients",
+    "span_tokens",
     "tokenize_spans",
+    "training_factor",
     "upcycle",
     "valid_pairs",
     "view_limits",

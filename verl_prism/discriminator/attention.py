@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 logger = logging.getLogger(__name__)
 
 PACKED = "packed"
+CPU = torch.device("cpu")
 FLEX_BLOCK = 128  # side in tokens of FlexAttention's blocks
 _MAX_PADDING = 1.15  # computed attention scores of a block, relative to those without padding
 
@@ -76,7 +77,7 @@ class PackLayout:
     """
 
     segments: tuple[Segment, ...]
-    device: torch.device = torch.device("cpu")  # of the blocks
+    device: torch.device = CPU  # of the blocks
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> "PackLayout":

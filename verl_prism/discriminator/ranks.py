@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from verl_prism.discriminator.batch import Group
@@ -74,24 +74,11 @@ class Ranks:
         return mine or [Group(groups[0].prompt, groups[0].teacher, [None])]
 
 
-@contextmanager
-def sync_gradients(model: Discriminator, last: bool) -> Iterator[None]:
-    """Sum sharded gradients over ranks only in the backward pass of the last micro-batch."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-    yield
-
-
 @dataclass(frozen=True)
 class Runtime:
-    """How a rank computes. The dtype of activations is that of the model, or is set by `shard`.
-
-    gradient_sync: context of a forward-backward pass, given the model and whether it is the last
-        pass before the optimizer's step.
-    """
+    """How a rank computes. The dtype of activations is that of the model, or is set by `shard`."""
 
     ranks: Ranks = field(default_factory=Ranks)
-    gradient_sync: Callable[[Discriminator, bool], AbstractContextManager] = sync_gradients
 
 
 def shard(model: Discriminator, ranks: Ranks, dtype: torch.dtype) -> None:

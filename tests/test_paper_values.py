@@ -95,7 +95,7 @@ ALIGN = {
     "prism.align.reasoning_weight": 0.5,
     "prism.align.format_penalty": 1.5,
     "prism.discriminator.score_regularization": 0.001,
-    "prism.discriminator.micro_batch_tokens": 8192,
+    "prism.discriminator.micro_batch_tokens": 114688,  # published: 8192, the actor's
     "prism.discriminator.updates_per_step": 1,
 }
 WARMUP = {

@@ -132,12 +132,6 @@ def _check_rl_batches(prism: Prism, mini_batch_prompts: int, ranks: int) -> Iter
             "adjust prism.rollout.prompts_per_step "
             "(and actor_rollout_ref.actor.ppo_mini_batch_size)",
         )
-    pool = prism.discriminator.pool_devices
-    if prism.stage == "align" and prism.discriminator.placement == "pool" and batch % pool:
-        yield error(
-            f"{batch} responses per step do not divide among the discriminator's {pool} devices",
-            "set prism.discriminator.pool_devices to a divisor",
-        )
 
 
 def check_rows(case: Case) -> Iterator[Finding]:

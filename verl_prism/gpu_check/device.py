@@ -1,4 +1,4 @@
-"""One device: its rank, its memory, its clock, and the attention that the model uses on it."""
+"""One device: its memory, its clock, and the attention that the model uses on it."""
 
 import resource
 import time
@@ -8,30 +8,11 @@ from typing import Literal
 from unittest import mock
 
 import torch
-from torch import distributed as dist
 from torch.nn.attention import flex_attention
 
-from verl_prism.discriminator import Ranks, Runtime, attention, model
+from verl_prism.discriminator import attention, model
 
 Attention = Literal["flex", "blocks"]
-
-
-@contextmanager
-def one_rank(device: str) -> Iterator[Ranks]:
-    """Start a process group of this process only, so that a model can be sharded."""
-    if device == "cuda":
-        torch.cuda.set_device(0)
-    backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield Ranks(0 if device == "cuda" else "cpu")
-    finally:
-        dist.destroy_process_group()
-
-
-def runtime_in(dtype: torch.dtype, ranks: Ranks) -> Runtime:
-    """Return how a model computes whose activations have this dtype."""
-    return Runtime(ranks, dtype)
 
 
 @contextmanager

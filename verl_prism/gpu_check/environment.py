@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils._triton import has_triton
 
-from verl_prism.gpu_check.device import one_rank
+from verl_prism.discriminator import process_group
 from verl_prism.gpu_check.record import Options, Record
 
 PACKAGES = (
@@ -43,7 +43,7 @@ def describe(options: Options, record: Record) -> None:
     record.require("Triton works", has_triton(), True)
     with record.part("matrix product"):
         record.add(matmul_tflops=_matmul_tflops())
-    with record.part("NCCL on one rank"), one_rank("cuda") as ranks:
+    with record.part("NCCL on one rank"), process_group("cuda") as ranks:
         dist.all_reduce(torch.ones(1, device=ranks.device))
         torch.cuda.synchronize()
 

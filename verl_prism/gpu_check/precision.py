@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification
 
-from verl_prism.discriminator import DiscriminatorConfig, shard
+from verl_prism.discriminator import DiscriminatorConfig, Runtime, process_group, shard
 from verl_prism.discriminator import PrismDiscriminatorForTokenClassification as Discriminator
-from verl_prism.gpu_check.device import attending, now, one_rank, peak_gib, reset_peak, runtime_in
+from verl_prism.gpu_check.device import attending, now, peak_gib, reset_peak
 from verl_prism.gpu_check.problem import Setting, config_fields
 from verl_prism.gpu_check.record import Options, Record
 from verl_prism.gpu_check.small import (
@@ -55,15 +55,14 @@ def compare_precision(options: Options, record: Record) -> None:
     groups = small_groups(setting)
     model = random_model(setting)
     outcomes: dict[str, Outcome] = {}
-    with one_rank(options.device) as ranks:
+    with process_group(options.device) as ranks:
         torch.backends.cudnn.allow_tf32 = False
-        exact = runtime_in(torch.float32, ranks)
+        runtime = Runtime(ranks)
         with attending("blocks", options.device):
-            outcomes["fp32"] = backward(model, groups, exact)
+            outcomes["fp32"] = backward(model, groups, runtime)
         record.add(loss=outcomes["fp32"].loss)
         with record.part("fp32 FlexAttention"), attending("flex", options.device):
-            _compare(record, "fp32 flex", outcomes["fp32"], backward(model, groups, exact), 1e-2)
-        runtime = runtime_in(torch.bfloat16, ranks)
+            _compare(record, "fp32 flex", outcomes["fp32"], backward(model, groups, runtime), 1e-2)
         for kind in ("flex", "blocks"):
             with record.part(f"bf16 {kind}"), attending(kind, options.device):
                 # A model of its own: a pass that fails leaves a sharded one in an unknown state.
@@ -91,9 +90,9 @@ def watch_experts(options: Options, record: Record) -> None:
     setting = small_setting(options.device, options.quick)
     model = random_model(setting)
     checkpoint_activations(model)
-    with one_rank(options.device) as ranks, watched_experts() as seen:
+    with process_group(options.device) as ranks, watched_experts() as seen:
         shard(model, ranks, torch.bfloat16)
-        runtime = runtime_in(torch.bfloat16, ranks)
+        runtime = Runtime(ranks)
         outcome = backward(model, small_groups(setting), runtime)
     record.add(loss=outcome.loss, calls=sum(seen.values()))
     record.require("dtypes in grouped_mm", sorted(seen), ["bfloat16 x bfloat16"])
@@ -122,9 +121,9 @@ def compare_checkpointing(options: Options, record: Record) -> None:
     groups = small_groups(setting)
     model = random_model(setting)
     outcomes = []
-    with one_rank(options.device) as ranks:
+    with process_group(options.device) as ranks:
         shard(model, ranks, torch.bfloat16)
-        runtime = runtime_in(torch.bfloat16, ranks)
+        runtime = Runtime(ranks)
         for checkpointing in (False, True):
             if checkpointing:
                 checkpoint_activations(model)
@@ -148,9 +147,9 @@ def learn(options: Options, record: Record) -> None:
     checkpoint_activations(model)
     losses = []
     seconds = []
-    with one_rank(options.device) as ranks:
+    with process_group(options.device) as ranks:
         shard(model, ranks, torch.bfloat16)
-        runtime = runtime_in(torch.bfloat16, ranks)
+        runtime = Runtime(ranks)
         optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
         step = make_step(model, optimizer, runtime, MAX_TOKENS, options.work)
         for _ in range(LEARNING_STEPS):

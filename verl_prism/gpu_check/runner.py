@@ -26,6 +26,8 @@ LEAST_SECONDS = 15.0  # a step with less time left is not started
 CPU_FACTOR = 4  # of a step's time limit without a GPU
 REAP_SECONDS = 10.0  # a killed process that waits for a GPU may never end
 
+TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # would join other processes
+
 Report = dict[str, Any]
 Show = Callable[[Report], None]
 
@@ -176,7 +178,8 @@ def _environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return defaults | dict(os.environ)
+    given = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
+    return defaults | given
 
 
 def _result(file: Path, end: str, output: str) -> Report:

@@ -13,18 +13,13 @@ from verl_prism.discriminator import (
     DiscriminatorStep,
     Group,
     Ranks,
+    Runtime,
     StepSettings,
     group_sizes,
+    process_group,
     shard,
 )
-from verl_prism.gpu_check.device import (
-    allocated_gib,
-    now,
-    one_rank,
-    peak_gib,
-    reset_peak,
-    runtime_in,
-)
+from verl_prism.gpu_check.device import allocated_gib, now, peak_gib, reset_peak
 from verl_prism.gpu_check.precision import checkpoint_activations, random_model
 from verl_prism.gpu_check.problem import (
     QUICK,
@@ -80,7 +75,7 @@ def measure_size(
         tokens=sum(group_sizes(group).tokens(range(len(group.students))) for group in groups),
         step_tflop=round(flops / 1e12, 3),
     )
-    with one_rank(options.device) as ranks:
+    with process_group(options.device) as ranks:
         for tokens in TOKEN_LIMITS:
             if _fits(setting, groups, tokens, ranks, options, record):
                 break
@@ -113,8 +108,7 @@ def _fits(
         record.add(parameters=sum(each.numel() for each in model.parameters()))
         record.add(model_gib=allocated_gib(options.device))
         optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-        runtime = runtime_in(torch.bfloat16, ranks)
-        step = make_step(model, optimizer, runtime, tokens, options.work)
+        step = make_step(model, optimizer, Runtime(ranks), tokens, options.work)
         _time_steps(step, groups, options, record)
         with record.part("profile"):
             record.add(milliseconds=_profile(step, groups, options.device))
@@ -176,11 +170,10 @@ def count_recompilations(options: Options, record: Record) -> None:
     checkpoint_activations(model)
     graphs: list[int] = []
     seconds: list[float] = []
-    with one_rank(options.device) as ranks:
+    with process_group(options.device) as ranks:
         shard(model, ranks, torch.bfloat16)
-        runtime = runtime_in(torch.bfloat16, ranks)
         optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-        step = make_step(model, optimizer, runtime, 8192, options.work)
+        step = make_step(model, optimizer, Runtime(ranks), 8192, options.work)
         for number in range(STEPS):
             groups = changing_groups(setting, number, options.quick)
             start = now(options.device)

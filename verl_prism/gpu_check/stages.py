@@ -62,7 +62,8 @@ def prepare(options: Options, record: Record) -> None:
     data = ["--out", str(root / "data")]
     _run([sys.executable, str(DIGITS / "data.py"), *data], options)
     model = ["--data", str(root / "data"), "--out", str(root / "base"), "--size", _size(options)]
-    record.add(model=_run([sys.executable, str(DIGITS / "model.py"), *model], options).strip())
+    output = _run([sys.executable, str(DIGITS / "model.py"), *model], options)
+    record.add(model=last_lines(output, 1))
 
 
 def run_stage(options: Options, record: Record, stage: str) -> None:

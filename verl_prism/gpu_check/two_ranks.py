@@ -3,8 +3,7 @@
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record as recorded
 
-from verl_prism.discriminator import Ranks, on_ranks, process_group, shard
-from verl_prism.gpu_check.device import one_rank, runtime_in
+from verl_prism.discriminator import Ranks, Runtime, on_ranks, process_group, shard
 from verl_prism.gpu_check.precision import GRADIENT_LIMIT, checkpoint_activations, random_model
 from verl_prism.gpu_check.record import Options, Record
 from verl_prism.gpu_check.small import (
@@ -21,7 +20,7 @@ LIMITS = {torch.float32: 1e-3, torch.bfloat16: GRADIENT_LIMIT}
 
 def compare_ranks(options: Options, record: Record) -> None:
     """Compare the loss and the gradients of two ranks with those of one."""
-    with one_rank(options.device) as ranks:
+    with process_group(options.device) as ranks:
         one = _outcomes(options.device, options.quick, ranks)
     file = str(options.work / "two-ranks.pt")
     on_ranks(2, _rank, options.device, options.quick, file)
@@ -49,6 +48,6 @@ def _outcomes(device: str, quick: bool, ranks: Ranks) -> dict[torch.dtype, Outco
         model = random_model(setting)
         checkpoint_activations(model)
         shard(model, ranks, dtype)
-        own = backward(model, groups, runtime_in(dtype, ranks))
+        own = backward(model, groups, Runtime(ranks))
         outcomes[dtype] = Outcome(own.scores, ranks.sum([own.loss])[0], own.gradients)
     return outcomes

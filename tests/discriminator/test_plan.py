@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_prism.discriminator.plan import FlopModel, GroupSizes, Part, assign
+from verl_prism.discriminator.costs import FlopModel, GroupSizes
+from verl_prism.discriminator.plan import Part, assign, local_plan
 
 FLOPS = FlopModel(layers=4, token=100.0, expert_token=400.0, pair=1.0, patch=50.0, patch_pair=0.1)
 UNLIMITED = 10**9
@@ -121,6 +122,13 @@ def test_group_without_a_valid_response_stays_whole():
 def test_same_sizes_give_the_same_plan():
     sizes = [group(5, length=100 + g) for g in range(7)]
     assert assign(sizes, 3, 1500, FLOPS) == assign(list(sizes), 3, 1500, FLOPS)
+
+
+def test_rank_holds_a_group_of_several_packs_once():
+    plan = ((Part(7, (2, 5)), Part(3, (0,))), (Part(7, (4, 1)),))
+    held, local = local_plan(plan)
+    assert held == [Part(7, (1, 2, 4, 5)), Part(3, (0,))]
+    assert local == ((Part(0, (1, 3)), Part(1, (0,))), (Part(0, (2, 0)),))
 
 
 @pytest.mark.parametrize("prompt", [0, 50])

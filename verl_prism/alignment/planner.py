@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 from verl_prism.alignment.groups import GroupRows, Info, RankShare, student_spans
 from verl_prism.config import Discriminator
 from verl_prism.discriminator.batch import span_tokens
+from verl_prism.discriminator.costs import FlopModel, GroupSizes
 from verl_prism.discriminator.model import DiscriminatorConfig
-from verl_prism.discriminator.plan import FlopModel, GroupSizes, RankPlan, assign, local_plan
+from verl_prism.discriminator.plan import RankPlan, assign, local_plan
 from verl_prism.discriminator.spans import Spans, tokenize_spans
 from verl_prism.response import parse_response
 from verl_prism.trainer.transfer import column

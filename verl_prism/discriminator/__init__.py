@@ -11,6 +11,7 @@ from verl_prism.discriminator.batch import (
     span_tokens,
     valid_pairs,
 )
+from verl_prism.discriminator.costs import FlopModel, GroupSizes, training_factor
 from verl_prism.discriminator.loss import GroupScores, pair_metrics, pair_sums
 from verl_prism.discriminator.model import (
     DiscriminatorConfig,
@@ -18,15 +19,7 @@ from verl_prism.discriminator.model import (
     load_discriminator,
 )
 from verl_prism.discriminator.pairs import WarmupGroups, add_swapped_teachers, warmup_groups
-from verl_prism.discriminator.plan import (
-    FlopModel,
-    GroupSizes,
-    Part,
-    RankPlan,
-    assign,
-    local_plan,
-    training_factor,
-)
+from verl_prism.discriminator.plan import Part, RankPlan, assign, local_plan
 from verl_prism.discriminator.prompts import encode_prompt
 from verl_prism.discriminator.published import convert_published
 from verl_prism.discriminator.ranks import (

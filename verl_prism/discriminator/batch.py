@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from verl_prism.discriminator.attention import PackLayout, Segment
-from verl_prism.discriminator.plan import FlopModel, GroupSizes, RankPlan, SpanTokens, assign
+from verl_prism.discriminator.costs import FlopModel, GroupSizes, SpanTokens
+from verl_prism.discriminator.plan import RankPlan, assign
 from verl_prism.discriminator.spans import VIEWS, SpanIds, Spans
 
 PROMPT = len(VIEWS)  # the token kind of a prompt's tokens

@@ -30,7 +30,7 @@ class LossSettings:
 class StepSettings:
     """Settings of one step.
 
-    micro_batch_tokens: size of one forward-backward pass, as `plan.GroupSizes.size` counts it; a
+    micro_batch_tokens: size of one forward-backward pass, as `costs.GroupSizes.size` counts it; a
         larger group is split.
     updates_per_step: if more than 1, the groups are scored before the first update.
     skip_above_accuracy: no update if more of the pairs are told apart; None always updates.

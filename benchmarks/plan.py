@@ -29,7 +29,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from problem import CUDA, MERGE, config_fields
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -51,6 +50,7 @@ from verl_prism.discriminator import (
 from verl_prism.discriminator.batch import Pack
 from verl_prism.doctor.memory_estimate import DeviceMemory
 from verl_prism.doctor.sizes import sizes_of
+from verl_prism.gpu_check.problem import MERGE, QWEN3_VL_2B, config_fields, reference_flops
 
 STUDENTS = 16
 OLD_MAX_TOKENS = 8192  # of the actor
@@ -102,7 +102,7 @@ class Comparison:
 
     def __init__(self, ranks: int, spread: float, max_tokens: int | None):
         _, prism = compose_run(["stage=align", "model=qwen3_vl_8b", "hardware=8xh100"])
-        self._config = DiscriminatorConfig(**config_fields(CUDA))
+        self._config = DiscriminatorConfig(**config_fields(QWEN3_VL_2B))
         self._flops = FlopModel.of(self._config)
         self._encoder = GroupEncoder(self._config)
         self._sizes = sizes_of(self._config)
@@ -121,7 +121,7 @@ class Comparison:
         groups = make_groups(shape, prompts, self._spread)
         sizes = [group_sizes(group) for group in groups]
         everyone = range(STUDENTS)
-        reference = sum(map(self._reference, sizes)) / self._ranks
+        reference = sum(reference_flops(self._flops, each) for each in sizes) / self._ranks
         unsplit = 3 * sum(self._flops.part(each, everyone) for each in sizes) / self._ranks
         cut = [self._costs(groups, plan) for plan in rows_cut(sizes, self._ranks)]
         plans = assign(sizes, self._ranks, self.max_tokens, self._flops)
@@ -140,24 +140,6 @@ class Comparison:
             tokens=largest.tokens,
             activations=self._device.activations(self._sizes, largest.tokens, image_tokens),
         )
-
-    def _reference(self, sizes: GroupSizes) -> float:
-        """Return the reference's operations on one group."""
-        total = 0.0
-        for student in sizes.students:
-            assert student is not None
-            for own, teacher in zip(student, sizes.teacher, strict=True):
-                total += 4 * self._alone(sizes, own) + 3 * self._alone(sizes, teacher)
-        return total
-
-    def _alone(self, sizes: GroupSizes, span: int) -> float:
-        """Return the operations of one pass over an image, a prompt and a text.
-
-        The last layer sends all tokens to the experts.
-        """
-        tokens = sizes.prompt + span
-        images = sum(map(self._flops.image, sizes.images))
-        return images + self._flops.prompt(tokens) + self._flops.expert_token * tokens
 
     def _costs(self, groups: Sequence[Group], plan: RankPlan) -> list[float]:
         return [self._pack_flops(pack) for pack in self._packs(groups, plan)]
@@ -182,7 +164,7 @@ class Comparison:
 def make_groups(shape: Shape, prompts: int, spread: float) -> list[Group]:
     """Groups of distinct texts whose lengths vary by up to `spread`. There are no pixels."""
     rng = random.Random(0)
-    vocabulary = CUDA.vocabulary - 5
+    vocabulary = QWEN3_VL_2B.vocabulary - 5
 
     def ids(mean: int) -> tuple[int, ...]:
         length = round(mean * rng.uniform(1 - spread, 1 + spread))
@@ -191,7 +173,7 @@ def make_groups(shape: Shape, prompts: int, spread: float) -> list[Group]:
     def spans():
         return dict(zip(VIEWS, (ids(shape.caption), ids(shape.reasoning)), strict=True))
 
-    image = [CUDA.image_token] * (shape.image_side // MERGE) ** 2
+    image = [QWEN3_VL_2B.image_token] * (shape.image_side // MERGE) ** 2
     prompt = Prompt(
         torch.tensor([*image, *[1] * (shape.prompt - len(image))]),
         image_grid_thw=torch.tensor([[1, shape.image_side, shape.image_side]]),

@@ -7,12 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from verl_prism.discriminator.batch import Group, GroupEncoder, group_sizes, valid_pairs
+from verl_prism.discriminator.batch import (
+    PROMPT,
+    Group,
+    GroupEncoder,
+    group_sizes,
+    valid_pairs,
+)
 from verl_prism.discriminator.loss import pair_metrics, pair_sums, pairwise_loss
+from verl_prism.discriminator.model import load_discriminator
 from verl_prism.discriminator.plan import Part
 from verl_prism.discriminator.ranks import Runtime
 from verl_prism.discriminator.settings import LossSettings
 from verl_prism.discriminator.spans import VIEWS, tokenize_spans
+from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.discriminator.update import (
     NOISE,
     MiniBatch,
@@ -225,8 +233,13 @@ def test_balance_loss_is_the_mean_over_micro_batches(discriminator, encoder, gro
     assert extra == pytest.approx(0.5 * sum(balances) / len(balances), rel=1e-4)
 
 
-def test_routers_learn_from_only_the_balance_loss(discriminator, encoder, groups):
-    """With gradient checkpointing, which lost the reference this gradient."""
+def test_routers_learn_from_only_the_balance_loss(dense_folder, tmp_path, encoder, groups):
+    """With gradient checkpointing, which lost the reference this gradient.
+
+    Of four experts each view uses both of its own, so its routers have nothing to learn.
+    """
+    upcycle(dense_folder, tmp_path / "eight", experts=8)
+    discriminator = load_discriminator(tmp_path / "eight")
     unpaired = [replace(group, students=[None]) for group in groups]
     discriminator.gradient_checkpointing_enable({"use_reentrant": False})
     _, _, found = gradients(
@@ -302,6 +315,7 @@ def test_expert_choices_are_counted_per_layer_and_set(discriminator, encoder, gr
         tokens = torch.bincount(
             kinds, minlength=3
         ).double()  # the last layer has terminal tokens alone
+        tokens[:PROMPT] = 0  # of four experts, views have no choice
         torch.testing.assert_close(layer.sum(-1), tokens, rtol=1e-4, atol=1e-2)
     half = choices.shape[-1] // 2
     assert not choices[:, 0, half:].any()

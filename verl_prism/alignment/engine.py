@@ -41,7 +41,7 @@ class DiscriminatorEngine(FSDPEngine):
             self.module,
             settings,
             Optimization(self.optimizer_step, self.optimizer_zero_grad),
-            Runtime(Ranks(get_device_id(), self.get_data_parallel_group()), self._autocast_dtype),
+            Runtime(Ranks(get_device_id(), self.get_data_parallel_group())),
             dump_folder,
             steps,
         )

@@ -28,7 +28,6 @@ from verl_prism.discriminator.ranks import (
     on_ranks,
     process_group,
     shard,
-    sync_gradients,
 )
 from verl_prism.discriminator.settings import LossSettings, StepSettings
 from verl_prism.discriminator.spans import (
@@ -83,7 +82,6 @@ __all__ = [
     "scored_spans",
     "shard",
     "span_tokens",
-    "sync_gradients",
     "tokenize_spans",
     "training_factor",
     "upcycle",

@@ -133,8 +133,7 @@ def score_groups(
     totals = totals or Totals.of(batch, runtime.ranks)
     parts = []
     for pack, index, counts in batch.micro_batches(totals.num_micro_batches):
-        with runtime.autocast():
-            spans, _ = model(pack.to(runtime.ranks.device))
+        spans, _ = model(pack.to(runtime.ranks.device))
         if counts:
             parts.append(GroupScores.gather(spans, index).detach())
     return batch.merge_scores(parts)
@@ -161,14 +160,13 @@ def backward_groups(
     choices = torch.zeros(())
     for pack, index, counts in batch.micro_batches(totals.num_micro_batches):
         pack = pack.to(ranks.device)
-        with runtime.autocast():
-            spans, balance = model(pack)
-            pack_choices = expert_choices(model)
+        spans, balance = model(pack)
+        pack_choices = expert_choices(model)
         scores = GroupScores.gather(spans, index)
         balance_share = settings.balance_coef * balance / max(totals.packs, 1)
         loss = pairwise_loss(scores, totals.pairs, settings) + balance_share
         if settings.gradient_penalty:
-            with runtime.autocast(), _noisy_embeddings(model):
+            with _noisy_embeddings(model):
                 perturbed = GroupScores.gather(model(pack)[0], index)
             penalty = gradient_penalty(scores, perturbed, NOISE, totals.pairs)
             loss = loss + settings.gradient_penalty * penalty

@@ -1,4 +1,7 @@
-"""Check a run before it starts: python -m verl_prism.doctor stage=… [key=value …]."""
+"""Check a run before it starts: python -m verl_prism.doctor stage=… [key=value …].
+
+python -m verl_prism.doctor --gpu-check checks the code on a GPU, as verl_prism.gpu_check does.
+"""
 
 import io
 import os
@@ -36,10 +39,12 @@ from verl_prism.doctor.memory_checks import (
 )
 from verl_prism.doctor.ray_resources import check_ray
 from verl_prism.errors import UserError
+from verl_prism.gpu_check.__main__ import main as gpu_check
 from verl_prism.redaction import command_redactor
 
 HELP = """\
 usage: python -m verl_prism.doctor stage=… [key=value …]
+       python -m verl_prism.doctor --gpu-check [--help] [option …]
 
 Checks a run before it costs GPU time. It takes the same arguments as python -m verl_prism.main.
 It starts no stage and changes no file; a running Ray (prism.hardware.ray_address) is only queried.
@@ -52,11 +57,15 @@ It checks
 
 Each problem comes with a fix.
 
+--gpu-check runs python -m verl_prism.gpu_check instead: it checks and times the discriminator, and
+then every stage, on one GPU, from random weights.
+
 example:
   python -m verl_prism.doctor stage=align model=qwen3_vl_4b hardware=8xh100 prism.root=runs/4b
 
 exit codes: 0 no errors (there may be warnings), 2 errors
 """
+GPU_CHECK = "--gpu-check"
 EXIT_ERRORS = 2
 MARKS: dict[Level, str] = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
 
@@ -142,6 +151,8 @@ def print_findings(console: Console, results: dict[str, list[Finding]]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Check a run and return the exit code."""
+    if GPU_CHECK in arguments:
+        return gpu_check([argument for argument in arguments if argument != GPU_CHECK])
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(HELP)
         return 0

@@ -65,7 +65,7 @@ class WarmupTraining:
             self.model,
             replace(step_settings, updates_per_step=1, skip_above_accuracy=None),
             Optimization(self._step_optimizer, self._optimizer.zero_grad),
-            Runtime(ranks, getattr(torch, hardware.dtype)),
+            Runtime(ranks),
             folder.path,
             self.step,
         )
@@ -105,14 +105,12 @@ class WarmupTraining:
 def load_model(
     folder: Path, hardware: Hardware, ranks: Ranks
 ) -> PrismDiscriminatorForTokenClassification:
-    """Return the upcycled discriminator, sharded if there are several ranks."""
+    """Return the upcycled discriminator, sharded over the ranks."""
     model = load_discriminator(folder, attention=hardware.attention)
     if hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if ranks.world_size > 1:
-        shard(model, ranks, getattr(torch, hardware.dtype))
-        return model
-    return model.to(ranks.device)
+    shard(model, ranks, getattr(torch, hardware.dtype))
+    return model
 
 
 def shuffled_batches(groups: Sequence[Group], pairs: int, seed: int) -> Iterator[list[Group]]:

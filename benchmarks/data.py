@@ -2,9 +2,10 @@
 
 python benchmarks/data.py warmup --base MODEL --folder DIR
 python benchmarks/data.py sft --base MODEL --folder DIR
+python benchmarks/data.py rlvr --base MODEL --folder DIR
 
 The sizes are 600 and 6,000 prompts with 1000 x 1000 JPEGs, and 3,000 and 300,000 demonstrations
-with 20 kB JPEGs.
+with 20 kB JPEGs, and 3,000 and 30,000 questions with 20 kB JPEGs.
 
 MODEL is a folder with a small Qwen3-VL, such as the base model of the digits example, so that the
 memory is that of the data. Each side runs in its own process. "before" is what ours replaces: all
@@ -33,8 +34,8 @@ from PIL import Image
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
 
-SIZES = {"warmup": (600, 6000), "sft": (3000, 300_000)}
-BEFORE = {"warmup": (60, 120), "sft": (3000, 30_000)}
+SIZES = {"warmup": (600, 6000), "sft": (3000, 300_000), "rlvr": (3000, 30_000)}
+BEFORE = {"warmup": (60, 120), "sft": (3000, 30_000), "rlvr": (3000, 30_000)}
 ROW_GROUP = 125_000  # rows: 2.5 GB of 20 kB images
 ANSWER = "<caption>{}</caption><think>{}</think><answer>3</answer>"
 TEXT = "A picture with many colors. " * 8
@@ -58,7 +59,7 @@ def jpeg(side: int, noise: int, seed: int) -> bytes:
 
 def write_rows(file: Path, rows: int, part: str) -> None:
     """Write rows with few distinct images. The bytes of every image differ at the end."""
-    image = {"warmup": (1000, 30), "sft": (200, 40)}[part]
+    image = {"warmup": (1000, 30), "sft": (200, 40), "rlvr": (200, 40)}[part]
     pictures = [jpeg(*image, seed) for seed in range(8)]
     role = pa.struct([("role", pa.string()), ("content", pa.string())])
     column = "messages" if part == "sft" else "prompt"
@@ -122,16 +123,21 @@ def warmup_before(prism: Prism) -> Iterator[int]:
         yield 1
 
 
-def sft_rows(config: Any, prism: Prism, ours: bool) -> Iterator[int]:
+def verl_rows(part: str, config: Any, prism: Prism, ours: bool) -> Iterator[int]:
     """Read rows in the order of verl's trainer."""
     from omegaconf import OmegaConf
     from torch.utils.data import DistributedSampler
     from verl.utils import hf_processor, hf_tokenizer
     from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
+    from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    from verl_prism.data.datasets import PrismSFTDataset
+    from verl_prism.data.datasets import PrismRLDataset, PrismSFTDataset
 
-    dataset_class = PrismSFTDataset if ours else MultiTurnSFTDataset
+    classes = {
+        "sft": (MultiTurnSFTDataset, PrismSFTDataset),
+        "rlvr": (RLHFDataset, PrismRLDataset),
+    }
+    dataset_class = classes[part][ours]
     data = OmegaConf.create(OmegaConf.to_container(config.data, resolve=True))
     model = (hf_tokenizer(str(prism.policy)), data, hf_processor(str(prism.policy)))
     dataset = dataset_class(data.train_files, *model)
@@ -145,8 +151,8 @@ def sft_rows(config: Any, prism: Prism, ours: bool) -> Iterator[int]:
 def measure(part: str, side: str, rows: int, folder: Path, base: Path) -> dict[str, float]:
     """Run one side in this process."""
     config, prism = compose(part, folder, rows, base)
-    if part == "sft":
-        reading = sft_rows(config, prism, side == "ours")
+    if part != "warmup":
+        reading = verl_rows(part, config, prism, side == "ours")
     else:
         reading = warmup_ours(prism) if side == "ours" else warmup_before(prism)
     import torch

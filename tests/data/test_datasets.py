@@ -1,9 +1,8 @@
 """verl's datasets with our rows: equal to verl's own, and rows without images."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from mixed_images import IMAGES, write_mixed_images
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from verl.utils import hf_processor, hf_tokenizer
@@ -15,8 +14,6 @@ from verl_prism.compose import compose_run
 from verl_prism.data.datasets import PrismRLDataset, PrismSFTDataset
 from verl_prism.errors import UserError
 
-# Of the four rows that `mixed` repeats.
-IMAGES = (0, 0, 1, 2)
 IMAGE_TOKENS = 8
 
 
@@ -28,19 +25,6 @@ def model(dense_folder):
 def compose(stage: str, folder, cache, *overrides: str):
     folders = (f"prism.root={folder}", f"prism.data.cache={cache}", f"prism.output={cache}/run")
     return compose_run([f"stage={stage}", *folders, *overrides])[0]
-
-
-def mixed(source, target, column: str):
-    """Write eight rows whose images are null, an empty list, one and two."""
-    table = pq.read_table(source).slice(0, 8)
-    rows = table.to_pylist()
-    for number, row in enumerate(rows):
-        one = row["images"]
-        row["images"] = (None, [], one, one * 2)[number % 4]
-        user = next(message for message in row[column] if message["role"] == "user")
-        user["content"] = "<image>" * IMAGES[number % 4] + "What is the sum?"
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), target)
-    return target
 
 
 def test_demonstrations_equal_those_of_verls_dataset(digits_folder, tmp_path, model):
@@ -61,7 +45,7 @@ def test_demonstrations_equal_those_of_verls_dataset(digits_folder, tmp_path, mo
 
 def test_demonstrations_with_any_number_of_images(digits_folder, tmp_path, model, dense_folder):
     """In one batch, whose first row has no image."""
-    file = mixed(digits_folder / "data" / "sft.parquet", tmp_path / "mixed.parquet", "messages")
+    file = write_mixed_images(digits_folder / "data" / "sft.parquet", tmp_path / "mixed.parquet", 8)
     config = compose("sft", digits_folder, tmp_path, f"prism.data.train={file}")
     dataset = PrismSFTDataset(config.data.train_files, model[0], config.data, model[1])
     loader = DataLoader(dataset, batch_size=4, collate_fn=SFTTensorCollator("no_padding"))
@@ -85,7 +69,7 @@ def test_a_demonstration_that_is_too_long_is_named(digits_folder, tmp_path, mode
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_questions_with_any_number_of_images(split, digits_folder, tmp_path, model):
     source = digits_folder / "data" / f"{split}.parquet"
-    file = mixed(source, tmp_path / "mixed.parquet", "prompt")
+    file = write_mixed_images(source, tmp_path / "mixed.parquet", 8)
     limits = "prism.image.max_pixels=1024"
     config = compose("rlvr", digits_folder, tmp_path, f"prism.data.{split}=[{file}]", limits)
     files = config.data.train_files if split == "train" else config.data.val_files

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from itertools import islice
 from unittest.mock import MagicMock
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from mixed_images import write_mixed_images
 from safetensors.torch import load_file
 
 from verl_prism.checkpoints.fingerprint import checkpoint_store
@@ -266,15 +265,9 @@ class OneOf:
 
 def test_ranks_share_every_student_of_prompts_with_any_number_of_images(compose, digits_folder):
     """Rows with null, no or two images. Each rank decodes the images of its own groups only."""
-    file = digits_folder / "data" / "train.parquet"
-    rows = pq.read_table(file).slice(0, PROMPTS).to_pylist()
-    for number, images in enumerate((None, [], rows[0]["images"] * 2)):
-        rows[number]["images"] = images
-        text = "<image>" * len(images or []) + "What is the sum?"
-        rows[number]["prompt"][-1]["content"] = text
     prism = compose("prism.warmup.mismatched_teachers=0", "prism.warmup.pairs_per_step=22")
-    mixed = prism.output / "mixed.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(file)), mixed)
+    source = digits_folder / "data" / "train.parquet"
+    mixed = write_mixed_images(source, prism.output / "mixed.parquet", PROMPTS)
     data = prism.data.model_copy(update={"train": mixed})
     prism = prism.model_copy(update={"data": data})
     make_discriminator(

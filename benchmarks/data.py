@@ -89,6 +89,8 @@ def compose(part: str, folder: Path, rows: int, base: Path) -> tuple[Any, Prism]
         f"prism.policy={base}",
         f"prism.output={folder / 'run'}",
         f"prism.data.train={folder / f'{part}-{rows}.parquet'}",
+        "prism.data.max_response_tokens=8192",
+        "prism.hardware.max_tokens_per_device=8192",
         "prism.hardware.dataloader_workers=0",
     ]
     if part == "warmup":

@@ -223,5 +223,5 @@ def encode_row(processor: ProcessorMixin, row: Row, limits: Image = MODEL_LIMITS
     return encode_prompt(processor, chat_messages(row), images)
 
 
-def _unchanged(share: Share) -> Share:
+def _unchanged(share: Any) -> Any:
     return share

@@ -16,7 +16,7 @@ from transformers import AutoProcessor, AutoTokenizer
 from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.warmup import encode_row
+from verl_prism.stages.warmup_data import encode_row
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "examples" / "digits"

@@ -33,8 +33,8 @@ common keys
   prism.root=FOLDER                   folder of the whole pipeline; data/ and base/ are inputs
   prism.output=FOLDER                 folder of this run; default <root>/<stage>
   prism.policy=FOLDER                 policy to start from, in Hugging Face format
-  prism.data.train=FILE               training questions (parquet)
-  prism.data.heldout=FILE             held-out questions (parquet)
+  prism.data.train=FILES              training questions (parquet)
+  prism.data.heldout=FILES            held-out questions (parquet)
   prism.steps=N                       number of training steps
   prism.seed=N                        random seed
   prism.optim.lr=X                    learning rate of the policy

@@ -21,7 +21,7 @@ from verl_prism.alignment.worker import training_worker_config  # noqa: E402
 from verl_prism.compose import compose_run  # noqa: E402
 from verl_prism.discriminator import LossSettings, StepSettings, tokenize_spans  # noqa: E402
 from verl_prism.response import parse_response  # noqa: E402
-from verl_prism.stages.warmup import encode_row  # noqa: E402
+from verl_prism.stages.warmup_data import encode_row  # noqa: E402
 
 WRONG = "<caption>A 1 and a 2.</caption><think>The sum is {}.</think><answer>5</answer>"
 VALID = [(0, 2, 4), (1, 2, 3, 4), ()]  # valid students of the three groups

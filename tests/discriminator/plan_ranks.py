@@ -31,7 +31,7 @@ from verl_prism.discriminator import (
     local_plan,
     shard,
 )
-from verl_prism.stages.warmup import encode_row
+from verl_prism.stages.warmup_data import encode_row
 
 MAX_TOKENS = 260  # of a pack; the largest groups have more
 BALANCED = 3  # ranks of the plan for the load-balancing loss, however many ranks run it

@@ -15,7 +15,7 @@ from verl_prism.discriminator.attention import PackLayout, Segment, flex_mask, p
 from verl_prism.discriminator.batch import Group, GroupEncoder, Prompt, group_sizes
 from verl_prism.discriminator.spans import VIEWS, span_ids, tokenize_spans
 from verl_prism.response import parse_response
-from verl_prism.stages.warmup import encode_row
+from verl_prism.stages.warmup_data import encode_row
 
 
 @pytest.fixture

@@ -1,7 +1,13 @@
 """The warm-up on hand-written rollouts, without vLLM: training, resuming, two ranks, failures."""
 
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from unittest.mock import MagicMock
+
 import pytest
 import torch
+from mixed_images import write_mixed_images
 from safetensors.torch import load_file
 
 from verl_prism.checkpoints.fingerprint import checkpoint_store
@@ -9,13 +15,12 @@ from verl_prism.checkpoints.resume import checkpoint_to_resume
 from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.compose import compose_run
 from verl_prism.discriminator import load_discriminator
-from verl_prism.discriminator.batch import Group
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.report.metrics import MetricsLog, keep_steps, read_records
 from verl_prism.rollout.journal import Journal
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.warmup import run_warmup
-from verl_prism.stages.warmup_training import shuffled_batches
+from verl_prism.stages.warmup import make_discriminator, run_warmup
+from verl_prism.stages.warmup_data import WarmupData
 
 PROMPTS = 12
 VALID = "<caption>A 1 and a 2.</caption><think>They sum up.</think><answer>3</answer>"
@@ -251,10 +256,43 @@ def test_too_many_nonfinite_steps_stop_it_and_nothing_is_exported(compose):
     assert not (prism.output / "discriminator").exists()
 
 
-def test_batches_contain_every_group_once_per_epoch(prompts):
-    groups = [Group(prompt, {}, [{}, None, {}]) for prompt in prompts]
-    batches = shuffled_batches(groups, pairs=4, seed=0)
-    epoch = [group for _ in range(len(groups) // 2) for group in next(batches)]
-    assert {id(group) for group in epoch} == {id(group) for group in groups}
-    again = shuffled_batches(groups, pairs=4, seed=0)
-    assert [id(group) for group in next(again)] == [id(group) for group in epoch[:2]]
+@pytest.mark.usefixtures("sampled")
+def test_worker_processes_prepare_the_same_shares(compose):
+    one = compose("prism.steps=2", name="one")
+    two = compose("prism.steps=2", "prism.hardware.dataloader_workers=2", name="two")
+    assert run_warmup(one) == run_warmup(two)
+    assert_equal_weights(one, two)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A rank without a process group."""
+
+    rank: int
+    world_size: int
+
+
+def test_ranks_share_every_student_of_prompts_with_any_number_of_images(compose, digits_folder):
+    """Rows with null, no or two images. Each rank decodes the images of its own groups only."""
+    prism = compose("prism.warmup.mismatched_teachers=0", "prism.warmup.pairs_per_step=22")
+    source = digits_folder / "data" / "train.parquet"
+    mixed = write_mixed_images(source, prism.output / "mixed.parquet", PROMPTS)
+    data = prism.data.model_copy(update={"train": mixed})
+    prism = prism.model_copy(update={"data": data})
+    make_discriminator(
+        RunFolder(prism.output).upcycled, prism.discriminator.upcycle, 0, MagicMock()
+    )
+    rollouts = [[VALID, "no format", VALID]] * PROMPTS
+    images = Counter()
+    for rank in range(3):
+        [share] = islice(WarmupData(prism, rollouts, OneOf(rank, 3)).train_shares(0), 1)
+        assert sum(len(part.members) for pack in share.plan for part in pack) == sum(
+            len(group.students) for group in share.groups
+        )
+        for group in share.groups:
+            grid = group.prompt.image_grid_thw
+            images[0 if grid is None else len(grid)] += len(group.students)
+    in_heldout = WarmupData(prism, rollouts, OneOf(0, 3)).index.heldout
+    assert len(in_heldout) == 1
+    assert images.total() == 3 * (PROMPTS - 1)
+    assert set(images) == {0, 1, 2}

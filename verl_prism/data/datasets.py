@@ -105,7 +105,7 @@ def open_rows(files: Any, config: DictConfig, max_samples: int) -> ModelRows:
 
 
 def _paths(files: Any) -> list[str]:
-    return [files] if files is None or isinstance(files, str) else list(files)
+    return [files] if isinstance(files, str) else list(files or ())
 
 
 class _Frame:

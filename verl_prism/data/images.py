@@ -43,6 +43,15 @@ def row_images(row: Mapping[str, Any], patch_size: int, limits: config.Image) ->
     return images
 
 
+def image_sizes(row: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return width and height of the row's images in pixels, without decoding them."""
+    sizes = []
+    for image in row.get("images") or []:
+        with Image.open(io.BytesIO(image["bytes"])) as opened:
+            sizes.append(opened.size)
+    return sizes
+
+
 @dataclass(frozen=True)
 class ImageSettings:
     """How a model's images are resized and cut into tokens."""

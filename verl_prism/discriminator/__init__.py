@@ -18,9 +18,16 @@ from verl_prism.discriminator.model import (
     PrismDiscriminatorForTokenClassification,
     load_discriminator,
 )
-from verl_prism.discriminator.pairs import WarmupGroups, add_swapped_teachers, warmup_groups
+from verl_prism.discriminator.pairs import (
+    PairIndex,
+    index_pairs,
+    mismatched_teachers,
+    rollout_spans,
+    shuffled_batches,
+    teacher_spans,
+)
 from verl_prism.discriminator.plan import Part, RankPlan, assign, local_plan
-from verl_prism.discriminator.prompts import encode_prompt
+from verl_prism.discriminator.prompts import encode_prompt, prompt_text
 from verl_prism.discriminator.published import convert_published
 from verl_prism.discriminator.ranks import (
     Ranks,
@@ -55,6 +62,7 @@ __all__ = [
     "LossSettings",
     "MiniBatch",
     "Optimization",
+    "PairIndex",
     "Part",
     "PrismDiscriminatorForTokenClassification",
     "Prompt",
@@ -65,27 +73,30 @@ __all__ = [
     "Spans",
     "StepResult",
     "StepSettings",
-    "WarmupGroups",
-    "add_swapped_teachers",
     "assign",
     "backward_groups",
     "convert_published",
     "encode_prompt",
     "group_sizes",
+    "index_pairs",
     "load_discriminator",
     "local_plan",
+    "mismatched_teachers",
     "on_ranks",
     "pair_metrics",
     "pair_sums",
     "process_group",
+    "prompt_text",
+    "rollout_spans",
     "score_groups",
     "scored_spans",
     "shard",
+    "shuffled_batches",
     "span_tokens",
+    "teacher_spans",
     "tokenize_spans",
     "training_factor",
     "upcycle",
     "valid_pairs",
     "view_limits",
-    "warmup_groups",
 ]

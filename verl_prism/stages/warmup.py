@@ -7,36 +7,19 @@ held-out prompts shows whether the discriminator has learned the difference or m
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
-from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 
 from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.checkpoints.store import Checkpoint
-from verl_prism.config import Image, Prism, Upcycle
-from verl_prism.data.images import MODEL_LIMITS, row_images
-from verl_prism.data.messages import chat_messages
-from verl_prism.data.rows import Rows, train_rows
-from verl_prism.discriminator import (
-    Group,
-    Prompt,
-    Ranks,
-    WarmupGroups,
-    add_swapped_teachers,
-    encode_prompt,
-    process_group,
-    upcycle,
-    valid_pairs,
-    view_limits,
-    warmup_groups,
-)
-from verl_prism.errors import EndedEarly, UserError
+from verl_prism.config import Prism, Upcycle
+from verl_prism.discriminator import Ranks, process_group, upcycle
+from verl_prism.errors import EndedEarly
 from verl_prism.files import atomic_folder
 from verl_prism.launcher.ranks import on_all_devices
 from verl_prism.report.metrics import MetricsLog
@@ -51,7 +34,8 @@ from verl_prism.stages.sampling import (
     sampling_devices,
     sampling_job,
 )
-from verl_prism.stages.warmup_training import WarmupTraining, shuffled_batches
+from verl_prism.stages.warmup_data import WarmupData, prompt_rows
+from verl_prism.stages.warmup_training import WarmupTraining
 
 Row = Mapping[str, Any]
 Summary = dict[str, float | str]
@@ -81,7 +65,7 @@ def run_warmup(prism: Prism) -> Summary:
 def prepare(prism: Prism) -> None:
     """Write what training starts from: the policy's responses and the upcycled discriminator."""
     folder = RunFolder(prism.output)
-    rows = read_rows(prism)
+    rows = prompt_rows(prism)
     with MetricsLog(folder) as log:
         sample_policy(prism, rows, log)
         make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
@@ -143,14 +127,14 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Su
     with process_group(prism.hardware.device) as ranks, _open_log(folder, ranks) as log:
         if log:
             log.note("pairing")
-        groups = load_pairs(prism)
+        data = WarmupData(prism, JournalReader(folder.rollouts), ranks)
         training = WarmupTraining(
             folder, prism.discriminator, prism.hardware, prism.steps, ranks, checkpoint
         )
-        train(prism, training, groups.train, log)
+        train(prism, training, data, log)
         if training.step < prism.steps:
             return {}, training.step
-        summary = summarize(groups, training.measure(groups.heldout))
+        summary = summarize(data, training.measure(data.heldout_shares()))
         export_discriminator(prism, training, summary)
         return summary, training.step
 
@@ -159,15 +143,11 @@ def _open_log(folder: RunFolder, ranks: Ranks) -> MetricsLog | nullcontext[None]
     return MetricsLog(folder) if ranks.rank == 0 else nullcontext()
 
 
-def train(
-    prism: Prism, training: WarmupTraining, groups: Sequence[Group], log: MetricsLog | None
-) -> None:
+def train(prism: Prism, training: WarmupTraining, data: WarmupData, log: MetricsLog | None) -> None:
     """Run the remaining steps. If an early end is requested, save the current step and return."""
     folder = RunFolder(prism.output)
-    groups = add_swapped_teachers(groups, prism.warmup.mismatched_teachers, prism.seed)
-    batches = shuffled_batches(groups, prism.warmup.pairs_per_step, prism.seed)
-    for batch in islice(batches, training.step, prism.steps):
-        metrics = training.train_step(batch, prism.seed)
+    for share in data.train_shares(training.step):
+        metrics = training.train_step(share, prism.seed)
         if log:
             log.step(training.step, metrics)
         end = bool(training.ranks.max(end_requested(folder)))
@@ -203,49 +183,7 @@ def export_discriminator(prism: Prism, training: WarmupTraining, summary: Summar
     training.ranks.wait()
 
 
-def read_rows(prism: Prism) -> Rows:
-    """Return the training rows whose prompts the policy answers."""
-    return train_rows(prism)[: prism.warmup.prompts]
-
-
-def read_rollouts(file: Path) -> Sequence[list[str]]:
-    """Return the policy's responses to each row, which are read when they are used."""
-    return JournalReader(file)
-
-
-def encode_row(processor: ProcessorMixin, row: Row, limits: Image = MODEL_LIMITS) -> Prompt:
-    """Tokenize the prompt of a row like the policy's rollout."""
-    images = row_images(row, processor.image_processor.patch_size, limits)
-    return encode_prompt(processor, chat_messages(row), images)
-
-
-def load_pairs(prism: Prism) -> WarmupGroups:
-    """Pair the policy's rollouts with the teacher's responses.
-
-    Raises:
-        UserError: there are no pairs to train on.
-    """
-    folder = RunFolder(prism.output)
-    settings = prism.discriminator
-    rows = read_rows(prism)
-    processor = AutoProcessor.from_pretrained(prism.policy)
-    groups = warmup_groups(
-        [encode_row(processor, row, prism.image) for row in rows],
-        [row["teacher_response"] for row in rows],
-        read_rollouts(folder.rollouts),
-        AutoTokenizer.from_pretrained(folder.upcycled),
-        view_limits(settings.max_perception_tokens, settings.max_reasoning_tokens),
-        prism.warmup.heldout_fraction,
-    )
-    if not groups.train:
-        raise UserError(
-            f"none of {groups.rollouts} rollouts of {prism.policy} is in the format; "
-            "fine-tune it first"
-        )
-    return groups
-
-
-def summarize(groups: WarmupGroups, heldout: Mapping[str, float]) -> Summary:
+def summarize(data: WarmupData, heldout: Mapping[str, float]) -> Summary:
     """Return held-out accuracy per view and counts.
 
     Ties count half in `heldout`. The policy sometimes writes exactly what the teacher wrote, so the
@@ -257,6 +195,6 @@ def summarize(groups: WarmupGroups, heldout: Mapping[str, float]) -> Summary:
         if ties < 1:
             accuracy = (heldout[f"{view.value}/accuracy"] - 0.5 * ties) / (1 - ties)
             summary[f"held-out {view.value} accuracy"] = f"{accuracy:.2f} ({ties:.0%} ties)"
-    summary["pairs"] = str(valid_pairs(groups.train))
-    summary["invalid rollouts"] = str(groups.invalid)
+    summary["pairs"] = str(data.train_pairs)
+    summary["invalid rollouts"] = str(data.index.invalid)
     return summary

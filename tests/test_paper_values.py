@@ -5,6 +5,7 @@ every setting that we change, with the reason; the YAML gives it next to the key
 """
 
 import functools
+import math
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_prism.alignment.worker import training_worker_config
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
+from verl_prism.response import View
 from verl_prism.stages.warmup_training import LR_WARMUP_SHARE
 from verl_prism.trainer.validate import check_with_verl
 
@@ -104,7 +106,7 @@ WARMUP = {
     "prism.discriminator.grad_clip": 1.0,
     "prism.discriminator.upcycle.experts": 4,
     "prism.discriminator.upcycle.experts_per_token": 2,
-    "prism.warmup.pairs_per_step": 128,
+    "prism.warmup.pairs_per_step": 64,  # responses, of two pairs each
     "prism.warmup.mismatched_teachers": 0,
     "prism.hardware.max_tokens_per_device": 8192,
     "prism.hardware.devices_per_node": 8,
@@ -244,9 +246,13 @@ def test_intended_difference_has_our_value(stage, key, theirs, ours, why):
 @pytest.mark.parametrize("model", MODELS)
 def test_stage_warmup_is_one_epoch_of_120000_pairs(model):
     _, prism = compose("warmup", model)
-    pairs = prism.warmup.prompts * prism.warmup.samples_per_prompt * 2
-    assert pairs == 120_000
-    assert 0 <= prism.steps * prism.warmup.pairs_per_step - pairs < prism.warmup.pairs_per_step
+    warmup = prism.warmup
+    heldout = round(warmup.prompts * warmup.heldout_fraction)
+    responses = (warmup.prompts - heldout) * warmup.samples_per_prompt
+    assert responses * len(View) == 120_000
+    assert warmup.pairs_per_step * len(View) == 128
+    assert warmup.pairs_per_step % warmup.samples_per_prompt == 0, "a step takes whole prompts"
+    assert prism.steps == math.ceil(responses / warmup.pairs_per_step)
 
 
 def test_learning_rate_warms_up_over_a_tenth_of_stage_warmup():

@@ -3,6 +3,7 @@
 import importlib.metadata
 import inspect
 import re
+from types import ModuleType
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ from verl_prism.trainer.frozen_vision import VENDOR, FrozenVisionEngine
 from verl_prism.trainer.ppo import PrismTrainer, PublishCheckpoint
 from verl_prism.trainer.replay_buffer import ConfiguredReplayBuffer
 from verl_prism.trainer.sft import PrismSFTTrainer, PublishingHandler
+from verl_prism.trainer.worker import PrismWorker
 
 OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
@@ -54,6 +56,7 @@ OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_save_checkpoint", ["self"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_load_checkpoint", ["self"]),
     (PPOTrainerSync, PrismTrainer, "on_step_end", ["self"]),
+    (PPOTrainerSync, PrismTrainer, "_init_resource_pool_mgr", ["self"]),
     (
         CheckpointCallback,
         PublishCheckpoint,
@@ -65,6 +68,7 @@ OVERRIDDEN = [
     (CheckpointHandler, PublishingHandler, "save_checkpoint", ["self", "step"]),
     (CheckpointHandler, PublishingHandler, "_load_dataloader_state", ["self", "checkpoint_path"]),
     (ActorRolloutRefWorker, AdversarialOPDWorker, "init_model", ["self"]),
+    (ActorRolloutRefWorker, PrismWorker, "init_model", ["self"]),
     (TrainingWorker, DiscriminatorWorker, "__init__", ["self", "config"]),
     (TrainingWorker, DiscriminatorWorker, "reset", ["self"]),
     (FSDPEngine, DiscriminatorEngine, "_build_module", ["self"]),
@@ -102,12 +106,13 @@ CALLED = [
         "load_checkpoint",
         ["self", "local_path", "hdfs_path", "del_local_after_load"],
     ),
+    (distributed, "initialize_global_process_group_ray", ["timeout_second", "backend"]),
     (Scheduler, "get_request_counts", ["self"]),
     (Scheduler, "set_pause_state", ["self", "pause_state"]),
 ]
 
 
-def parameters(owner: type, name: str) -> list[str]:
+def parameters(owner: type | ModuleType, name: str) -> list[str]:
     """Return the names of a method's parameters, without the one that Ray adds to an actor."""
     names = list(inspect.signature(inspect.unwrap(getattr(owner, name))).parameters)
     return [name for name in names if name != "_ray_trace_ctx"]

@@ -18,7 +18,6 @@ from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
-from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils.debug import marked_timer
 
@@ -69,12 +68,10 @@ class AdversarialOPDTrainer(PrismTrainer):
     """Adversarial on-policy distillation."""
 
     def _init_resource_pool_mgr(self) -> None:
-        super()._init_resource_pool_mgr()
         if self._colocated:
-            actor_roles = {Role.ActorRollout, Role.ActorRolloutRef}
-            role = next(role for role in self.role_worker_mapping if role in actor_roles)
-            self.role_worker_mapping[role] = ray.remote(AdversarialOPDWorker)
-        else:
+            self.worker_class = AdversarialOPDWorker
+        super()._init_resource_pool_mgr()
+        if not self._colocated:
             devices = self.prism.discriminator.pool_devices
             self.resource_pool_manager.resource_pool_spec[POOL] = [devices]
             self.mapping[ROLE] = POOL  # the dictionary that the manager looks roles up in

@@ -11,12 +11,13 @@ from verl.workers.config import (
     HFModelConfig,
     TrainingWorkerConfig,
 )
-from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.engine_workers import TrainingWorker
 
 import verl_prism.alignment.engine as engine  # registers the engine in this process
 from verl_prism.alignment.groups import RankShare, ScoredShare, read_groups, scores_by_key
 from verl_prism.config import Prism, parse_prism
 from verl_prism.discriminator.settings import StepSettings
+from verl_prism.trainer.worker import PrismWorker, connect_ranks
 
 
 def training_worker_config(prism: Prism) -> TrainingWorkerConfig:
@@ -58,6 +59,7 @@ class DiscriminatorWorker(TrainingWorker):
     """One rank of the discriminator."""
 
     def __init__(self, prism: Prism):
+        connect_ranks()
         super().__init__(training_worker_config(prism))
         self._settings = StepSettings.from_mapping(prism.discriminator.model_dump())
         self._dump_folder = prism.output
@@ -91,7 +93,7 @@ class DiscriminatorWorker(TrainingWorker):
         self.engine.prepare_steps(self._settings, self._dump_folder, step)
 
 
-class AdversarialOPDWorker(ActorRolloutRefWorker):
+class AdversarialOPDWorker(PrismWorker):
     """verl's hybrid worker (actor, rollout, reference) with a rank of the discriminator."""
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)

@@ -42,8 +42,17 @@ def test_every_combination_composes(stage, algorithm, model, hardware):
 
 def test_every_choice_of_each_group_is_tested():
     folders = {"stage": STAGES, "algorithm": ALGORITHMS, "model": MODELS, "hardware": HARDWARE}
+    folders["discriminator"] = ("eight_experts",)
     for group, names in folders.items():
         assert {file.stem for file in (trainer_configs_dir() / group).iterdir()} == set(names)
+
+
+@pytest.mark.parametrize(("model", "hardware"), MACHINES)
+def test_eight_experts_let_each_view_choose(model, hardware):
+    choices = [f"model={model}", f"hardware={hardware}", "discriminator=eight_experts"]
+    _, prism = compose_run(["stage=warmup", *choices])
+    upcycle = prism.discriminator.upcycle
+    assert (upcycle.experts, upcycle.experts_per_token) == (8, 2)
 
 
 def test_our_keys_set_the_keys_of_verl():

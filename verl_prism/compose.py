@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from verl_prism.config import Prism, check_not_renamed, flatten, parse_prism
 from verl_prism.errors import UserError
 
-GROUPS = ("stage", "algorithm", "model", "hardware")
+GROUPS = ("stage", "algorithm", "model", "hardware", "discriminator")
 SIMILAR = 1.3  # similarity, in [0, 2], from which a known key is suggested for an unknown one
 
 

@@ -28,6 +28,7 @@ config groups
   algorithm=grpo|dapo|gspo|opd_whitebox    of stage rlvr; default grpo
   model=digits|qwen3_vl_4b|qwen3_vl_8b     token limits and batch sizes of a model; default digits
   hardware=cpu|cuda|8xh100|1gpu_lora       default cpu
+  discriminator=eight_experts              views choose among four experts each; default two each
 
 common keys
   prism.root=FOLDER                   folder of the whole pipeline; data/ and base/ are inputs

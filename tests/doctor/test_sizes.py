@@ -274,6 +274,19 @@ def test_the_papers_settings_fit_eight_h100(sizes, policy, stage, expected):
     assert max(expected) < 0.9 * 80
 
 
+def test_eight_experts_fit_eight_h100(sizes):
+    """The figures of docs/method.md and of trainer_configs/discriminator/eight_experts.yaml."""
+    align = (sizes, "4b", "align", "8xh100")
+    four = estimate(*align)[DISCRIMINATOR_UPDATE]
+    eight = estimate(*align, "discriminator=eight_experts")[DISCRIMINATOR_UPDATE]
+    assert (round(four, 1), round(eight, 1)) == (61.0, 69.4)
+    states = []
+    for experts in (4, 8):
+        total = upcycled_2b(f"prism.discriminator.upcycle.experts={experts}").total
+        states.append(sum(training_state(total, total, shards=8)) / GIB)
+    assert [round(state, 1) for state in states] == [9.9, 17.7]
+
+
 @pytest.mark.parametrize(
     ("stage", "expected"),
     [

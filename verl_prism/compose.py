@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,7 +27,9 @@ def compose_run(overrides: Sequence[str]) -> tuple[DictConfig, Prism]:
     Takes about a second. Raises UserError that names the key.
     """
     OmegaConf.register_new_resolver("verl_config_dir", verl_config_dir, replace=True)
-    OmegaConf.register_new_resolver("when", _when, replace=True)
+    OmegaConf.register_new_resolver(
+        "when", lambda condition, value: value if condition else None, replace=True
+    )
     try:
         with initialize_config_dir(str(trainer_configs_dir()), version_base="1.3"):
             config = _compose([re.sub(r"^model=", "model@_global_=", item) for item in overrides])
@@ -38,12 +39,6 @@ def compose_run(overrides: Sequence[str]) -> tuple[DictConfig, Prism]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_message(error)) from None
     return config, prism
-
-
-def _when(condition: bool, value: Any, otherwise: Any = None) -> Any:
-    """Return `value` if the condition holds. OmegaConf requires a list in its own type."""
-    chosen = value if condition else otherwise
-    return OmegaConf.create(chosen) if isinstance(chosen, list) else chosen
 
 
 def trainer_configs_dir() -> Path:

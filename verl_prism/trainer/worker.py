@@ -1,9 +1,13 @@
-"""verl's hybrid worker with a longer timeout of collectives, for which verl has no setting."""
+"""verl's hybrid worker with our policy losses, and with a longer timeout of collectives.
+
+verl has no setting for the timeout.
+"""
 
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
+import verl_prism.trainer.on_policy  # noqa: F401  registers the policy losses in this process
 from verl_prism.discriminator.ranks import COLLECTIVE_TIMEOUT
 
 

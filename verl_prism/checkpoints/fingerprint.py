@@ -1,9 +1,11 @@
 """The fingerprint of a run: the settings that a resumed run must share with its checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
 from verl_prism.checkpoints.store import CheckpointStore
 from verl_prism.config import Prism, Stage, flatten
+from verl_prism.hub_cache import hub_name
 from verl_prism.run_folder import RunFolder
 
 ALL_STAGES = (
@@ -70,6 +72,7 @@ def checkpoint_store(prism: Prism) -> CheckpointStore:
 def fingerprint(prism: Prism) -> dict[str, Any]:
     """Return full key -> value. Stage eval saves no checkpoints and has none.
 
+    A model from the Hub is `org/name@commit`, wherever its folder is.
     `prism.steps` is included only if the learning rate depends on it.
     """
     if prism.stage == "eval":
@@ -81,7 +84,7 @@ def fingerprint(prism: Prism) -> dict[str, Any]:
     settings = {}
     for key, value in flatten(prism.model_dump(mode="json")):
         if key.startswith(included) and not key.startswith(excluded):
-            settings[f"prism.{key}"] = value
+            settings[f"prism.{key}"] = hub_name(Path(str(value))) or value
     return settings | {"prism.data.train, its bytes": prism.data.train.stat().st_size}
 
 

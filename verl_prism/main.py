@@ -103,13 +103,17 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError(f"--package {options.package}: no such part of the config")
         sys.stdout.write(OmegaConf.to_yaml(part))
         return 0
-    from verl_prism.data.checks import check_device, check_inputs
+    from verl_prism.data.checks import check_device, check_inputs, has_gpu
 
     if not options.check:
         check_device(prism.hardware)
     check_uploads(config)
     check_inputs(prism)
     if options.check:
+        if prism.hardware.device == "cuda" and not has_gpu():
+            sys.stdout.write(
+                "no GPU here: run verl_prism.doctor on the run's hosts to check them\n"
+            )
         return 0
     from verl_prism.launcher.launch import launch
     from verl_prism.launcher.restart import with_restarts

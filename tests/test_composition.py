@@ -11,11 +11,12 @@ from verl_prism.errors import UserError
 
 STAGES = ("sft", "warmup", "align", "rlvr", "eval")
 ALGORITHMS = ("grpo", "dapo", "gspo", "opd_whitebox")
-MODELS = ("digits", "qwen3_vl_4b", "qwen3_vl_8b")
+MODELS = ("digits", "qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
 HARDWARE = ("cpu", "cuda", "8xh100", "1gpu_lora")
 MACHINES = [
     ("digits", "cpu"),
     ("digits", "cuda"),
+    ("qwen3_vl_2b", "8xh100"),
     ("qwen3_vl_4b", "8xh100"),
     ("qwen3_vl_4b", "1gpu_lora"),
     ("qwen3_vl_8b", "8xh100"),
@@ -122,7 +123,7 @@ def test_workers_of_stage_align_get_our_node():
         ),
         (
             ["stage=sft", "model=hf_model"],
-            "unknown model hf_model; model= is one of digits, qwen3_vl_4b, qwen3_vl_8b",
+            "unknown model hf_model; model= is one of digits, qwen3_vl_2b, ",
         ),
         (["stage=rlvr", "prism.stepz=3"], "unknown key prism.stepz; did you mean prism.steps?"),
         (

@@ -117,3 +117,14 @@ def test_secrets_are_in_neither_the_printed_config_nor_a_message(monkeypatch, ca
     assert yaml.safe_load(shown)["trainer"]["experiment_name"] == "[redacted]"
     assert main(["stage=rlvr", "+prism.api_key=planted-3"]) == 2
     assert capsys.readouterr().err.startswith("verl_prism: prism.api_key=[redacted]: ")
+
+
+def test_a_check_of_a_gpu_run_needs_no_gpu(digits_folder, monkeypatch, capsys):
+    monkeypatch.setattr("verl_prism.data.checks.GPU_FILES", ())
+    folder = f"prism.root={digits_folder}"
+    data = f"prism.data.train={digits_folder}/data/sft.parquet"
+    assert main(["stage=sft", "hardware=cuda", folder, data, "--check"]) == 0
+    assert capsys.readouterr().out.startswith("no GPU here: ")
+    assert main(["stage=sft", "hardware=cuda", folder, f"{data}.missing", "--check"]) == 2
+    assert main(["stage=sft", "hardware=cuda", folder, data]) == 2
+    assert "hardware=cuda, but this host has no GPU" in capsys.readouterr().err

@@ -4,6 +4,7 @@
 torch nor verl, so that a config can be composed and checked in a second.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -30,6 +32,24 @@ AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().abs
 DataFiles = AbsolutePath | tuple[AbsolutePath, ...]  # files, folders or globs
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# org/name or org/name@revision, as the Hugging Face Hub writes it
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.][\w./-]*))?", re.ASCII)
+
+
+def folder_or_hub_id(value: Any) -> Any:
+    """Return a hub id as a relative path, and any other path, or an existing folder, as absolute.
+
+    `org/name` is a hub id unless there is such a folder; `./org/name` never is.
+    """
+    if not isinstance(value, str):
+        return value
+    if HUB_ID.fullmatch(value) and not Path(value).is_dir():
+        return Path(value)
+    return Path(value).expanduser().absolute()
+
+
+# A relative path is a hub id. `verl_prism.hub` replaces it with the folder of the download.
+ModelPath = Annotated[Path, BeforeValidator(folder_or_hub_id)]
 
 RENAMED_KEYS = {
     "prism.align.normalisation": "prism.align.normalization",
@@ -79,10 +99,17 @@ class Image(Section):
         return self
 
 
+class Hub(Section):
+    """The Hugging Face Hub."""
+
+    offline: bool
+
+
 class Model(Section):
-    """Name of the model preset, and the side of a vision patch in pixels."""
+    """Name of the model preset, its base model, and the side of a vision patch in pixels."""
 
     name: str
+    base: ModelPath
     image_patch_size: PositiveInt
 
 
@@ -155,7 +182,7 @@ class Sft(Section):
 class Upcycle(Section):
     """How a dense model becomes the mixture-of-experts discriminator."""
 
-    base: AbsolutePath
+    base: ModelPath
     experts: PositiveInt
     experts_per_token: PositiveInt
     routing: Literal["dedicated", "token", "dense"]
@@ -174,7 +201,7 @@ class Upcycle(Section):
 class Discriminator(Section):
     """The discriminator: folder, limits, placement, optimizer and loss."""
 
-    path: AbsolutePath
+    path: ModelPath
     upcycle: Upcycle
     max_perception_tokens: PositiveInt
     max_reasoning_tokens: PositiveInt
@@ -236,7 +263,7 @@ class Distillation(Section):
     """White-box distillation from a teacher with open weights."""
 
     enable: bool
-    teacher: AbsolutePath
+    teacher: ModelPath
     devices: PositiveInt
 
 
@@ -300,7 +327,7 @@ class Reward(Section):
 class Eval(Section):
     """Stage eval."""
 
-    policies: dict[str, AbsolutePath]
+    policies: dict[str, ModelPath]
     samples: PositiveInt
     temperature: NonNegativeFloat
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -309,20 +336,21 @@ class Eval(Section):
 
 
 class Prism(Section):
-    """The whole node `prism`. All paths are absolute."""
+    """The whole node `prism`. All paths are absolute, except hub ids of models."""
 
     stage: Stage
     seed: NonNegativeInt
     reproducible: bool
     root: AbsolutePath
     output: AbsolutePath
-    policy: AbsolutePath
+    policy: ModelPath
     steps: PositiveInt
     checkpoint_every: PositiveInt
     keep_checkpoints: PositiveInt
     resume: bool
     stall_seconds: PositiveFloat | None
     max_restarts: NonNegativeInt
+    hub: Hub
     data: Data
     image: Image
     model: Model

@@ -4,10 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from verl_prism.compose import compose_run
+from verl_prism.config import Prism
 from verl_prism.errors import UserError
 from verl_prism.redaction import check_uploads, command_redactor, run_redactor
 
@@ -26,14 +28,16 @@ stages
 
 config groups
   algorithm=grpo|dapo|gspo|opd_whitebox    of stage rlvr; default grpo
-  model=digits|qwen3_vl_4b|qwen3_vl_8b     token limits and batch sizes of a model; default digits
+  model=digits|qwen3_vl_2b|qwen3_vl_4b|qwen3_vl_8b
+                                           base model, token limits, batch sizes; default digits
   hardware=cpu|cuda|8xh100|1gpu_lora       default cpu
   discriminator=eight_experts              views choose among four experts each; default two each
 
 common keys
   prism.root=FOLDER                   folder of the whole pipeline; data/ and base/ are inputs
   prism.output=FOLDER                 folder of this run; default <root>/<stage>
-  prism.policy=FOLDER                 policy to start from, in Hugging Face format
+  prism.policy=MODEL                  policy to start from: a folder in Hugging Face format, or a
+                                      model on the Hub, org/name or org/name@revision
   prism.data.train=FILES              training questions (parquet)
   prism.data.heldout=FILES            held-out questions (parquet)
   prism.steps=N                       number of training steps
@@ -92,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config, prism = compose_run(options.overrides)
+    config, prism = _compose(options)
     if options.cfg:
         shown = run_redactor(config, os.environ).config(config)
         part = OmegaConf.select(shown, options.package) if options.package else shown
@@ -100,16 +104,35 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError(f"--package {options.package}: no such part of the config")
         sys.stdout.write(OmegaConf.to_yaml(part))
         return 0
-    from verl_prism.data.checks import check_inputs
+    from verl_prism.data.checks import check_device, check_inputs, has_gpu
 
+    if not options.check:
+        check_device(prism.hardware)
     check_uploads(config)
     check_inputs(prism)
     if options.check:
+        if prism.hardware.device == "cuda" and not has_gpu():
+            sys.stdout.write(
+                "no GPU here: run verl_prism.doctor on the run's hosts to check them\n"
+            )
         return 0
     from verl_prism.launcher.launch import launch
     from verl_prism.launcher.restart import with_restarts
 
     return with_restarts(launch, config, prism)
+
+
+def _compose(options: argparse.Namespace) -> tuple[DictConfig, Prism]:
+    """Compose the config. Unless it is only to be shown, find the models that are hub ids."""
+    if options.cfg:
+        return compose_run(options.overrides)
+    from verl_prism.hub import with_local_models
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+
+    weights = not options.check
+    return compose_run(options.overrides, partial(with_local_models, weights=weights, say=say))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,12 @@ from PIL import Image
 
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
-from verl_prism.data.checks import GPU_FILES, check_images, check_inputs, check_model_folder
+from verl_prism.data.checks import (
+    check_device,
+    check_images,
+    check_inputs,
+    check_model_folder,
+)
 from verl_prism.errors import UserError
 
 TEACHER = "<caption>Left a 3, right a 6.</caption><think>3 + 6 = 9.</think><answer>9</answer>"
@@ -194,11 +200,19 @@ def test_an_image_without_a_placeholder(prism):
     assert "row 0: 0 <image> in prompt, but 1 in images" in refusal(prism)
 
 
-@pytest.mark.skipif(any(file.exists() for file in GPU_FILES), reason="this host has a GPU")
-def test_a_host_without_a_gpu(prism):
+def test_a_host_without_a_gpu(prism, monkeypatch):
+    monkeypatch.setattr("verl_prism.data.checks.GPU_FILES", ())
     hardware = prism.hardware.model_copy(update={"device": "cuda"})
-    message = refusal(prism.model_copy(update={"hardware": hardware}))
-    assert message == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
+    with pytest.raises(UserError, match="hardware=cuda, but this host has no GPU; hardware=cpu"):
+        check_device(hardware)
+
+
+def test_an_attention_kernel_that_is_not_installed(prism, monkeypatch):
+    monkeypatch.setattr("verl_prism.data.checks.has_gpu", lambda: True)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    update = {"device": "cuda", "attention": "flash_attention_2"}
+    with pytest.raises(UserError, match=r"set prism\.hardware\.attention=sdpa, or install it"):
+        check_device(prism.hardware.model_copy(update=update))
 
 
 @pytest.mark.parametrize("stage", ["sft", "align"])

@@ -110,7 +110,7 @@ def test_more_questions_than_rows(digits_folder, tmp_path):
 
 
 @pytest.mark.integration
-def test_two_policies_end_to_end(digits_folder, tmp_path):
+def test_two_policies_end_to_end(digits_folder, tmp_path, vllm_for_cpu):
     _, prism = compose_run(
         [
             "stage=eval",

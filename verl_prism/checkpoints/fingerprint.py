@@ -6,6 +6,7 @@ from typing import Any
 from verl_prism.checkpoints.store import CheckpointStore
 from verl_prism.config import DataFiles, Prism, Stage, flatten
 from verl_prism.data.rows import parquet_files
+from verl_prism.hub_cache import hub_name
 from verl_prism.run_folder import RunFolder
 
 ALL_STAGES = (
@@ -72,6 +73,7 @@ def checkpoint_store(prism: Prism) -> CheckpointStore:
 def fingerprint(prism: Prism) -> dict[str, Any]:
     """Return full key -> value. Stage eval saves no checkpoints and has none.
 
+    A model from the Hub is `org/name@commit`, wherever its folder is.
     `prism.steps` is included only if the learning rate depends on it.
     """
     if prism.stage == "eval":
@@ -83,7 +85,7 @@ def fingerprint(prism: Prism) -> dict[str, Any]:
     settings = {}
     for key, value in flatten(prism.model_dump(mode="json")):
         if key.startswith(included) and not key.startswith(excluded):
-            settings[f"prism.{key}"] = value
+            settings[f"prism.{key}"] = hub_name(Path(str(value))) or value
     return settings | _training_data(prism.data.train)
 
 

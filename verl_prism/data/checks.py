@@ -6,6 +6,7 @@ Every check raises UserError that names the file or the row, and the fix.
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from verl_prism.config import Discriminator, Hardware, Prism
 from verl_prism.data.rows import parquet_files
 from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
 from verl_prism.errors import UserError
+from verl_prism.hub_cache import missing_bytes
 from verl_prism.response import View, parse_response
 from verl_prism.token_spans import is_byte_level
 
@@ -29,8 +31,7 @@ GPU_FILES = (
 
 
 def check_inputs(prism: Prism) -> None:
-    """Check everything that `prism.stage` reads, and the devices that it runs on."""
-    check_device(prism.hardware)
+    """Check everything that `prism.stage` reads, and the nodes that it runs on."""
     check_nodes(prism.hardware)
     check_files(prism)
 
@@ -79,10 +80,21 @@ def data_files(prism: Prism) -> Iterator[tuple[str, Path, tuple[str, ...]]]:
 
 
 def check_device(hardware: Hardware) -> None:
-    """Check that this host has a GPU if the run is to use one here."""
-    runs_here = hardware.ray_address is None
-    if hardware.device == "cuda" and runs_here and not any(map(Path.exists, GPU_FILES)):
+    """Check that this host has a GPU, and the attention kernel, if the run is to use them here."""
+    if hardware.device == "cpu" or hardware.ray_address is not None:
+        return
+    if not has_gpu():
         raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
+    if hardware.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise UserError(
+            "prism.hardware.attention=flash_attention_2, but flash-attn is not installed; set "
+            "prism.hardware.attention=sdpa, or install it as docs/running.md says"
+        )
+
+
+def has_gpu() -> bool:
+    """Return whether this host has a GPU with a driver."""
+    return any(map(Path.exists, GPU_FILES))
 
 
 def check_nodes(hardware: Hardware) -> None:
@@ -96,7 +108,10 @@ def check_nodes(hardware: Hardware) -> None:
 
 
 def check_model_folder(key: str, folder: Path) -> None:
-    """Check that a Hugging Face folder has config, weights, tokenizer and image processor."""
+    """Check that a Hugging Face folder has config, weights, tokenizer and image processor.
+
+    Weights that are still to be downloaded from the Hub are not expected.
+    """
     if not folder.is_dir():
         raise UserError(
             f"{key}={folder}: no such folder; "
@@ -108,11 +123,14 @@ def check_model_folder(key: str, folder: Path) -> None:
         "tokenizer": ("tokenizer.json",),
         "image processor": ("processor_config.json", "preprocessor_config.json"),
     }
+    downloaded = missing_bytes(folder) == 0
+    if not downloaded:
+        del parts["weights"]
     for part, names in parts.items():
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"{key}={folder}: no {part} there (looked for {' or '.join(names)})")
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if index.is_file() and downloaded:
         for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
             if not (folder / shard).is_file():
                 raise UserError(f"{key}={folder}: {index.name} names {shard}, which is missing")

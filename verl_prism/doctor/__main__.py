@@ -9,13 +9,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from verl_prism.compose import compose_run
 from verl_prism.doctor.devices import check_communication, check_gpus
-from verl_prism.doctor.finding import Case, Check, Finding, Level, error, ok
+from verl_prism.doctor.finding import Case, Check, Finding, Level, error, note, ok
 from verl_prism.doctor.host import (
     check_environment,
     check_limits,
@@ -40,6 +41,7 @@ from verl_prism.doctor.memory_checks import (
 from verl_prism.doctor.ray_resources import check_ray
 from verl_prism.errors import UserError
 from verl_prism.gpu_check.__main__ import main as gpu_check
+from verl_prism.hub import with_local_models
 from verl_prism.redaction import command_redactor
 
 HELP = """\
@@ -55,7 +57,8 @@ It checks
   models, data, batch sizes, and verl's own validation of the configuration
   estimated memory per device in each phase of a step, and host memory
 
-Each problem comes with a fix.
+Each problem comes with a fix. On a host without a GPU, such as a login node, problems of the host
+itself are only noted if the run needs GPUs.
 
 --gpu-check runs python -m verl_prism.gpu_check instead: it checks and times the discriminator, and
 then every stage, on one GPU, from random weights.
@@ -67,7 +70,12 @@ exit codes: 0 no errors (there may be warnings), 2 errors
 """
 GPU_CHECK = "--gpu-check"
 EXIT_ERRORS = 2
-MARKS: dict[Level, str] = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
+MARKS: dict[Level, str] = {
+    "ok": "[green]✓[/]",
+    "note": "[blue]i[/]",
+    "warning": "[yellow]![/]",
+    "error": "[red]✗[/]",
+}
 
 
 def check_verl_config(case: Case) -> Iterator[Finding]:
@@ -109,6 +117,18 @@ CHECKS: dict[str, Check] = {
 }
 
 
+# These look at the host that the doctor runs on.
+OF_THIS_HOST = (
+    check_limits,
+    check_shared_memory,
+    check_scratch_folder,
+    check_gpus,
+    check_communication,
+    check_ray,
+    check_host_memory,
+)
+
+
 def findings(check: Check, case: Case) -> list[Finding]:
     """Return the findings of a check. Exceptions become findings, too.
 
@@ -126,10 +146,18 @@ def findings(check: Check, case: Case) -> list[Finding]:
                 "see the other findings first",
             )
         )
+    if case.without_gpu and check in OF_THIS_HOST:
+        found = [_about_this_host(finding) for finding in found]
     problems = [finding for finding in found if finding.level != "ok"]
     if not problems or check is check_device_memory:
         return found
     return problems
+
+
+def _about_this_host(finding: Finding) -> Finding:
+    if finding.level in ("ok", "note"):
+        return finding
+    return note(f"this host, not the run's hosts: {finding.text}")
 
 
 def print_findings(console: Console, results: dict[str, list[Finding]]) -> None:
@@ -156,8 +184,10 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(HELP)
         return 0
+    # The small files suffice for all checks.
+    find_models = partial(with_local_models, weights=False, say=_say)
     try:
-        config, prism = compose_run(arguments)
+        config, prism = compose_run(arguments, find_models)
     except UserError as mistake:
         message = command_redactor(arguments, os.environ)(str(mistake))
         sys.stderr.write(f"verl_prism: {message}\n")
@@ -167,6 +197,10 @@ def main(arguments: Sequence[str]) -> int:
     print_findings(Console(soft_wrap=False, highlight=False), results)
     levels = {finding.level for found in results.values() for finding in found}
     return EXIT_ERRORS if "error" in levels else 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def environment(prism: Prism, scratch: Path) -> dict[str, str]:
     The user's own variables take precedence over the defaults for the network and the CPU only.
     """
     single_node = prism.hardware.nodes == 1 and prism.hardware.ray_address is None
-    variables = network_environment(single_node, scratch)
+    variables = network_environment(single_node, prism.hub.offline, scratch)
     if prism.hardware.device == "cpu":
         variables |= cpu_environment()
     variables |= os.environ

@@ -27,7 +27,7 @@ def greedy_with_transformers(folder, row, max_tokens: int) -> list[int]:
     return tokens[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_policy_engine(dense_folder, rows):
+def test_policy_engine(dense_folder, rows, vllm_for_cpu):
     hardware = compose_run(["stage=eval"])[1].hardware
     job = SamplingJob(dense_folder, (GREEDY, RANDOM), hardware, MODEL_LIMITS, 3, True)
     set_num_threads = torch.set_num_threads

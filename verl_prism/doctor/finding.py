@@ -55,6 +55,7 @@ class Case:
         several_engines = hardware.devices_per_node > hardware.tensor_parallel_size
         return self.on_ray or hardware.nodes > 1 or (samples and several_engines)
 
+    @property
     def without_gpu(self) -> bool:
         """Whether the run needs GPUs and this host has none: it may be a cluster's login node."""
         return self.prism.hardware.device == "cuda" and not has_gpu()

@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from verl_prism.checkpoints.preemption import EXIT_SAVED
 from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
+from verl_prism.hub import with_local_models
 from verl_prism.redaction import command_redactor
 from verl_prism.run_folder import RunFolder
 
@@ -103,7 +105,8 @@ def run(options: argparse.Namespace) -> int:
     if not hosts or not all(hosts) or len(set(hosts)) != len(hosts):
         raise UserError("--hosts needs the names of the hosts, each once, such as --hosts a,b")
     overrides = [*options.overrides, f"prism.hardware.nodes={len(hosts)}"]
-    _, prism = compose_run(overrides)
+    # Models are downloaded before Ray holds the hosts.
+    _, prism = compose_run(overrides, partial(with_local_models, weights=True, say=_say))
     if len(hosts) == 1:
         return run_stage(overrides, lost_hosts=dict)
     from verl_prism.cluster.nodes import RayNodes
@@ -120,6 +123,10 @@ def run(options: argparse.Namespace) -> int:
     ) as nodes:
         address = f"prism.hardware.ray_address={nodes.address}"
         return run_stage([*overrides, address], lost_hosts=nodes.lost)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 def run_stage(overrides: Sequence[str], lost_hosts: Callable[[], dict[str, int]]) -> int:

@@ -219,7 +219,11 @@ def test_a_different_number_of_ranks_is_refused_with_a_command_that_helps(compos
     assert "(actor 1, discriminator 1; this run has actor 2, discriminator 2)" in message
     command = f"python -m verl_prism.checkpoints.reshard {folder} --world-size"
     assert message.endswith(f"{command} 2")
-    pool = ("prism.discriminator.placement=pool", "prism.discriminator.pool_devices=3")
+    pool = (
+        "prism.discriminator.placement=pool",
+        "prism.discriminator.pool_devices=3",
+        "prism.hardware.ray_gpus=4",
+    )
     with pytest.raises(UserError) as refused:
         find(compose(*pool))
     assert str(refused.value).endswith(f"{command} actor=1,discriminator=3")

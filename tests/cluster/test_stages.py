@@ -1,6 +1,7 @@
 """SFT, warm-up and evaluation on two "hosts" with one device each give the result of one host."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,9 +44,8 @@ def assert_equal_steps(one: list[dict], other: list[dict], *names: str) -> None:
 
 
 def engines_in_log(output: Path) -> set[str]:
-    """Return the names of the processes in which vLLM engines ran."""
-    lines = RunFolder(output).log.read_text().splitlines()
-    return {line.split(")")[0] for line in lines if line.startswith("(PolicyEngine pid=")}
+    """Return the processes in which vLLM engines ran."""
+    return set(re.findall(r"\(PolicyEngine (pid=\d+)", RunFolder(output).log.read_text()))
 
 
 def test_sft(run, tmp_path):

@@ -105,13 +105,21 @@ class PolicyEngine:
         from vllm import SamplingParams
 
         sampling = self._job.samplings[index]
+        temperature = sampling.temperature
+        top_k = 0  # no limit
+        if temperature == 0 and self._job.hardware.device == "cpu":
+            # On CPU vLLM ignores the seeds of a batch in which a request is greedy. The most
+            # probable token is also what is left of the vocabulary with top_k = 1.
+            temperature = 1.0
+            top_k = 1
         # vLLM adds the number of a response to the seed of its request.
         return SamplingParams(
             n=sampling.n,
-            temperature=sampling.temperature,
+            temperature=temperature,
             top_p=sampling.top_p,
+            top_k=top_k,
             max_tokens=sampling.max_tokens,
-            seed=request_seed(self._job.seed, number, index) if sampling.temperature else None,
+            seed=request_seed(self._job.seed, number, index),
             detokenize=False,
         )
 

@@ -71,6 +71,7 @@ def test_one_to_several_ranks_and_back_is_equal_bit_for_bit(single, tmp_path):
     assert {file.name for file in back.rglob("*")} == {file.name for file in single.rglob("*")}
 
 
+@pytest.mark.slow
 def test_two_ranks_continue_like_one(single, tmp_path):
     two = convert(single, tmp_path / "global_step_2", "2")
     assert read_checkpoint(two).world_sizes == {".": 2}

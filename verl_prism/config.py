@@ -27,6 +27,7 @@ from verl_prism.errors import UserError
 Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
 ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # the other stages run on one node
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+UserFunction = Annotated[str, AfterValidator(lambda spec: absolute_function(spec))]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -49,6 +50,34 @@ RENAMED_KEYS = {
 """Old dotted key to new dotted key. Old keys are refused, with the new name in the message."""
 
 
+# The loggers of verl 0.9.1 (verl.utils.tracking.Tracking.supported_backend).
+Logger = Literal[
+    "wandb",
+    "mlflow",
+    "swanlab",
+    "vemlp_wandb",
+    "tensorboard",
+    "console",
+    "clearml",
+    "trackio",
+    "file",
+    "rl_insight",
+]
+
+
+def absolute_function(spec: str) -> str:
+    """Return "path/to/file.py:function" with an absolute path."""
+    path, colon, name = spec.rpartition(":")
+    if not (path and colon and name.isidentifier()):
+        raise ValueError("write path/to/file.py:function")
+    return f"{Path(path).expanduser().absolute()}:{name}"
+
+
+def with_file(loggers: list[Logger]) -> list[Logger]:
+    """Return the loggers with `file` first: the console and the summary read what it writes."""
+    return ["file", *(logger for logger in loggers if logger != "file")]
+
+
 class Section(BaseModel):
     """A frozen node that refuses unknown keys."""
 
@@ -62,6 +91,7 @@ class Data(Section):
     heldout: AbsolutePath
     max_prompt_tokens: PositiveInt
     max_response_tokens: PositiveInt
+    overlong: Literal["error", "filter"]
 
 
 class Model(Section):
@@ -274,11 +304,21 @@ class Judge(Section):
 
 
 class Reward(Section):
-    """Stage rlvr: the weights of the reward, and the judge."""
+    """The weights of the reward in stage rlvr, the user's own reward, and the judge."""
 
     accuracy_weight: Fraction
     format_weight: Fraction
+    function: UserFunction | None
     judge: Judge
+
+    @model_validator(mode="after")
+    def _one_grader(self) -> "Reward":
+        if self.function is not None and self.judge.endpoint is not None:
+            raise ValueError(
+                "function and judge.endpoint are both set, but the judge reviews only the "
+                "built-in grader's verdicts; set one of them to null"
+            )
+        return self
 
 
 class Eval(Section):
@@ -288,7 +328,7 @@ class Eval(Section):
     samples: PositiveInt
     temperature: NonNegativeFloat
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
-    metrics: str | None
+    metrics: UserFunction | None
     max_questions: PositiveInt | None
 
 
@@ -302,6 +342,8 @@ class Prism(Section):
     output: AbsolutePath
     policy: AbsolutePath
     steps: PositiveInt
+    epochs: PositiveFloat | None
+    loggers: Annotated[list[Logger], AfterValidator(with_file)]
     checkpoint_every: PositiveInt
     keep_checkpoints: PositiveInt
     resume: bool
@@ -333,6 +375,13 @@ class Prism(Section):
         if self.stage == "rlvr" and self.algorithm.distillation.enable:
             devices += self.algorithm.distillation.devices
         return devices
+
+    @model_validator(mode="after")
+    def _only_training_has_epochs(self) -> "Prism":
+        if self.stage == "eval" and self.epochs is not None:
+            raise ValueError("prism.epochs: stage eval does not train; prism.eval.max_questions "
+                             "limits the questions")
+        return self
 
     @model_validator(mode="after")
     def _ray_has_enough_devices(self) -> "Prism":

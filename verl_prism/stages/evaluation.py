@@ -5,7 +5,6 @@ with its marks), `results.json` and `results.md` (means with 95 % intervals over
 `examples.png` (what each policy answered to a few questions).
 """
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,14 +20,17 @@ from verl_prism.report.metrics import MetricsLog
 from verl_prism.report.picture import draw_examples
 from verl_prism.report.table import results_markdown
 from verl_prism.response import FormatFault, Response, parse_response
+from verl_prism.rewards.own import Score, own_score
 from verl_prism.rewards.score import score_response
+from verl_prism.rewards.user_function import load_metrics
 from verl_prism.rollout.sampler import PolicySampler, Sample, Sampling
 from verl_prism.run_folder import RunFolder
 
 Row = Mapping[str, Any]
-Marks = dict[str, bool | int | None]
+Marks = dict[str, bool | float | None]
 Measure = Callable[[Response, Row], Mapping[str, bool | None]]
-OWN_MARKS = ("accuracy", "format", "length")
+OWN_MARKS = ("accuracy", "format", "reward", "length")
+MEANS = ("reward", "length")  # marks that are not rates
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
             with PolicySampler(policy, prism.hardware, prism.seed) as sampler:
                 max_tokens = prism.data.max_response_tokens
                 samples, greedy = sample_responses(sampler, rows, settings, max_tokens, progress)
-            answers[name] = grade_responses(rows, samples, greedy, measure)
+            answers[name] = grade_responses(
+                rows, samples, greedy, measure, prism.reward.function
+            )
         log.note("writing results")
         policies = summarize(settings.policies, answers)
         results = {
@@ -108,28 +112,8 @@ def read_questions(heldout: Path, limit: int | None) -> list[Row]:
 
 
 def load_measure(spec: str | None) -> Measure:
-    """Return the function "path/to/file.py:function" that computes the task's own marks.
-
-    Without a name, there are no such marks.
-
-    Raises:
-        UserError: the file or the function does not exist.
-    """
-    if spec is None:
-        return lambda response, row: {}
-    path, _, name = spec.rpartition(":")
-    if not Path(path).is_file():
-        raise UserError(
-            f"prism.eval.metrics={spec}: no file {path!r}; write path/to/file.py:function"
-        )
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise UserError(f"prism.eval.metrics={spec}: {path} has no function {name!r}")
-    return getattr(module, name)
+    """Return the function that computes the task's own marks; without a name, there are none."""
+    return load_metrics(spec) if spec is not None else lambda response, row: {}
 
 
 def sample_responses(
@@ -159,24 +143,29 @@ def grade_responses(
     samples: Sequence[Sequence[Sample]],
     greedy: Sequence[Sample],
     measure: Measure,
+    reward: str | None = None,
 ) -> list[Answers]:
-    """Grade samples[Q][S] and greedy[Q]; return answers[Q]."""
+    """Grade samples[Q][S] and greedy[Q]; return answers[Q]. reward: `prism.reward.function`."""
     answers = []
     for row, group, only in zip(rows, samples, greedy, strict=True):
-        graded = [grade_sample(sample, row, measure) for sample in group]
-        answers.append(Answers(grade_sample(only, row, measure), graded))
+        graded = [grade_sample(sample, row, measure, reward) for sample in group]
+        answers.append(Answers(grade_sample(only, row, measure, reward), graded))
     return answers
 
 
-def grade_sample(sample: Sample, row: Row, measure: Measure) -> GradedSample:
+def grade_sample(
+    sample: Sample, row: Row, measure: Measure, reward: str | None = None
+) -> GradedSample:
     """Grade one response.
 
     Its marks are accuracy and format (True or False), the task's own marks (None if undefined) and
-    the length in tokens.
+    the length in tokens. With a reward function of the user's own, the reward is a mark too, and a
+    response is accurate if its `acc` is 1.
+
+    reward: `prism.reward.function`, None for the built-in grader.
     """
     response = parse_response(sample.text)
-    gold = row["reward_model"]["ground_truth"]
-    score = score_response(response, gold, row.get("extra_info"))
+    score = _score(response, row, reward)
     own = measure(response, row)
     if clash := set(own) & set(OWN_MARKS):
         raise UserError(
@@ -189,7 +178,17 @@ def grade_sample(sample: Sample, row: Row, measure: Measure) -> GradedSample:
         "format": score["format"] == 1.0,
         "length": sample.tokens,
     }
+    if reward is not None:
+        marks["reward"] = float(score["score"])
     return GradedSample(sample, response.fault, marks)
+
+
+def _score(response: Response, row: Row, reward: str | None) -> Score:
+    gold = row["reward_model"]["ground_truth"]
+    extra_info = row.get("extra_info")
+    if reward is None:
+        return score_response(response, gold, extra_info)
+    return own_score(reward, row["data_source"], response, gold, extra_info)
 
 
 def summarize(
@@ -207,7 +206,7 @@ def intervals(answers: Sequence[Answers]) -> dict[str, Interval]:
     """Return an interval per mark over the sampled responses, and one for greedy accuracy."""
     result = {}
     for name in answers[0].greedy.marks:
-        interval = mean_interval if name == "length" else rate_interval
+        interval = mean_interval if name in MEANS else rate_interval
         result[name] = interval([_values(name, each.samples) for each in answers])
     greedy = [_values("accuracy", [each.greedy]) for each in answers]
     return result | {"greedy_accuracy": rate_interval(greedy)}

@@ -319,8 +319,8 @@ def test_fewer_rows_than_a_batch(run):
     assert_only(
         problems,
         "rows",
-        "has 8 rows, fewer than one batch: prism.rollout.prompts_per_step=16",
-        "add rows, or lower",
+        "has 8 rows, fewer than one step needs: prism.rollout.prompts_per_step=16; add rows",
+        "",
     )
 
 

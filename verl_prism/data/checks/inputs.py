@@ -32,6 +32,7 @@ MODEL_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
 )
+COLUMNS = {"train": TRAIN_COLUMNS, "heldout": HELDOUT_COLUMNS}
 
 Progress = Callable[[int, int], None]  # is given the rows so far and in total
 
@@ -71,19 +72,18 @@ def check_inputs(prism: Prism, on_progress: Progress = lambda done, total: None)
     """
     check_nodes(prism.stage, prism.hardware)
     check_output(prism.output)
-    return check_files(prism, on_progress)
+    report = check_files(prism, on_progress)
+    check_number_of_rows(prism, report)
+    return report
 
 
 def check_files(prism: Prism, on_progress: Progress = lambda done, total: None) -> InputReport:
-    """Check the user's functions, the model folders and the data files."""
+    """Check the user's functions, the model folders and every row of the data files."""
     check_functions(prism)
-    for key, files, columns in data_files(prism):
-        for file in files:
-            check_columns(key, file, columns)
+    for key, file, columns in data_files(prism):
+        check_columns(key, file, columns)
     check_models(prism)
-    report = InputReport(_check_splits(prism, on_progress))
-    check_number_of_rows(prism, report)
-    return report
+    return InputReport(_check_splits(prism, on_progress))
 
 
 def check_functions(prism: Prism) -> None:
@@ -94,31 +94,30 @@ def check_functions(prism: Prism) -> None:
         load_metrics(prism.eval.metrics)
 
 
-def data_files(prism: Prism) -> Iterator[tuple[str, list[Path], tuple[str, ...]]]:
-    """Yield config key, files and required columns of each split that the stage reads."""
-    for split, columns in _splits(prism):
-        key = f"prism.data.{split}"
-        yield key, parquet_files(key, getattr(prism.data, split)), columns
+def data_files(prism: Prism) -> Iterator[tuple[str, Path, tuple[str, ...]]]:
+    """Yield config key, path and required columns of each data file that the stage reads."""
+    for split in ("train", "heldout"):
+        for file in split_files(prism, split):
+            yield f"prism.data.{split}", file, COLUMNS[split][prism.stage]
+
+
+def split_files(prism: Prism, split: str) -> list[Path]:
+    """Return the files of `prism.data.train` or `prism.data.heldout`; none if they are not read."""
+    if not COLUMNS[split][prism.stage]:
+        return []
+    return parquet_files(f"prism.data.{split}", getattr(prism.data, split))
 
 
 def count_rows(prism: Prism) -> int:
     """Return the number of training rows, before any is left out."""
-    files = parquet_files("prism.data.train", prism.data.train)
+    files = split_files(prism, "train")
     for file in files:
         check_columns("prism.data.train", file, TRAIN_COLUMNS[prism.stage])
     return sum(pq.read_metadata(file).num_rows for file in files)
 
 
-def _splits(prism: Prism) -> Iterator[tuple[str, tuple[str, ...]]]:
-    if columns := TRAIN_COLUMNS[prism.stage]:
-        yield "train", columns
-    if columns := HELDOUT_COLUMNS[prism.stage]:
-        yield "heldout", columns
-
-
 def _check_splits(prism: Prism, on_progress: Progress) -> dict[str, SplitReport]:
-    files = {key: paths for key, paths, _ in data_files(prism)}
-    total = sum(pq.read_metadata(file).num_rows for paths in files.values() for file in paths)
+    total = sum(pq.read_metadata(file).num_rows for _, file, _ in data_files(prism))
     done = 0
 
     def advance(rows: int) -> None:
@@ -127,20 +126,18 @@ def _check_splits(prism: Prism, on_progress: Progress) -> dict[str, SplitReport]
         on_progress(done, total)
 
     reports = {}
-    for split, columns in _splits(prism):
-        key = f"prism.data.{split}"
-        checker = RowChecker(prism, columns)
-        found = [
-            (file, _check_file(prism, file, columns, checker, advance)) for file in files[key]
-        ]
-        reports[split] = _join(prism, key, found)
+    for split, columns in COLUMNS.items():
+        files = split_files(prism, split)
+        if files:
+            checker = RowChecker(prism, columns[prism.stage])
+            found = [(file, _check_file(prism, file, checker, advance)) for file in files]
+            reports[split] = _join(prism, f"prism.data.{split}", found)
     return reports
 
 
 def _check_file(
     prism: Prism,
     file: Path,
-    columns: tuple[str, ...],
     checker: RowChecker,
     advance: Callable[[int], None],
 ) -> FileReport:
@@ -150,7 +147,7 @@ def _check_file(
     key = result_key(file, model_files, checker.settings)
     report = read_result(key)
     if report is None:
-        report = check_rows(file, columns, checker, advance)
+        report = check_rows(file, checker, advance)
         write_result(key, report)
     else:
         advance(report.rows)
@@ -187,25 +184,29 @@ def check_number_of_rows(prism: Prism, report: InputReport) -> None:
     """Check that the rows fill a step, and that stage eval has as many questions as it asks for."""
     if "heldout" in report.splits and report.splits["heldout"].rows == 0:
         raise UserError("prism.data.heldout: all rows are too long; raise the limit")
-    needed = {
-        "sft": ("prism.sft.examples_per_step", prism.sft.examples_per_step),
-        "align": ("prism.rollout.prompts_per_step", prism.rollout.prompts_per_step),
-        "rlvr": ("prism.rollout.prompts_per_step", prism.rollout.prompts_per_step),
-    }
     rows = report.train_rows
-    if rows is not None:
-        key, least = needed.get(prism.stage, ("a row", 1))
-        if rows < least:
-            raise UserError(
-                f"prism.data.train has {rows:,} rows, fewer than one step needs: {key}={least}; "
-                f"add rows, or lower {key}"
-            )
+    key, needed = rows_per_step(prism)
+    if rows is not None and rows < needed:
+        raise UserError(
+            f"prism.data.train has {rows:,} rows, fewer than one step needs: {key}={needed}; "
+            f"add rows, or lower {key}"
+        )
     limit = prism.eval.max_questions
     if prism.stage == "eval" and limit is not None and limit > report.splits["heldout"].rows:
         raise UserError(
             f"prism.eval.max_questions={limit}, but prism.data.heldout has "
             f"{report.splits['heldout'].rows:,} rows"
         )
+
+
+def rows_per_step(prism: Prism) -> tuple[str, int]:
+    """Return a config key and its value, the number of rows that the stage needs at least."""
+    match prism.stage:
+        case "sft":
+            return "prism.sft.examples_per_step", prism.sft.examples_per_step
+        case "align" | "rlvr":
+            return "prism.rollout.prompts_per_step", prism.rollout.prompts_per_step
+    return "prism.warmup.prompts", 1  # the warm-up uses the rows that there are
 
 
 def summary(prism: Prism, report: InputReport) -> str:
@@ -239,7 +240,10 @@ def notes(prism: Prism, report: InputReport) -> Iterator[str]:
             f"{steps_per_epoch(prism, rows):,.0f} steps, and prism.epochs sets steps from the rows"
         )
     if prism.stage == "warmup" and rows < prism.warmup.prompts:
-        yield f"prism.warmup.prompts={prism.warmup.prompts:,}, but there are {rows:,} rows"
+        yield (
+            f"prism.data.train has {rows:,} rows; all of them are used instead of "
+            f"prism.warmup.prompts={prism.warmup.prompts:,}"
+        )
 
 
 def write_skipped_rows(prism: Prism, report: InputReport) -> None:

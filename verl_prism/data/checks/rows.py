@@ -77,6 +77,7 @@ class RowChecker:
 
     def __init__(self, prism: Prism, columns: Sequence[str]) -> None:
         key, model = next(iter(model_folders(prism).items()))
+        self.columns = tuple(columns)
         self.text_column = "messages" if "messages" in columns else "prompt"
         self._graded = "reward_model" in columns
         self._needs_gold = prism.stage in ("rlvr", "eval") and prism.reward.function is None
@@ -173,7 +174,7 @@ def _at(number: int, check: Callable[[Row], Conversation], row: Row) -> Conversa
 
 
 def check_rows(
-    file: Path, columns: Sequence[str], checker: RowChecker, on_progress: Progress
+    file: Path, checker: RowChecker, on_progress: Progress
 ) -> FileReport:
     """Check all rows of a file.
 
@@ -181,7 +182,7 @@ def check_rows(
         UserError: names the file, the first wrong row and the fix.
     """
     report = FileReport()
-    for batch in _batches(file, columns):
+    for batch in _batches(file, checker.columns):
         rows = _to_rows(file, report.rows, batch)
         try:
             longest, overlong = checker.check(rows)

@@ -4,7 +4,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Let the first run write bytecode; every later process of a run then imports faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-slow test-slurm bench lint clean
+.PHONY: help setup setup-gpu demo test test-slow test-slurm bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -13,11 +13,14 @@ help: ## show this list
 setup: ## create .venv with the locked packages (the other targets do this when needed)
 	@PYTHON=$(PYTHON) scripts/bootstrap.sh
 
+setup-gpu: ## create .venv with the locked packages for NVIDIA GPUs
+	@PYTHON=$(PYTHON) scripts/bootstrap.sh --gpu
+
 demo: setup ## run the whole method on pictures of handwritten digits
 	@. .venv/bin/activate && examples/digits/run.sh
 
-test: setup ## run the tests, except the slow ones
-	@.venv/bin/python -m pytest -m "not slow"
+test: setup ## run the tests, except the slow ones, in two processes
+	@.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run the slow tests (over an hour)
 	@.venv/bin/python -m pytest -m slow

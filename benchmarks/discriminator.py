@@ -1,10 +1,9 @@
 """Time one discriminator step against the reference algorithm, and check that gradients agree.
 
     make bench
-    python benchmarks/discriminator.py --device cuda      # bf16, Qwen3-VL-2B with four experts
     python benchmarks/discriminator.py --students 4 8 --hidden 512
 
-Needs only torch, transformers, safetensors and rich. Without an installation, set `PYTHONPATH=.`.
+It runs on the CPU. On a GPU, `python -m verl_prism.gpu_check --steps reference` compares the two.
 
 One step is the scores for the policy's reward, the gradient and the optimizer's step. All sides get
 the same groups, and sides that compute the same have the same weights. Seconds are medians of
@@ -33,12 +32,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 
 import torch
 import transformers
-from problem import CPU, CUDA, QUICK, Setting, real_tokens, step_flops
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
-from sides import SIDES, Problem, Side, build_model, build_sides, make_side
 from torch import Tensor, nn
+
+from verl_prism.gpu_check.problem import CPU, QUICK, Setting, real_tokens, step_flops
+from verl_prism.gpu_check.sides import (
+    SIDES,
+    Problem,
+    Side,
+    build_model,
+    build_sides,
+    make_side,
+)
 
 TOLERANCE = 1e-5  # in fp32, relative to the largest entry
 LABELS = {"reference": "reference", "ours": "ours, token", "dedicated": "ours, by view"}  # routing
@@ -113,8 +120,6 @@ def time_steps(sides: dict[str, Side], problem: Problem) -> dict[str, list[float
         for name, side in sides.items():
             start = time.perf_counter()
             side.step(problem)
-            if problem.setting.device == "cuda":
-                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
@@ -122,13 +127,8 @@ def time_steps(sides: dict[str, Side], problem: Problem) -> dict[str, list[float
 def peak_memory(s: Setting, name: str, students: int) -> int:
     """Return the growth of the peak memory during one step, in bytes. Call it in a new process."""
     problem = Problem.make(s, students)
-    side = make_side(s, name, build_model(s, name))
+    side = make_side(s, build_model(s, name))
     gc.collect()
-    if s.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        side.step(problem)
-        return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = process_memory("VmRSS")
     side.step(problem)
@@ -165,7 +165,7 @@ def measure(
     work, difference = warm_up(sides, problem)
     seconds = time_steps(sides, problem)
     tokens = real_tokens(problem.samples, s.groups)
-    flops = step_flops(s, problem.samples)
+    flops = step_flops(s, problem.groups)
     row: dict[str, Any] = {"students": students, "real_tokens": tokens, "difference": difference}
     for name in sides:
         median = statistics.median(seconds[name])
@@ -180,14 +180,10 @@ def measure(
             "flops": work_of_step,
             "flops_per_second": work_of_step / median,
         }
-        if s.peak_tflops:
-            row[name]["utilization"] = work_of_step / median / (s.peak_tflops * 1e12)
     return row
 
 
-def device_name(s: Setting) -> str:
-    if s.device == "cuda":
-        return torch.cuda.get_device_name()
+def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next(
         (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
@@ -211,8 +207,7 @@ def results_table(rows: list[dict[str, Any]]) -> Table:
                 f"{side['token_efficiency']:.3f}",
                 f"{side['peak_memory_bytes'] / 2**20:.0f} MiB",
                 f"{side['flops'] / 1e9:.0f}",
-                f"{side['flops_per_second'] / 1e9:.0f}"
-                + (f", {side['utilization']:.0%}" if "utilization" in side else ""),
+                f"{side['flops_per_second'] / 1e9:.0f}",
                 end_section=name == SIDES[-1],
             )
     return table
@@ -249,7 +244,7 @@ def parse(arguments: list[str] | None) -> tuple[Setting, Path, bool]:
         "--profile", action="store_true", help="print where the time of a step of ours goes"
     )
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/discriminator.json"))
-    for field in fields(Setting):
+    for field in (each for each in fields(Setting) if each.name != "device"):
         flag = f"--{field.name.replace('_', '-')}"
         several = isinstance(field.default, tuple)
         if isinstance(field.default, bool):
@@ -264,9 +259,7 @@ def parse(arguments: list[str] | None) -> tuple[Setting, Path, bool]:
     options = vars(parser.parse_args(arguments))
     path = options.pop("json")
     profile = options.pop("profile")
-    preset = CUDA if options.get("device") == "cuda" else CPU
-    if options.pop("quick"):
-        preset = QUICK
+    preset = QUICK if options.pop("quick") else CPU
     given = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }
@@ -276,16 +269,13 @@ def parse(arguments: list[str] | None) -> tuple[Setting, Path, bool]:
 def print_profile(side: Side, problem: Problem, console: Console) -> None:
     with torch.profiler.profile() as profiler:
         side.step(problem)
-    sort = "self_cuda_time_total" if problem.setting.device == "cuda" else "self_cpu_time_total"
-    console.print(profiler.key_averages().table(sort_by=sort, row_limit=25), soft_wrap=True)
+    averages = profiler.key_averages()
+    console.print(averages.table(sort_by="self_cpu_time_total", row_limit=25), soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     s, path, profile = parse(arguments)
     console = Console()
-    if s.device == "cuda" and not torch.cuda.is_available():
-        console.print("There is no CUDA device here, so nothing was measured.")
-        return 0
     memory = peak_memories(s)
     sides = build_sides(s)
     rows = [measure(s, sides, students, memory[students]) for students in s.students]
@@ -294,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
         row["difference"][of] <= TOLERANCE for row in rows for of in ("loss", "scores", "gradient")
     )
     report = {
-        "device": device_name(s),
+        "device": processor(),
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),

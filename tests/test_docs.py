@@ -6,6 +6,7 @@ import pkgutil
 import re
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -134,11 +135,23 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_table_of_config_keys_is_up_to_date():
-    file = ROOT / "scripts" / "config_table.py"
-    spec = importlib.util.spec_from_file_location("config_table", file)
-    config_table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(config_table)
+    config_table = script("config_table")
     assert config_table.PAGE.read_text(encoding="utf-8") == config_table.page(), (
         "run: python scripts/config_table.py"
+    )
+
+
+@pytest.mark.slow  # it composes all presets
+def test_the_table_of_memory_is_up_to_date():
+    memory_table = script("memory_table")
+    assert memory_table.PAGE.read_text(encoding="utf-8") == memory_table.page(), (
+        "run: python scripts/memory_table.py"
     )

@@ -5,6 +5,7 @@ every setting that we change, with the reason; the YAML gives it next to the key
 """
 
 import functools
+import math
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_prism.alignment.worker import training_worker_config
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
+from verl_prism.response import View
 from verl_prism.stages.warmup_training import LR_WARMUP_SHARE
 from verl_prism.trainer.validate import check_with_verl
 
@@ -95,7 +97,7 @@ ALIGN = {
     "prism.align.reasoning_weight": 0.5,
     "prism.align.format_penalty": 1.5,
     "prism.discriminator.score_regularization": 0.001,
-    "prism.discriminator.micro_batch_tokens": 8192,
+    "prism.discriminator.micro_batch_tokens": 114688,  # published: 8192, the actor's
     "prism.discriminator.updates_per_step": 1,
 }
 WARMUP = {
@@ -104,7 +106,7 @@ WARMUP = {
     "prism.discriminator.grad_clip": 1.0,
     "prism.discriminator.upcycle.experts": 4,
     "prism.discriminator.upcycle.experts_per_token": 2,
-    "prism.warmup.pairs_per_step": 128,
+    "prism.warmup.pairs_per_step": 64,  # responses, of two pairs each
     "prism.warmup.mismatched_teachers": 0,
     "prism.hardware.max_tokens_per_device": 8192,
     "prism.hardware.devices_per_node": 8,
@@ -244,9 +246,13 @@ def test_intended_difference_has_our_value(stage, key, theirs, ours, why):
 @pytest.mark.parametrize("model", MODELS)
 def test_stage_warmup_is_one_epoch_of_120000_pairs(model):
     _, prism = compose("warmup", model)
-    pairs = prism.warmup.prompts * prism.warmup.samples_per_prompt * 2
-    assert pairs == 120_000
-    assert 0 <= prism.steps * prism.warmup.pairs_per_step - pairs < prism.warmup.pairs_per_step
+    warmup = prism.warmup
+    heldout = round(warmup.prompts * warmup.heldout_fraction)
+    responses = (warmup.prompts - heldout) * warmup.samples_per_prompt
+    assert responses * len(View) == 120_000
+    assert warmup.pairs_per_step * len(View) == 128
+    assert warmup.pairs_per_step % warmup.samples_per_prompt == 0, "a step takes whole prompts"
+    assert prism.steps == math.ceil(responses / warmup.pairs_per_step)
 
 
 def test_learning_rate_warms_up_over_a_tenth_of_stage_warmup():
@@ -257,7 +263,7 @@ def test_learning_rate_warms_up_over_a_tenth_of_stage_warmup():
 def test_discriminator_is_upcycled_from_a_separate_model(model):
     """Qwen3-VL-2B in the paper."""
     _, prism = compose("warmup", model)
-    assert prism.discriminator.upcycle.base == prism.root / "discriminator_base"
+    assert str(prism.discriminator.upcycle.base) == "Qwen/Qwen3-VL-2B-Instruct"
     assert prism.discriminator.upcycle.base != prism.policy
 
 

@@ -3,7 +3,7 @@
 import difflib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -17,17 +17,21 @@ from verl_prism.config import Prism, check_not_renamed, flatten, parse_prism
 from verl_prism.errors import UserError
 from verl_prism.owned_keys import check_owned_keys
 
-GROUPS = ("stage", "algorithm", "model", "hardware")
+GROUPS = ("stage", "algorithm", "model", "hardware", "discriminator")
 SIMILAR = 1.3  # similarity, in [0, 2], from which a known key is suggested for an unknown one
 
 
 def compose_run(
-    overrides: Sequence[str], steps: int | None = None
+    overrides: Sequence[str],
+    find_models: Callable[[Prism], Prism] = lambda prism: prism,
+    steps: int | None = None,
 ) -> tuple[DictConfig, Prism]:
     """Return the whole config, with interpolations resolved, and its typed node `prism`.
 
-    `overrides` are Hydra's: `stage=sft`, `prism.steps=100`, `trainer.test_freq=10`. `steps`
-    replaces `prism.steps`, once `prism.epochs` and the number of rows are known.
+    overrides: Hydra's: `stage=sft`, `prism.steps=100`, `trainer.test_freq=10`.
+    find_models: replaces hub ids of models with folders; by default they stay.
+    steps: replaces `prism.steps`, once `prism.epochs` and the number of rows are known.
+
     Takes about a second. Raises UserError that names the key.
     """
     OmegaConf.register_new_resolver("verl_config_dir", verl_config_dir, replace=True)
@@ -39,12 +43,20 @@ def compose_run(
             config = _compose([re.sub(r"^model=", "model@_global_=", item) for item in overrides])
         if steps is not None:
             config.prism.steps = steps
-        prism = parse_prism(config.prism)
+        _make_root_absolute(config)
+        prism = find_models(parse_prism(config.prism))
         config.prism = prism.model_dump(mode="json")  # verl's keys get absolute paths too
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_message(error)) from None
     return config, prism
+
+
+def _make_root_absolute(config: DictConfig) -> None:
+    """Make `prism.root` absolute, and thereby all paths below it: none of them is a hub id."""
+    node = config.prism
+    if OmegaConf.is_dict(node) and isinstance(node.root, str):
+        node.root = str(Path(node.root).expanduser().absolute())
 
 
 def trainer_configs_dir() -> Path:

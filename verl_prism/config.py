@@ -4,6 +4,7 @@
 torch nor verl, so that a config can be composed and checked in a second.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -25,11 +27,30 @@ from pydantic_core import ErrorDetails
 from verl_prism.errors import UserError
 
 Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
-ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # the other stages run on one node
+ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # whose trainer is verl's PPO trainer on Ray
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-UserFunction = Annotated[str, AfterValidator(lambda spec: absolute_function(spec))]
+DataFiles = AbsolutePath | tuple[AbsolutePath, ...]  # files, folders or globs
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+UserFunction = Annotated[str, AfterValidator(lambda spec: absolute_function(spec))]
+# org/name or org/name@revision, as the Hugging Face Hub writes it
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.][\w./-]*))?", re.ASCII)
+
+
+def folder_or_hub_id(value: Any) -> Any:
+    """Return a hub id as a relative path, and any other path, or an existing folder, as absolute.
+
+    `org/name` is a hub id unless there is such a folder; `./org/name` never is.
+    """
+    if not isinstance(value, str):
+        return value
+    if HUB_ID.fullmatch(value) and not Path(value).is_dir():
+        return Path(value)
+    return Path(value).expanduser().absolute()
+
+
+# A relative path is a hub id. `verl_prism.hub` replaces it with the folder of the download.
+ModelPath = Annotated[Path, BeforeValidator(folder_or_hub_id)]
 
 RENAMED_KEYS = {
     "prism.align.normalisation": "prism.align.normalization",
@@ -85,19 +106,40 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Parquet files and the longest prompt and response, in tokens."""
+    """Parquet files, and the longest prompt and response in tokens."""
 
-    train: AbsolutePath
-    heldout: AbsolutePath
+    train: DataFiles
+    heldout: DataFiles
+    cache: AbsolutePath
     max_prompt_tokens: PositiveInt
     max_response_tokens: PositiveInt
     overlong: Literal["error", "filter"]
 
 
+class Image(Section):
+    """The sizes between which images are resized, in pixels; None: the limits of the model."""
+
+    min_pixels: PositiveInt | None
+    max_pixels: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Image":
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")
+        return self
+
+
+class Hub(Section):
+    """The Hugging Face Hub."""
+
+    offline: bool
+
+
 class Model(Section):
-    """Name of the model preset, and the side of a vision patch in pixels."""
+    """Name of the model preset, its base model, and the side of a vision patch in pixels."""
 
     name: str
+    base: ModelPath
     image_patch_size: PositiveInt
 
 
@@ -138,6 +180,7 @@ class Rollout(Section):
     samples_per_prompt: PositiveInt
     temperature: PositiveFloat
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    old_log_probs: Literal["auto", "always"]
 
 
 class Optim(Section):
@@ -169,7 +212,7 @@ class Sft(Section):
 class Upcycle(Section):
     """How a dense model becomes the mixture-of-experts discriminator."""
 
-    base: AbsolutePath
+    base: ModelPath
     experts: PositiveInt
     experts_per_token: PositiveInt
     routing: Literal["dedicated", "token", "dense"]
@@ -188,7 +231,7 @@ class Upcycle(Section):
 class Discriminator(Section):
     """The discriminator: folder, limits, placement, optimizer and loss."""
 
-    path: AbsolutePath
+    path: ModelPath
     upcycle: Upcycle
     max_perception_tokens: PositiveInt
     max_reasoning_tokens: PositiveInt
@@ -250,7 +293,7 @@ class Distillation(Section):
     """White-box distillation from a teacher with open weights."""
 
     enable: bool
-    teacher: AbsolutePath
+    teacher: ModelPath
     devices: PositiveInt
 
 
@@ -324,7 +367,7 @@ class Reward(Section):
 class Eval(Section):
     """Stage eval."""
 
-    policies: dict[str, AbsolutePath]
+    policies: dict[str, ModelPath]
     samples: PositiveInt
     temperature: NonNegativeFloat
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -333,14 +376,14 @@ class Eval(Section):
 
 
 class Prism(Section):
-    """The whole node `prism`. All paths are absolute."""
+    """The whole node `prism`. All paths are absolute, except hub ids of models."""
 
     stage: Stage
     seed: NonNegativeInt
     reproducible: bool
     root: AbsolutePath
     output: AbsolutePath
-    policy: AbsolutePath
+    policy: ModelPath
     steps: PositiveInt
     epochs: PositiveFloat | None
     loggers: Annotated[list[Logger], AfterValidator(with_file)]
@@ -349,7 +392,9 @@ class Prism(Section):
     resume: bool
     stall_seconds: PositiveFloat | None
     max_restarts: NonNegativeInt
+    hub: Hub
     data: Data
+    image: Image
     model: Model
     hardware: Hardware
     rollout: Rollout
@@ -379,8 +424,10 @@ class Prism(Section):
     @model_validator(mode="after")
     def _only_training_has_epochs(self) -> "Prism":
         if self.stage == "eval" and self.epochs is not None:
-            raise ValueError("prism.epochs: stage eval does not train; prism.eval.max_questions "
-                             "limits the questions")
+            raise ValueError(
+                "prism.epochs: stage eval does not train; prism.eval.max_questions "
+                "limits the questions"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,15 +32,18 @@ stages
 
 config groups
   algorithm=grpo|dapo|gspo|opd_whitebox    of stage rlvr; default grpo
-  model=digits|qwen3_vl_4b|qwen3_vl_8b     token limits and batch sizes of a model; default digits
+  model=digits|qwen3_vl_2b|qwen3_vl_4b|qwen3_vl_8b
+                                           base model, token limits, batch sizes; default digits
   hardware=cpu|cuda|8xh100|1gpu_lora       default cpu
+  discriminator=eight_experts              views choose among four experts each; default two each
 
 common keys
   prism.root=FOLDER                   folder of the whole pipeline; data/ and base/ are inputs
   prism.output=FOLDER                 folder of this run; default <root>/<stage>
-  prism.policy=FOLDER                 policy to start from, in Hugging Face format
-  prism.data.train=FILE               training questions (parquet)
-  prism.data.heldout=FILE             held-out questions (parquet)
+  prism.policy=MODEL                  policy to start from: a folder in Hugging Face format, or a
+                                      model on the Hub, org/name or org/name@revision
+  prism.data.train=FILES              training questions (parquet)
+  prism.data.heldout=FILES            held-out questions (parquet)
   prism.steps=N                       number of training steps
   prism.epochs=X                      passes over the training data, instead of prism.steps
   prism.seed=N                        random seed
@@ -119,11 +123,11 @@ def _write_traceback(text: str) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config, prism = compose_run(options.overrides)
+    config, prism = _compose(options)
     from verl_prism.data import checks  # imports pyarrow
 
     if prism.epochs is not None:
-        config, prism = _with_epochs(options, prism, checks.count_rows(prism))
+        config, prism = _compose(options, steps_of(prism, checks.count_rows(prism)))
     if options.cfg:
         _print_config(config, options.package)
         return 0
@@ -133,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
     with _progress_bar() as on_progress:
         report = checks.check_inputs(prism, on_progress)
     if prism.epochs is not None and report.train_rows is not None:
-        config, prism = _with_epochs(options, prism, report.train_rows)
+        config, prism = _compose(options, steps_of(prism, report.train_rows))
     for note in checks.notes(prism, report):
         sys.stderr.write(f"verl_prism: note: {note}\n")
     if options.check:
@@ -145,11 +149,21 @@ def _run(options: argparse.Namespace) -> int:
     return with_restarts(launch, config, prism)
 
 
-def _with_epochs(
-    options: argparse.Namespace, prism: Prism, rows: int
-) -> tuple[DictConfig, Prism]:
-    """Compose the run again, with the number of steps of `prism.epochs`."""
-    return compose_run(options.overrides, steps=steps_of(prism, rows))
+def _compose(options: argparse.Namespace, steps: int | None = None) -> tuple[DictConfig, Prism]:
+    """Compose the config. Unless it is only to be shown, find the models that are hub ids.
+
+    steps: the number of steps of `prism.epochs`, once it is known.
+    """
+    if options.cfg:
+        return compose_run(options.overrides, steps=steps)
+    from verl_prism.hub import with_local_models
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+
+    weights = not options.check
+    find_models = partial(with_local_models, weights=weights, say=say)
+    return compose_run(options.overrides, find_models, steps)
 
 
 def _print_config(config: DictConfig, package: str | None) -> None:
@@ -162,13 +176,11 @@ def _print_config(config: DictConfig, package: str | None) -> None:
 
 def _end_check(prism: Prism, summary: str) -> int:
     """Print what was found, and whether this host could run the stage."""
-    from verl_prism.data import checks
+    from verl_prism.data.checks import has_gpu
 
     sys.stdout.write(f"ok: {summary}\n")
-    try:
-        checks.check_device(prism.hardware)
-    except UserError as problem:
-        sys.stderr.write(f"verl_prism: note: {problem}\n")
+    if prism.hardware.device == "cuda" and not has_gpu():
+        sys.stdout.write("no GPU here: run verl_prism.doctor on the run's hosts to check them\n")
     return 0
 
 
@@ -179,7 +191,10 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("checking the data", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -47,6 +47,8 @@ FIXED = {
     "data.truncation": _OVERLONG,
     "data.filter_overlong_prompts": _OVERLONG,
     "data.train_max_samples": _ROWS,
+    "data.custom_cls.path": "this package reads the rows",
+    "data.custom_cls.name": "this package reads the rows",
     "data.prompt_key": _COLUMN,
     "data.image_key": _COLUMN,
     "data.messages_key": _COLUMN,

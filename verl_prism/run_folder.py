@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from verl_prism.config import Stage
 
@@ -82,9 +83,27 @@ class RunFolder:
         return self.path / "checkpoints.replaced"
 
     @property
+    def skipped_rows(self) -> Path:
+        """Numbers of the rows that every stage leaves out: JSON {"train": [...], "heldout": [...]}.
+
+        The numbers count from 0 over all files of `prism.data.train` or `prism.data.heldout`. The
+        file is absent if no row is left out.
+        """
+        return self.path / "skipped_rows.json"
+
+    @property
     def rollouts(self) -> Path:
-        """Stage warmup: the policy's responses, one JSON line per prompt."""
+        """Stage warmup: journal of the policy's responses, one JSON line per prompt."""
         return self.path / "rollouts.jsonl"
+
+    @property
+    def sample_journals(self) -> Path:
+        """Stage eval: folder with a journal of the responses of each policy."""
+        return self.path / "samples"
+
+    def samples(self, policy: str) -> Path:
+        """Stage eval: journal of a policy's responses, one JSON line per question."""
+        return self.sample_journals / f"{quote(policy, safe='')}.jsonl"
 
     @property
     def upcycled(self) -> Path:

@@ -2,11 +2,14 @@
 
     python examples/digits/model.py --data outputs/digits/data --out outputs/digits/base --seed 0
 
+`--size 100m` makes a larger one, for a GPU.
+
 The result is a Hugging Face folder that transformers, verl and vLLM load like Qwen3-VL-4B.
 """
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -36,7 +39,44 @@ VOCABULARY = 512
 # no token crosses the boundary of a block, and every number is a sequence of digits.
 PIECES = r"</?\p{L}+>| ?\d| ?\p{L}+| ?[^\s\p{L}\d<]+|\s+"
 PATCH, MERGE = 8, 2  # a 64x32 image has 4x8 patches, and 2x2 patches are one token: 8 tokens
-INITIAL_STD = 0.05  # with the usual 0.02, a model this narrow needs almost twice the steps
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    head_dim: int
+    mrope_section: tuple[int, int, int]  # their sum is half of head_dim
+    vision_hidden: int
+    initial_std: float
+
+
+SIZES = {
+    # 1.4 M parameters. The head dimension is the smallest that vLLM's attention on CPU supports.
+    # With the usual initial_std of 0.02, a model this narrow needs almost twice the steps.
+    "tiny": Size(
+        hidden=128,
+        layers=2,
+        heads=4,
+        head_dim=32,
+        mrope_section=(6, 5, 5),
+        vision_hidden=128,
+        initial_std=0.05,
+    ),
+    # Heads as in Qwen3-VL, whose kernels a GPU then runs.
+    "100m": Size(
+        hidden=1024,
+        layers=8,
+        heads=8,
+        head_dim=128,
+        mrope_section=(24, 20, 20),
+        vision_hidden=256,
+        initial_std=0.02,
+    ),
+}
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -111,42 +151,41 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForConditionalGeneration:
-    """Return a model with 1.4 M random parameters.
-
-    The head dimension is 32, the smallest that vLLM's attention on CPU supports.
-    """
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: Size
+) -> Qwen3VLForConditionalGeneration:
+    """Return a model with random parameters."""
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
+        "hidden_size": size.hidden,
+        "intermediate_size": 3 * size.hidden,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads // 2,
+        "head_dim": size.head_dim,
         "max_position_embeddings": 1024,
         "pad_token_id": tokenizer.pad_token_id,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
-            "mrope_section": [6, 5, 5],
+            "mrope_section": list(size.mrope_section),
             "mrope_interleaved": True,
         },
         "tie_word_embeddings": True,
-        "initializer_range": INITIAL_STD,
+        "initializer_range": size.initial_std,
     }
     vision = {
         "depth": 2,
-        "hidden_size": 128,
-        "intermediate_size": 256,
+        "hidden_size": size.vision_hidden,
+        "intermediate_size": 2 * size.vision_hidden,
         "num_heads": 4,
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
         "temporal_patch_size": 2,
-        "out_hidden_size": 128,
+        "out_hidden_size": size.hidden,
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0],
-        "initializer_range": INITIAL_STD,
+        "initializer_range": size.initial_std,
     }
     token_id = tokenizer.get_vocab()
     config = Qwen3VLConfig(
@@ -182,9 +221,10 @@ def main() -> None:
         help="folder to write the model, tokenizer and processor into",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", choices=SIZES, default="tiny")
     arguments = parser.parse_args()
     tokenizer = build_tokenizer(arguments.data)
-    model = build_model(tokenizer, arguments.seed)
+    model = build_model(tokenizer, arguments.seed, SIZES[arguments.size])
     model.save_pretrained(arguments.out)
     build_processor(tokenizer).save_pretrained(arguments.out)
     print(f"{arguments.out}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")

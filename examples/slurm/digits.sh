@@ -4,6 +4,7 @@
 #   python examples/digits/data.py --out outputs/digits/data
 #   python examples/digits/model.py --data outputs/digits/data --out outputs/digits/base
 root=outputs/digits
+resources=() # options of sbatch
 all=(model=digits hardware=cpu prism.root="$root")
 sft=(prism.steps=350 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 prism.optim.warmup_steps=35)
 warmup=(

@@ -5,10 +5,10 @@
 #   examples/slurm/pipeline.sh SETTINGS [NODES]
 #
 # SETTINGS  File with the arguments of the stages, such as examples/slurm/digits.sh
-# NODES     Number of nodes for alignment and RL; the other stages use one node. Default: 1
+# NODES     Number of nodes of every stage. Default: 1
 #
-# Set the partition, account, time limit and GPUs with Slurm's own variables, such as
-# SBATCH_PARTITION and SBATCH_GPUS_PER_NODE.
+# The settings name the GPUs and the time limit (`resources`). Set the partition and the account with
+# Slurm's own variables, such as SBATCH_PARTITION.
 set -euo pipefail
 if (($# < 1 || $# > 2)); then
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
@@ -24,8 +24,7 @@ mkdir -p outputs/slurm
 before=
 for stage in sft warmup align rlvr eval; do
     declare -n own=$stage
-    options=(--parsable --kill-on-invalid-dep=yes)
-    [[ $stage != align && $stage != rlvr ]] || options+=(--nodes="$nodes")
+    options=(--parsable --kill-on-invalid-dep=yes --nodes="$nodes" "${resources[@]}")
     [[ -z $before ]] || options+=(--dependency="afterok:$before")
     before=$(sbatch "${options[@]}" "examples/slurm/$stage.sbatch" "${all[@]}" "${own[@]}")
     before=${before%%;*} # a federation appends the name of its cluster

@@ -1,4 +1,4 @@
-"""Run by test_engine.py under torchrun: steps of the sharded discriminator engine."""
+"""Run by test_engine.py under torchrun: planned steps of the sharded discriminator engine."""
 
 import sys
 from pathlib import Path
@@ -6,31 +6,29 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from stored_rows import StoredRows, stored_row
 from transformers import AutoProcessor
 
 dist.init_process_group("gloo")  # before verl, as its workers do
 
 from verl.workers.engine import EngineRegistry  # noqa: E402
 
+from verl_prism.alignment import groups as groups_module  # noqa: E402
+from verl_prism.alignment import planner as planner_module  # noqa: E402
 from verl_prism.alignment.engine import MODEL_TYPE  # noqa: E402
+from verl_prism.alignment.groups import read_groups, read_infos, scores_by_key  # noqa: E402
 from verl_prism.alignment.worker import training_worker_config  # noqa: E402
 from verl_prism.compose import compose_run  # noqa: E402
-from verl_prism.discriminator import (  # noqa: E402
-    Group,
-    LossSettings,
-    StepSettings,
-    tokenize_spans,
-)
+from verl_prism.discriminator import LossSettings, StepSettings, tokenize_spans  # noqa: E402
 from verl_prism.response import parse_response  # noqa: E402
-from verl_prism.stages.warmup import encode_row  # noqa: E402
+from verl_prism.stages.warmup_data import encode_row  # noqa: E402
 
-WRONG = "<caption>A 1 and a 2.</caption><think>The sum is 5.</think><answer>5</answer>"
+WRONG = "<caption>A 1 and a 2.</caption><think>The sum is {}.</think><answer>5</answer>"
+VALID = [(0, 2, 4), (1, 2, 3, 4), ()]  # valid students of the three groups
+STUDENTS = 5
 
 
-def build_engine(discriminator):
-    _, prism = compose_run(
-        ["stage=align", f"prism.discriminator.path={discriminator}", "prism.discriminator.lr=1e-3"]
-    )
+def build_engine(prism):
     config = training_worker_config(prism)
     engine = EngineRegistry.new(
         model_type=MODEL_TYPE,
@@ -44,41 +42,65 @@ def build_engine(discriminator):
     return engine
 
 
-def build_groups(discriminator, train):
-    """Four groups. Students are wrong or invalid in the first two, and invalid in the others."""
+def stored_groups(discriminator, train) -> tuple[StoredRows, list[list[str]]]:
+    """Three groups, and the keys of their rows."""
     processor = AutoProcessor.from_pretrained(discriminator)
+    rows, keys = {}, []
+    for g, row in enumerate(pq.read_table(train).slice(0, 3).to_pylist()):
+        prompt = encode_row(processor, row)
+        keys.append([f"{g}_{n}_0" for n in range(STUDENTS)])
+        for n, key in enumerate(keys[g]):
+            text = parse_response(WRONG.format("1" * (n + 1)))
+            student = tokenize_spans(text, processor.tokenizer) if n in VALID[g] else None
+            rows[key] = stored_row(prompt, row["teacher_response"], student)
+    return StoredRows(rows), keys
 
-    def spans(text):
-        return tokenize_spans(parse_response(text), processor.tokenizer)
 
-    rows = pq.read_table(train).slice(0, 4).to_pylist()
-    students = [[spans(WRONG), None], [spans(WRONG), spans(WRONG)], [None, None], [None, None]]
-    return [
-        Group(encode_row(processor, row), spans(row["teacher_response"]), texts)
-        for row, texts in zip(rows, students, strict=True)
-    ]
+def gathered(value):
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def main(discriminator, train, result):
-    engine, groups = build_engine(discriminator), build_groups(discriminator, train)
-    size = len(groups) // dist.get_world_size()
-    mine = groups[dist.get_rank() * size :][:size]
+    overrides = [f"prism.discriminator.path={discriminator}", "prism.discriminator.lr=1e-3"]
+    tokens = "prism.discriminator.micro_batch_tokens=250"
+    _, prism = compose_run(["stage=align", tokens, *overrides])
+    engine = build_engine(prism)
     settings = StepSettings(micro_batch_tokens=1, loss=LossSettings(balance_coef=0.0))
     engine.prepare_steps(settings, Path(result).parent)
-    with engine.train_mode():
-        updates = [engine.step_on(mine) for _ in range(2)]
-        none_valid = engine.step_on(groups[2:])
+    store, keys = stored_groups(discriminator, train)
+    groups_module.tq = planner_module.tq = store
+    planner = planner_module.StepPlanner(prism.discriminator)
+
+    def step(groups):
+        """As the driver and a worker do together."""
+        infos = read_infos([key for group in groups for key in group], "train")
+        shares = planner.shares(groups, infos, "train", dist.get_world_size())
+        share = shares[dist.get_rank()]
+        store.reads.clear()
+        members = read_groups(share)
+        with engine.train_mode():
+            done = engine.step_on(members, share.plan)
+        return done.metrics, gathered(scores_by_key(share.groups, done.scores))
+
+    first, scores = step(keys)
+    reads = gathered(list(store.reads))
+    second, _ = step(keys)
+    none_valid, _ = step(keys[2:])
     weight = engine.module.heads["reasoning"].weight.full_tensor()
-    groups[0].prompt.pixel_values.fill_(torch.nan)  # only on the first rank
-    with engine.train_mode():
-        nonfinite = engine.step_on(mine)
+    for key in keys[0]:
+        store.rows[key]["multi_modal_inputs"]["pixel_values"].fill_(torch.nan)
+    nonfinite, _ = step(keys)
     after = engine.module.heads["reasoning"].weight.full_tensor()
     if dist.get_rank() == 0:
         torch.save(
             {
-                "metrics": [update.metrics for update in updates],
-                "none_valid": none_valid.metrics,
-                "nonfinite": nonfinite.metrics,
+                "metrics": [first, second],
+                "scores": scores,
+                "reads": reads,
+                "none_valid": none_valid,
+                "nonfinite": nonfinite,
                 "weight": weight,
                 "after": after,
             },

@@ -13,6 +13,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils
 
+from verl_prism.alignment import groups as groups_module
 from verl_prism.alignment import trainer as trainer_module
 from verl_prism.alignment.advantage import (
     AlignmentAdvantage,
@@ -22,8 +23,8 @@ from verl_prism.alignment.advantage import (
     spread_over_tokens,
 )
 from verl_prism.alignment.estimator import pass_through
+from verl_prism.alignment.groups import ScoredShare
 from verl_prism.alignment.trainer import AdversarialOPDTrainer
-from verl_prism.alignment.worker import SCORE_FIELDS
 from verl_prism.compose import compose_run
 
 WEIGHTS = torch.tensor([0.5, 0.5])
@@ -235,53 +236,62 @@ SCORES = {
     "a_0_0": (1.0, 5.0),
     "a_1_0": (2.0, 4.0),
     "b_0_0": (7.0, 7.0),
-    "b_1_0": (torch.nan, torch.nan),
 }
 
 
 @dataclass
 class Store:
-    """TransferQueue with two groups of two, one of them half invalid, scored by a discriminator."""
+    """TransferQueue with two groups of two, one of them half invalid."""
 
-    nonfinite: float = 0.0
     written: dict[str, list[float]] = field(default_factory=dict)
 
-    @property
-    def extra_info(self) -> dict:
-        return {"metrics": [{"loss": 1.0, "nonfinite": self.nonfinite}]}
-
-    def update_discriminator(self, rollouts: KVBatchMeta) -> "Store":
-        return self
-
     def kv_batch_get(self, keys, partition_id, select_fields):
-        valid = [key != "b_1_0" for key in keys]
-        infos = [{"reward_extra_info": SPANS if is_valid else INVALID} for is_valid in valid]
-        columns = {"extra_fields": infos, "discriminator_valid": torch.tensor(valid)}
-        for number, name in enumerate(SCORE_FIELDS):
-            columns[name] = torch.tensor([SCORES[key][number] for key in keys])
-        return tensordict_utils.get_tensordict({name: columns[name] for name in select_fields})
+        infos = [INVALID if key == "b_1_0" else SPANS for key in keys]
+        rows = [{"reward_extra_info": info} for info in infos]
+        return tensordict_utils.get_tensordict({"extra_fields": rows})
 
     def kv_batch_put(self, keys, partition_id, fields):
         rows = [row.tolist() for row in fields["rm_scores"].unbind()]
         self.written = dict(zip(keys, rows, strict=True))
 
 
+@dataclass
+class Discriminator:
+    """Two ranks, of which each scores one response of each group."""
+
+    nonfinite: float
+    world_size: int = 2
+
+    def shares(self, groups, infos, partition, ranks):
+        assert set(infos) == {key for group in groups for key in group}
+        return [[group[rank] for group in groups] for rank in range(ranks)]
+
+    def update_discriminator(self, shares):
+        metrics = {"loss": 1.0, "nonfinite": self.nonfinite}
+        scored = []
+        for share in shares:
+            scores = {key: SCORES[key] for key in share if key in SCORES}
+            scored.append(ScoredShare(scores, metrics))
+        return scored
+
+
 def rewarded(
     monkeypatch, order: list[str], *overrides: str, nonfinite: float = 0.0
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """What the trainer writes for the rows of the store and a row of padding, and its metrics."""
-    store = Store(nonfinite)
+    store = Store()
     monkeypatch.setattr(trainer_module, "tq", store)
+    monkeypatch.setattr(groups_module, "tq", store)
     trainer = object.__new__(AdversarialOPDTrainer)
     settings = ["prism.rollout.samples_per_prompt=2", "prism.align.perception_weight=0.75"]
     trainer.prism = compose_run(["stage=align", *settings, *overrides])[1]
-    trainer.discriminator_wg = store
+    trainer.discriminator_wg = trainer._planner = Discriminator(nonfinite)
     padding = {"response_len": 1, "is_padding": True}
     tags = [padding if key == "pad" else {"response_len": 5} for key in order]
     batch = KVBatchMeta(partition_id="train", keys=order, tags=tags)
     metrics: dict[str, float] = {}
-    rollouts = trainer._update_discriminator(batch, metrics)
-    trainer._write_advantages(batch, rollouts, metrics)
+    scored = trainer._update_discriminator(batch, metrics)
+    trainer._write_advantages(batch, scored, metrics)
     assert metrics["align/invalid"] == metrics["align/fault/missing"] == 0.25
     assert metrics["discriminator/loss"] == 1.0
     return store.written, metrics
@@ -319,7 +329,7 @@ def test_the_trainer_writes_the_advantage_of_each_token(monkeypatch):
 def test_scores_of_a_nonfinite_step_are_not_used(monkeypatch, normalization, value):
     option = f"prism.align.normalization={normalization}"
     written, metrics = rewarded(monkeypatch, ORDER, option, nonfinite=1.0)
-    for key in SCORES:
+    for key in (*SCORES, "b_1_0"):
         assert written[key] == [value] * 5
     assert written["pad"] == [0.0]
     assert not any(name.startswith(("align/adv", "align/groups")) for name in metrics)

@@ -5,14 +5,15 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from tensordict import NonTensorData, TensorDict
+from alignment.stored_rows import StoredRows, stored_row
 from verl import DataProto
-from verl.utils import tensordict_utils
 
-from verl_prism.alignment.groups import groups_of, token_ranges
+from verl_prism.alignment import groups as groups_module
+from verl_prism.alignment.groups import GroupRows, RankShare, read_groups, token_ranges
 from verl_prism.alignment.reward_manager import DiscriminatorRewardManager
 from verl_prism.compose import compose_run
-from verl_prism.response import View
+from verl_prism.discriminator import Prompt, tokenize_spans
+from verl_prism.response import View, parse_response
 
 CAPTION = "<caption>Left a 7, right a 8.</caption>"
 REASONING = "<think>Add left and right: 7 + 8 = 15.</think><answer>15</answer>"
@@ -79,26 +80,21 @@ def test_limit_does_not_count_the_terminal_token(manager, tokenizer):
         assert manager.spans(tokenizer.encode(RIGHT))["fault"] == fault
 
 
-def test_group_consists_of_the_rows_of_one_prompt(manager, tokenizer):
-    infos = [manager.spans(tokenizer.encode(text)) for text in (RIGHT, NO_CAPTION, RIGHT, RIGHT)]
-    data = TensorDict({}, batch_size=4)
-    data["prompts"] = torch.nested.as_nested_tensor(
-        [torch.arange(3), torch.arange(3), torch.arange(5), torch.arange(5)], layout=torch.jagged
-    )
-    columns = {
-        "uid": ["a", "a", "b", "b"],
-        "multi_modal_inputs": [{}] * 4,
-        "extra_fields": [{"reward_extra_info": info} for info in infos],
-        "teacher_response": [RIGHT] * 4,
-    }
-    for name, values in columns.items():
-        data[name] = tensordict_utils.get_tensordict({name: values})[name]
-    groups = groups_of(data, tokenizer)
-    assert [len(group.prompt.input_ids) for group in groups] == [3, 5]
-    assert [[spans is not None for spans in group.students] for group in groups] == [
-        [True, False],
-        [True, True],
-    ]
-    student = groups[0].students[0]
-    assert not isinstance(student, NonTensorData)
-    assert student == groups[0].teacher, "the same text has the same tokens on both sides"
+def test_group_is_read_from_the_rows_of_one_prompt(monkeypatch, manager, tokenizer):
+    """The same text has the same tokens on both sides."""
+    teacher = tokenize_spans(parse_response(RIGHT), tokenizer)
+    rows = {}
+    for key, text in {"a_0_0": RIGHT, "a_1_0": NO_CAPTION}.items():
+        row = stored_row(Prompt(torch.arange(3)), RIGHT, student=None)
+        row["extra_fields"] = {"reward_extra_info": manager.spans(tokenizer.encode(text))}
+        rows[key] = row
+    monkeypatch.setattr(groups_module, "tq", StoredRows(rows))
+    share = RankShare("train", (GroupRows(("a_0_0", "a_1_0"), teacher),), plan=())
+    (group,) = read_groups(share)
+    assert group.prompt.input_ids.tolist() == [0, 1, 2]
+    assert list(group.students) == [teacher, None]
+
+
+def test_rank_without_a_share_reads_nothing(monkeypatch):
+    monkeypatch.setattr(groups_module, "tq", None)
+    assert read_groups(RankShare("train", (), plan=())) == []

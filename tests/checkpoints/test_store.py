@@ -158,6 +158,9 @@ def test_without_a_checkpoint_the_run_starts_from_scratch_and_says_so(compose, r
     assert find(compose("prism.resume=true")) == (None, [])
     note = f"no checkpoint in {run.checkpoints}; starting from scratch"
     assert resume_notes(run, None, []) == [note]
+    run.path.mkdir(parents=True)
+    run.rollouts.touch()
+    assert resume_notes(run, None, []) == [f"keeping the responses in {run.rollouts}"]
 
 
 def test_a_rank_that_wrote_to_another_disk_is_named(compose):
@@ -214,10 +217,12 @@ def test_a_different_number_of_ranks_is_refused_with_a_command_that_helps(compos
         find(compose("prism.hardware.devices_per_node=2"))
     message = str(refused.value)
     assert "(actor 1, discriminator 1; this run has actor 2, discriminator 2)" in message
-    assert "without its optimizer state, learning-rate schedule and position in the data" in message
-    command = f"python -m verl_prism.main stage=align prism.policy={folder}/actor/huggingface"
-    assert command in message
-    assert f"prism.discriminator.path={folder}/discriminator/huggingface prism.output=" in message
+    command = f"python -m verl_prism.checkpoints.reshard {folder} --world-size"
+    assert message.endswith(f"{command} 2")
+    pool = ("prism.discriminator.placement=pool", "prism.discriminator.pool_devices=3")
+    with pytest.raises(UserError) as refused:
+        find(compose(*pool))
+    assert str(refused.value).endswith(f"{command} actor=1,discriminator=3")
 
 
 def test_a_run_is_complete_when_its_last_step_is_saved_and_its_policy_exported(compose, run):

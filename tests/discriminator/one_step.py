@@ -22,9 +22,12 @@ from verl_prism.discriminator import (
     Group,
     Optimization,
     Prompt,
+    Ranks,
     Runtime,
     StepSettings,
     load_discriminator,
+    process_group,
+    shard,
     tokenize_spans,
 )
 from verl_prism.response import parse_response
@@ -93,7 +96,7 @@ def make_group(tokenizer: PreTrainedTokenizerFast) -> Group:
     return Group(prompt, teacher=spans(15), students=[spans(3), None, spans(7)])
 
 
-def main(dtype: str) -> None:
+def main(dtype: str, ranks: Ranks) -> None:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     model = AutoModelForTokenClassification.from_config(make_config(tokenizer))
@@ -101,10 +104,11 @@ def main(dtype: str) -> None:
     model.save_pretrained(folder)
     model = load_discriminator(folder).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
+    shard(model, ranks, getattr(torch, dtype))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     def update() -> float:
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).full_tensor().item()
         optimizer.step()
         return norm
 
@@ -112,12 +116,13 @@ def main(dtype: str) -> None:
         model,
         StepSettings(micro_batch_tokens=4096),
         Optimization(update, optimizer.zero_grad),
-        Runtime(dtype=getattr(torch, dtype)),
+        Runtime(ranks),
         Path(folder),
     )
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    before = {name: tensor.full_tensor().clone() for name, tensor in model.named_parameters()}
     result = step([make_group(tokenizer)])
-    unchanged = [name for name, tensor in model.named_parameters() if before[name].equal(tensor)]
+    after = {name: tensor.full_tensor() for name, tensor in model.named_parameters()}
+    unchanged = [name for name in before if torch.equal(before[name], after[name])]
     loss = result.metrics["loss"]
     assert math.isfinite(loss)
     assert not result.nonfinite
@@ -127,5 +132,6 @@ def main(dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    for dtype in sys.argv[1:]:
-        main(dtype)
+    with process_group("cpu") as ranks:
+        for dtype in sys.argv[1:]:
+            main(dtype, ranks)

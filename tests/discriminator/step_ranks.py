@@ -21,7 +21,7 @@ from verl_prism.discriminator import (
     tokenize_spans,
 )
 from verl_prism.response import parse_response
-from verl_prism.stages.warmup import encode_row
+from verl_prism.stages.warmup_data import encode_row
 
 TEACHER = ("Left a 7, right a 8.", "15")
 STUDENTS = [("A 1.", "3"), ("Two digits, I think, and the left one is a 4.", "5")]

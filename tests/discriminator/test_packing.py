@@ -7,15 +7,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AutoProcessor
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeModel
 
 from verl_prism.discriminator.attention import PackLayout, Segment, flex_mask, packed_attention
-from verl_prism.discriminator.batch import Group, GroupEncoder, Prompt, micro_batches
+from verl_prism.discriminator.batch import Group, GroupEncoder, Prompt, group_sizes
 from verl_prism.discriminator.spans import VIEWS, span_ids, tokenize_spans
 from verl_prism.response import parse_response
-from verl_prism.stages.warmup import encode_row
+from verl_prism.stages.warmup_data import encode_row
 
 
 @pytest.fixture
@@ -91,23 +91,99 @@ def test_blocks_attend_like_the_dense_mask(segments, heads):
 
 
 @pytest.fixture
-def uncompiled(monkeypatch):
-    """FlexAttention by its plain formula: there is no CUDA device here to compile it for."""
-    monkeypatch.setattr(
-        "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True
-    )
+def plain_flex(monkeypatch):
+    """FlexAttention by its plain formula, whose backward pass torch refuses only by a check.
+
+    conftest.py disables torch.compile, so `packed_attention` calls FlexAttention uncompiled here.
+    """
+    flex = "torch.nn.attention.flex_attention"
+    monkeypatch.setattr(f"{flex}._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(f"{flex}._validate_device", lambda query, key, value: None)
+
+
+def with_gradients(attend, heads: tuple[int, int], tokens: int) -> tuple[torch.Tensor, ...]:
+    """Return the output of attend(query, key, value) and its gradients, from fixed numbers."""
+    torch.manual_seed(0)
+    query = torch.randn(1, heads[0], tokens, 16, requires_grad=True)
+    key = torch.randn(1, heads[1], tokens, 16, requires_grad=True)
+    value = torch.randn(1, heads[1], tokens, 16, requires_grad=True)
+    output = attend(query, key, value)
+    weight = torch.randn(output.shape)
+    return output, *torch.autograd.grad((output * weight).sum(), (query, key, value))
+
+
+def some_groups(lengths: dict[int, list[int]]) -> list[Segment]:
+    """Segments of groups, from the length of each prompt and of its spans."""
+    segments = []
+    start = 0
+    for prompt_length, span_lengths in lengths.items():
+        prompt = Segment(start, start + prompt_length, start, start)
+        segments.append(prompt)
+        start = prompt.stop
+        for length in span_lengths:
+            segments.append(Segment(start, start + length, prompt.start, prompt.stop))
+            start += length
+    return segments
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        {150: [40, 130, 7], 300: [200, 1], 5: [128, 90]},
+        {128: [128]},
+        {3: [2]},
+    ],
+)
+def test_flex_attention_equals_the_blocks_forward_and_backward(plain_flex, lengths, heads):
+    segments = some_groups(lengths)
+    layout = PackLayout.of(segments)
+    module = torch.nn.Identity()
+
+    def attend(packing):
+        return lambda *states: packed_attention(module, *states, None, 0.3, packing=packing)[0]
+
+    blocks = with_gradients(attend(layout), heads, segments[-1].stop)
+    flex = with_gradients(attend(flex_mask(layout, "cpu")), heads, segments[-1].stop)
+    for ours, theirs in zip(flex, blocks, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 @settings(
     deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(packs())
-def test_flex_attention_mask_equals_the_dense_mask(uncompiled, segments):
+def test_flex_attention_attends_like_the_dense_mask(plain_flex, segments):
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, segments[-1].stop, 8) for _ in range(3))
-    output = flex_attention(query, key, value, block_mask=flex_mask(PackLayout.of(segments), "cpu"))
-    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=dense_mask(segments))
-    torch.testing.assert_close(output, expected)
+    mask = flex_mask(PackLayout.of(segments), "cpu")
+    module = torch.nn.Identity()
+    output, _ = packed_attention(module, query, key, value, None, 0.3, packing=mask)
+    expected = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=dense_mask(segments), scale=0.3
+    )
+    torch.testing.assert_close(output, expected.transpose(1, 2))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.dictionaries(st.integers(1, 300), st.lists(st.integers(1, 300), max_size=4), min_size=1))
+def test_flex_mask_has_the_blocks_that_torch_finds_in_the_dense_mask(lengths):
+    mask = flex_mask(PackLayout.of(some_groups(lengths)), "cpu")
+    expected = create_block_mask(mask.mask_mod, None, None, *mask.seq_lengths, device="cpu")
+    assert mask.seq_lengths[0] % 128 == 0
+    for ours, theirs in zip(mask.as_tuple(), expected.as_tuple(), strict=True):
+        if isinstance(ours, torch.Tensor):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_blocks_are_built_only_when_used():
+    layout = PackLayout.of(some_groups({5000: [4000, 4000]}))
+    flex_mask(layout, "cpu")
+    assert not {"blocks", "order"} & vars(layout).keys()
+    assert layout.to("cpu") is layout
+    on_meta = layout.to("meta")
+    assert on_meta.segments == layout.segments
+    assert on_meta.device.type == "meta"
 
 
 def stock_score(stock, discriminator, prompt: Prompt, span, view: int) -> torch.Tensor:
@@ -216,25 +292,26 @@ def test_vision_tower_runs_without_any_image(discriminator, encoder, teacher, to
     )
 
 
-def test_micro_batches_contain_as_many_groups_as_fit(encoder, groups):
-    encoded = [encoder.encode(group) for group in groups]
-    size = encoded[0].tokens
-    assert [len(batch) for batch in micro_batches(encoded, 2 * size)] == [2, 1]
-    assert [group.group for batch in micro_batches(encoded, 2 * size) for group in batch] == [
-        0,
-        1,
-        2,
-    ]
-
-
-def test_group_over_the_budget_is_split_with_its_prompt_and_teacher(encoder, groups):
+def test_part_of_a_group_keeps_its_prompt_and_teacher(encoder, groups):
     whole = encoder.encode(groups[0])
-    parts = [part for batch in micro_batches([whole], whole.tokens - 1) for part in batch]
-    assert len(parts) > 1
-    assert all(part.tokens < whole.tokens for part in parts)
-    assert [member for part in parts for member in part.members] == list(range(len(whole.students)))
-    assert [student for part in parts for student in part.students] == list(whole.students)
-    assert all(part.teacher == whole.teacher for part in parts)
+    part = whole.only([2, 1])
+    assert part.students == (whole.students[2], None)
+    assert (part.prompt, part.teacher) == (whole.prompt, whole.teacher)
+    assert part.tokens < whole.tokens
+
+
+def test_planned_sizes_are_those_of_the_pack(encoder, groups):
+    group = Group(groups[0].prompt, groups[0].teacher, groups[0].students[:2])
+    sizes = group_sizes(group)
+    pack, _ = encoder.pack([encoder.encode(group)])
+    assert sizes.tokens(range(2)) == pack.tokens
+    assert sizes.images == (len(group.prompt.pixel_values),)
+
+
+def test_placeholder_has_no_scores_of_students(encoder, discriminator):
+    pack, index = encoder.placeholder()
+    assert index.student.numel() == 0
+    assert discriminator(pack)[0].isfinite().all()
 
 
 def test_special_token_spelled_out_in_a_text_stays_text(tokenizer):

@@ -1,41 +1,56 @@
-"""Pairs for the warm-up: invalid rollouts, held-out prompts and swapped teachers."""
+"""Pairs for the warm-up: invalid rollouts, held-out prompts, mismatched teachers and batches."""
 
+import numpy as np
 import pytest
 
-from verl_prism.discriminator import add_swapped_teachers, warmup_groups
+from verl_prism.discriminator import index_pairs, mismatched_teachers, shuffled_batches
+from verl_prism.discriminator.pairs import PairIndex
 from verl_prism.response import View
 
 LIMITS = dict.fromkeys(View, 100)
 
 
-@pytest.fixture(scope="module")
-def groups(rows, prompts, tokenizer):
+def make_index(rows, tokenizer, seed=0):
     rollouts = [[row["teacher_response"], "no format"] for row in rows]
     rollouts[3] = ["no format", "no format"]
     teachers = [row["teacher_response"] for row in rows]
-    return warmup_groups(prompts, teachers, rollouts, tokenizer, LIMITS, heldout_fraction=0.25)
+    return index_pairs(teachers, rollouts, tokenizer, LIMITS, heldout_fraction=0.25, seed=seed)
 
 
-def test_invalid_rollouts_are_counted_and_form_no_pairs(groups):
-    assert (groups.rollouts, groups.invalid) == (16, 9)
-    assert len(groups.train) + len(groups.heldout) == 7, (
-        "a prompt without a valid rollout holds no pair"
-    )
+@pytest.fixture(scope="module")
+def index(rows, tokenizer):
+    return make_index(rows, tokenizer)
 
 
-def test_heldout_prompts_are_not_in_training(groups):
-    assert len(groups.heldout) == 2
-    trained = {id(group.prompt) for group in groups.train}
-    assert not trained & {id(group.prompt) for group in groups.heldout}
+def test_invalid_rollouts_are_counted_and_form_no_pairs(index):
+    assert (index.rollouts, index.invalid) == (16, 9)
+    assert index.valid.tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    assert sorted([*index.train, *index.heldout]) == [0, 1, 2, 4, 5, 6, 7]
 
 
-def test_swapped_teachers_are_answers_to_other_prompts(groups):
-    swapped = add_swapped_teachers(groups.train, 3, seed=0)
-    teachers = [group.teacher for group in groups.train]
-    for before, after in zip(groups.train, swapped, strict=True):
-        added = after.students[len(before.students) :]
-        assert len(added) == 3
-        assert all(
-            spans is None or (spans in teachers and spans != before.teacher) for spans in added
-        )
-    assert add_swapped_teachers(groups.train, 3, seed=0) == swapped
+def test_heldout_prompts_are_drawn_at_random(index, rows, tokenizer):
+    assert len(index.heldout) == 2
+    drawn = {tuple(make_index(rows, tokenizer, seed).heldout) for seed in range(5)}
+    assert len(drawn) > 1, "not always the first prompts"
+    assert make_index(rows, tokenizer).heldout == index.heldout
+
+
+def test_mismatched_teachers_are_those_of_other_training_prompts():
+    same = PairIndex([0, 1, 2], [3], np.ones(4), np.array([5, 5, 6, 7], dtype=np.uint64), 4, 0)
+    chosen = mismatched_teachers(same, 20, seed=0)
+    assert {prompt: set(others) for prompt, others in chosen.items()} == {
+        0: {None, 2},
+        1: {None, 2},
+        2: {None, 0, 1},
+    }
+    assert mismatched_teachers(same, 20, seed=0) == chosen
+
+
+def test_batches_contain_every_prompt_once_per_epoch():
+    pairs = dict.fromkeys(range(8), 2)
+    batches = shuffled_batches(range(8), pairs, pairs_per_batch=4, seed=0)
+    epoch = [prompt for _ in range(4) for prompt in next(batches)]
+    assert sorted(epoch) == list(range(8))
+    again = shuffled_batches(range(8), pairs, pairs_per_batch=4, seed=0)
+    assert next(again) == epoch[:2]
+    assert [prompt for _ in range(4) for prompt in next(batches)] != epoch

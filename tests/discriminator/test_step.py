@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from verl_prism.discriminator import (
     Optimization,
     Runtime,
     StepSettings,
+    load_discriminator,
     score_groups,
     tokenize_spans,
+    upcycle,
 )
 from verl_prism.response import View, parse_response
 
@@ -33,10 +36,10 @@ def groups(prompts, tokenizer):
 
 
 @pytest.fixture
-def make_step(discriminator, tmp_path):
+def make_step_of(tmp_path):
     """Make a step with AdamW; `spoil` changes parameters or gradients before the optimizer."""
 
-    def make(settings=SETTINGS, spoil=lambda parameter: None):
+    def make(discriminator, settings=SETTINGS, spoil=lambda parameter: None):
         optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3, weight_decay=0.1)
 
         def change() -> float:
@@ -51,6 +54,11 @@ def make_step(discriminator, tmp_path):
         return DiscriminatorStep(discriminator, settings, optimization, Runtime(), tmp_path)
 
     return make
+
+
+@pytest.fixture
+def make_step(make_step_of, discriminator):
+    return partial(make_step_of, discriminator)
 
 
 @pytest.fixture
@@ -192,12 +200,16 @@ def test_finite_step_resets_the_count_of_non_finite_ones(make_step, discriminato
         assert step(groups).nonfinite == math.isnan(number)
 
 
-def test_load_of_the_busiest_expert_is_reported_for_each_set(make_step, discriminator, groups):
-    metrics = make_step()(groups).metrics
-    top_k = discriminator.config.text_config.num_experts_per_tok
-    for name in ("perception", "reasoning", "prompt"):
-        assert (
-            1 / discriminator.config.text_config.num_experts
-            <= metrics[f"busiest_expert/{name}"]
-            <= 1 / top_k + 1e-6
-        )
+@pytest.mark.parametrize(
+    ("experts", "routed"),
+    [(4, {"prompt"}), (8, {"perception", "reasoning", "prompt"})],
+)
+def test_busiest_expert_is_reported_for_each_set_that_chooses(
+    dense_folder, tmp_path, make_step_of, groups, experts, routed
+):
+    upcycle(dense_folder, tmp_path / "target", experts=experts)
+    metrics = make_step_of(load_discriminator(tmp_path / "target"))(groups).metrics
+    found = {name.partition("/")[2] for name in metrics if name.startswith("busiest_expert/")}
+    assert found == routed
+    for name in routed:
+        assert 1 / experts <= metrics[f"busiest_expert/{name}"] <= 1 / 2 + 1e-6

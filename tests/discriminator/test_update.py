@@ -1,16 +1,26 @@
 """Scores and gradients do not depend on how groups are split and ordered."""
 
+import math
 import random
 from dataclasses import replace
 
 import pytest
 import torch
 
-from verl_prism.discriminator.batch import Group, GroupEncoder, valid_pairs
+from verl_prism.discriminator.batch import (
+    PROMPT,
+    Group,
+    GroupEncoder,
+    group_sizes,
+    valid_pairs,
+)
 from verl_prism.discriminator.loss import pair_metrics, pair_sums, pairwise_loss
+from verl_prism.discriminator.model import load_discriminator
+from verl_prism.discriminator.plan import Part
 from verl_prism.discriminator.ranks import Runtime
 from verl_prism.discriminator.settings import LossSettings
 from verl_prism.discriminator.spans import VIEWS, tokenize_spans
+from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.discriminator.update import (
     NOISE,
     MiniBatch,
@@ -131,9 +141,10 @@ def test_scores_of_an_update_equal_those_of_a_scoring_pass(
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
 
-def budget(encoder, groups, per_batch: int) -> int:
+def budget(groups, per_batch: int) -> int:
     """Tokens that hold any `per_batch` of the groups, and no more of the longest ones."""
-    return per_batch * max(encoder.encode(group).tokens for group in groups)
+    sizes = [group_sizes(group) for group in groups]
+    return per_batch * math.ceil(max(each.size(range(len(each.students))) for each in sizes))
 
 
 @pytest.mark.parametrize("per_batch", [1, 2, 4])
@@ -142,7 +153,7 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_whole(
 ):
     whole, parts = (
         MiniBatch(encoder, groups, 100_000),
-        MiniBatch(encoder, groups, budget(encoder, groups, per_batch)),
+        MiniBatch(encoder, groups, budget(groups, per_batch)),
     )
     assert len(whole) == 1
     assert len(parts) == len(groups) / per_batch
@@ -152,7 +163,7 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_whole(
 @pytest.mark.parametrize("share", [0, 0.6])
 def test_splitting_a_group_over_the_budget_changes_nothing(discriminator, encoder, groups, share):
     whole = MiniBatch(encoder, groups, 100_000)
-    parts = MiniBatch(encoder, groups, max(1, int(share * budget(encoder, groups, 1))))
+    parts = MiniBatch(encoder, groups, max(1, int(share * budget(groups, 1))))
     assert len(parts) > len(groups)
     ours, expected = gradients(discriminator, parts), gradients(discriminator, whole)
     assert_same(ours, expected)
@@ -164,10 +175,34 @@ def test_splitting_a_group_over_the_budget_changes_nothing(discriminator, encode
     torch.testing.assert_close(ours[1].teacher, expected[1].teacher, atol=1e-5, rtol=1e-4)
 
 
-def test_repeated_micro_batches_add_nothing(discriminator, encoder, groups):
+def test_placeholders_add_nothing(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups[:2], 1)
-    alone = gradients(discriminator, batch)
-    assert_same(gradients(discriminator, batch, totals=Totals(batch.pairs, len(batch) + 2)), alone)
+    settings = LossSettings(balance_coef=1.0)
+    alone = gradients(discriminator, batch, settings)
+    more = Totals(batch.pairs, len(batch), len(batch) + 2)
+    assert_same(gradients(discriminator, batch, settings, more), alone)
+
+
+def test_rank_without_groups_only_runs_placeholders(discriminator, encoder):
+    batch = MiniBatch(encoder, [], 1)
+    loss, scores, grads = gradients(
+        discriminator, batch, LossSettings(balance_coef=1.0), Totals(7, 3, 2)
+    )
+    assert loss == 0.0
+    assert scores.valid.shape == (0, 0)
+    assert not any(gradient.any() for gradient in grads.values())
+
+
+def test_planned_packs_give_each_student_its_own_score(discriminator, encoder, groups):
+    whole = score_groups(discriminator, MiniBatch(encoder, groups[:2], 100_000), RUNTIME)
+    plan = ((Part(1, (3, 0)), Part(0, (1, 2))), (Part(0, (3, 0)), Part(1, (1, 2))))
+    batch = MiniBatch(encoder, groups[:2], 1, plan)
+    assert len(batch) == 2
+    planned = score_groups(discriminator, batch, RUNTIME)
+    assert planned.valid.equal(whole.valid)
+    torch.testing.assert_close(
+        planned.student[:, whole.valid], whole.student[:, whole.valid], atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -178,9 +213,7 @@ def test_order_of_groups_and_students_changes_nothing(discriminator, encoder, gr
         for group in shuffler.sample(groups, len(groups))
     ]
     expected = gradients(discriminator, MiniBatch(encoder, groups, 100_000))
-    assert_same(
-        gradients(discriminator, MiniBatch(encoder, shuffled, budget(encoder, groups, 2))), expected
-    )
+    assert_same(gradients(discriminator, MiniBatch(encoder, shuffled, budget(groups, 2))), expected)
 
 
 def test_loss_is_the_loss_of_the_returned_scores(discriminator, encoder, groups):
@@ -191,7 +224,7 @@ def test_loss_is_the_loss_of_the_returned_scores(discriminator, encoder, groups)
 
 
 def test_balance_loss_is_the_mean_over_micro_batches(discriminator, encoder, groups):
-    batch = MiniBatch(encoder, groups, budget(encoder, groups, 2))
+    batch = MiniBatch(encoder, groups, budget(groups, 2))
     balances = [discriminator(pack)[1].item() for pack, _, _ in batch.micro_batches(len(batch))]
     extra = (
         gradients(discriminator, batch, LossSettings(balance_coef=0.5))[0]
@@ -200,8 +233,13 @@ def test_balance_loss_is_the_mean_over_micro_batches(discriminator, encoder, gro
     assert extra == pytest.approx(0.5 * sum(balances) / len(balances), rel=1e-4)
 
 
-def test_routers_learn_from_only_the_balance_loss(discriminator, encoder, groups):
-    """With gradient checkpointing, which lost the reference this gradient."""
+def test_routers_learn_from_only_the_balance_loss(dense_folder, tmp_path, encoder, groups):
+    """With gradient checkpointing, which lost the reference this gradient.
+
+    Of four experts each view uses both of its own, so its routers have nothing to learn.
+    """
+    upcycle(dense_folder, tmp_path / "eight", experts=8)
+    discriminator = load_discriminator(tmp_path / "eight")
     unpaired = [replace(group, students=[None]) for group in groups]
     discriminator.gradient_checkpointing_enable({"use_reentrant": False})
     _, _, found = gradients(
@@ -277,6 +315,7 @@ def test_expert_choices_are_counted_per_layer_and_set(discriminator, encoder, gr
         tokens = torch.bincount(
             kinds, minlength=3
         ).double()  # the last layer has terminal tokens alone
+        tokens[:PROMPT] = 0  # of four experts, views have no choice
         torch.testing.assert_close(layer.sum(-1), tokens, rtol=1e-4, atol=1e-2)
     half = choices.shape[-1] // 2
     assert not choices[:, 0, half:].any()

@@ -239,7 +239,7 @@ def test_activations_are_not_underestimated(dense_folder):
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     real = sum(nbytes for address, nbytes in saved.items() if address not in weights)
     device = DeviceMemory(prism.hardware, prism.data)
-    estimate = device.activations(policy_sizes(dense_folder), 512)
+    estimate = device.activations(policy_sizes(dense_folder), 512, image_tokens=0)
     assert 0.5 * real < estimate < 4 * real
 
 
@@ -260,11 +260,11 @@ def estimate(sizes: dict[str, Sizes], policy: str, stage: str, hardware: str, *o
     ("policy", "stage", "expected"),
     [
         ("4b", "sft", [30.795847415924072]),
-        ("4b", "warmup", [53.0, 37.98938465118408]),
-        ("4b", "align", [37.0, 16.71505069732666, 31.376081466674805, 37.98938465118408]),
+        ("4b", "warmup", [53.0, 60.9677209854126]),
+        ("4b", "align", [37.0, 16.71505069732666, 31.376081466674805, 60.9677209854126]),
         ("4b", "rlvr", [53.0, 16.71505069732666, 35.172468185424805]),
         ("8b", "sft", [43.071741692721844]),
-        ("8b", "align", [37.0, 26.14839980006218, 43.87694689631462, 37.98938465118408]),
+        ("8b", "align", [37.0, 26.14839980006218, 43.87694689631462, 60.9677209854126]),
         ("8b", "rlvr", [53.0, 26.14839980006218, 48.05614611506462]),
     ],
 )
@@ -272,6 +272,19 @@ def test_the_papers_settings_fit_eight_h100(sizes, policy, stage, expected):
     estimated = estimate(sizes, policy, stage, "8xh100")
     assert list(estimated.values()) == expected
     assert max(expected) < 0.9 * 80
+
+
+def test_eight_experts_fit_eight_h100(sizes):
+    """The figures of docs/method.md and of trainer_configs/discriminator/eight_experts.yaml."""
+    align = (sizes, "4b", "align", "8xh100")
+    four = estimate(*align)[DISCRIMINATOR_UPDATE]
+    eight = estimate(*align, "discriminator=eight_experts")[DISCRIMINATOR_UPDATE]
+    assert (round(four, 1), round(eight, 1)) == (61.0, 69.4)
+    states = []
+    for experts in (4, 8):
+        total = upcycled_2b(f"prism.discriminator.upcycle.experts={experts}").total
+        states.append(sum(training_state(total, total, shards=8)) / GIB)
+    assert [round(state, 1) for state in states] == [9.9, 17.7]
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,14 @@ def test_libraries_send_no_statistics_and_use_loopback_as_the_address_of_the_hos
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines() == ["False True", "True True", "127.0.0.1 127.0.0.1"]
+    assert done.stdout.splitlines() == ["False True", "True False", "127.0.0.1 127.0.0.1"]
 
 
 @pytest.mark.parametrize("cluster", ["prism.hardware.ray_address=auto", "prism.hardware.nodes=2"])
 def test_a_cluster_keeps_its_own_network(cluster, tmp_path):
-    loopback_only = network_environment(True, tmp_path).keys()
-    always = network_environment(False, tmp_path).keys()
-    assert always == {"RAY_USAGE_STATS_ENABLED", "DO_NOT_TRACK", "HF_HUB_OFFLINE"}
+    loopback_only = network_environment(True, False, tmp_path).keys()
+    always = network_environment(False, False, tmp_path).keys()
+    assert always == {"RAY_USAGE_STATS_ENABLED", "DO_NOT_TRACK"}
     assert variables(tmp_path, cluster).keys() & loopback_only == always
 
 

@@ -69,7 +69,7 @@ def gpu_settings(*overrides: str) -> dict[str, object]:
         (
             DISCRIMINATOR + CUDA,
             "out of device memory: the discriminator; lower "
-            "prism.discriminator.micro_batch_tokens (is 10240) or "
+            "prism.discriminator.micro_batch_tokens (is 114688) or "
             "prism.hardware.gpu_memory_utilization (is 0.6)",
         ),
         (

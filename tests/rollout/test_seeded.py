@@ -28,11 +28,11 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from verl_prism.alignment.trainer import AdversarialOPDTrainer
 from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
+from verl_prism.rollout.sampling import request_seed
 from verl_prism.rollout.seeded import (
     Batch,
     SeededAgentLoop,
     SeededAgentLoopManager,
-    request_seed,
     requests_on_server,
 )
 from verl_prism.rollout.vllm_plugins import WholeBatchScheduler

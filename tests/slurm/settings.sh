@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 # Settings of examples/slurm/pipeline.sh for the tests, with few steps. The test sets $root.
+resources=()
 all=(
     model=digits hardware=cpu prism.root="$root"
     prism.rollout.prompts_per_step=4 prism.rollout.samples_per_prompt=4

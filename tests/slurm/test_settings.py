@@ -1,5 +1,7 @@
 """The settings files for examples/slurm/pipeline.sh: keys exist, and stages find their inputs."""
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -7,20 +9,31 @@ import pytest
 
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
+from verl_prism.rollout.engines import engine_count
 from verl_prism.run_folder import RunFolder
 
 SLURM = Path(__file__).parents[2] / "examples" / "slurm"
 STAGES = ("sft", "warmup", "align", "rlvr", "eval")
 
 
-# Prints the arguments of one stage, one per line.
-READ = 'source "$1"; declare -n own=$2; printf "%s\\n" "${all[@]}" "${own[@]}"'
+# Prints the items of arrays, one per line.
+READ = """
+source "$1"
+for name in "${@:2}"; do
+    declare -n array=$name
+    printf '%s\\n' "${array[@]}"
+done
+"""
 
 
-def compose(settings: Path, stage: str) -> Prism:
-    command = ["bash", "-uc", READ, "-", settings, stage]
-    arguments = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    _, prism = compose_run([f"stage={stage}", "prism.resume=true", *arguments.splitlines()])
+def read(settings: Path, *arrays: str) -> list[str]:
+    command = ["bash", "-uc", READ, "-", settings, *arrays]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def compose(settings: Path, stage: str, *overrides: str) -> Prism:
+    arguments = read(settings, "all", stage)
+    _, prism = compose_run([f"stage={stage}", "prism.resume=true", *arguments, *overrides])
     return prism
 
 
@@ -36,3 +49,39 @@ def test_each_stage_starts_from_the_output_of_an_earlier_one(name):
     assert list(stages["eval"].eval.policies.values()) == policies
     for stage in ("align", "rlvr"):
         assert stages[stage].checkpoint_every < stages[stage].steps
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_4b_example_uses_every_gpu_that_it_requests(nodes):
+    settings = SLURM / "qwen3_vl_4b.sh"
+    resources = read(settings, "resources")
+    assert "--gpus-per-node=8" in resources
+    for stage in STAGES:
+        prism = compose(settings, stage, f"prism.hardware.nodes={nodes}")
+        assert prism.devices == 8 * nodes
+        assert engine_count(prism.hardware) == 8 * nodes, "a 4B model needs one GPU"
+        assert prism.sft.examples_per_step % prism.devices == 0
+        assert (
+            prism.rollout.prompts_per_step * prism.rollout.samples_per_prompt % prism.devices == 0
+        )
+
+
+def test_the_settings_name_the_resources_and_the_nodes_of_every_stage(tmp_path):
+    """What the pipeline passes to sbatch, which is replaced by a script that prints it."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$@" >> "$SUBMITTED"; echo 7\n')
+    sbatch.chmod(0o755)
+    examples = tmp_path / "checkout" / "examples"
+    shutil.copytree(SLURM, examples / "slurm")
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SUBMITTED": str(tmp_path / "submitted"),
+    }
+    pipeline = examples / "slurm" / "pipeline.sh"
+    command = [pipeline, examples / "slurm" / "qwen3_vl_4b.sh", "2"]
+    subprocess.run(command, env=os.environ | variables, check=True, capture_output=True)
+    submitted = (tmp_path / "submitted").read_text().splitlines()
+    assert len(submitted) == len(STAGES)
+    for line, stage in zip(submitted, STAGES, strict=True):
+        assert "--nodes=2 --gpus-per-node=8 --exclusive --mem=0 --time=24:00:00" in line
+        assert f"examples/slurm/{stage}.sbatch model=qwen3_vl_4b hardware=8xh100" in line

@@ -1,4 +1,6 @@
+import io
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -6,17 +8,15 @@ from PIL import Image
 
 from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
-from verl_prism.rollout.sampler import Sample
+from verl_prism.rollout.sampling import Sample
 from verl_prism.stages.evaluation import (
-    Answers,
-    GradedSample,
-    grade_responses,
+    QuestionMarks,
+    grade_policy,
     grade_sample,
     intervals,
     load_measure,
     read_questions,
     run_eval,
-    write_responses,
 )
 
 RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answer>"
@@ -27,14 +27,13 @@ ROW = {
 }
 
 
-def graded(value: float) -> GradedSample:
+def marks_of(value: float) -> dict[str, bool | int | None]:
     """A response that is right (1), wrong (0) or wrong without a perception mark (-1)."""
-    marks = {
+    return {
         "accuracy": value == 1.0,
         "perception": None if value < 0 else value == 1.0,
         "length": 7,
     }
-    return GradedSample(Sample("", 7, False), None, marks)
 
 
 def no_marks(response, row):
@@ -42,12 +41,12 @@ def no_marks(response, row):
 
 
 def test_an_undefined_mark_is_excluded_from_the_mean():
-    answers = [
-        Answers(graded(1.0), [graded(1.0), graded(-1.0)]),
-        Answers(graded(1.0), [graded(0.0), graded(-1.0)]),
-        Answers(graded(0.0), [graded(1.0), graded(1.0)]),
+    marks = [
+        QuestionMarks(marks_of(1.0), [marks_of(1.0), marks_of(-1.0)]),
+        QuestionMarks(marks_of(1.0), [marks_of(0.0), marks_of(-1.0)]),
+        QuestionMarks(marks_of(0.0), [marks_of(1.0), marks_of(1.0)]),
     ]
-    result = intervals(answers)
+    result = intervals(marks)
     assert result["accuracy"].mean == pytest.approx(3 / 6)
     assert result["accuracy"].responses == 6
     assert result["perception"].mean == pytest.approx(3 / 4)
@@ -70,13 +69,12 @@ def test_a_task_may_not_redefine_a_mark():
         grade_sample(Sample(RIGHT, 22, False), ROW, lambda response, row: {"length": True})
 
 
-def test_lines_of_the_responses_file(tmp_path):
+def test_lines_of_the_responses_file():
     """Other tools read this format, so it is spelled out here."""
-    samples = [[Sample(RIGHT, 22, False), Sample("é\u2028", 4, True)]]
-    answers = grade_responses([ROW], samples, [Sample("8", 1, False)], no_marks)
-    file = tmp_path / "responses.jsonl"
-    write_responses(file, [ROW], {"one": answers})
-    lines = file.read_text(encoding="utf-8").split("\n")
+    samples = [Sample("8", 1, False), Sample(RIGHT, 22, False), Sample("é\u2028", 4, True)]
+    file = io.StringIO()
+    grade_policy("one", [ROW], [[asdict(sample) for sample in samples]], no_marks, file)
+    lines = file.getvalue().split("\n")
     wrong = '"marks": {"accuracy": false, "format": false, "length": '
     assert lines == [
         '{"policy": "one", "question": 0, "sample": null, "gold": "8", "text": "8", "tokens": 1, '
@@ -103,15 +101,16 @@ def test_metrics_function_of_the_task(tmp_path):
         load_measure("measure")
 
 
-def test_more_questions_than_rows(digits_folder):
-    heldout = digits_folder / "data" / "heldout.parquet"
-    message = r"prism.eval.max_questions=100000, but .*heldout.parquet has \d+ rows"
+def test_more_questions_than_rows(digits_folder, tmp_path):
+    folders = (f"prism.root={digits_folder}", f"prism.data.cache={tmp_path}")
+    _, prism = compose_run(["stage=eval", *folders, "prism.eval.max_questions=100000"])
+    message = r"prism.eval.max_questions=100000, but prism.data.heldout has \d+ rows"
     with pytest.raises(UserError, match=message):
-        read_questions(heldout, 100000)
+        read_questions(prism)
 
 
 @pytest.mark.integration
-def test_two_policies_end_to_end(digits_folder, tmp_path):
+def test_two_policies_end_to_end(digits_folder, tmp_path, vllm_for_cpu):
     _, prism = compose_run(
         [
             "stage=eval",
@@ -121,10 +120,20 @@ def test_two_policies_end_to_end(digits_folder, tmp_path):
             f"prism.data.heldout={digits_folder}/data/heldout.parquet",
             "prism.eval.max_questions=9",
             "prism.eval.samples=2",
+            "prism.reproducible=true",
             f"prism.eval.policies={{one: {digits_folder}/base, two: {digits_folder}/base}}",
         ]
     )
     assert set(run_eval(prism)) == {"one accuracy", "two accuracy"}
+    responses = (tmp_path / "responses.jsonl").read_text()
+    journal = tmp_path / "samples" / "two.jsonl"
+    of_two = journal.read_text().splitlines(keepends=True)
+    assert len(of_two) == 9
+    journal.write_text("".join(of_two[2:]))  # as if it had been killed before
+    run_eval(prism.model_copy(update={"resume": True}))
+    assert journal.read_text().splitlines(keepends=True)[:7] == of_two[2:]
+    again = (tmp_path / "responses.jsonl").read_text()
+    assert again == responses, "a response depends only on its question and chunk"
 
     lines = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * 9 * 3
@@ -140,3 +149,4 @@ def test_two_policies_end_to_end(digits_folder, tmp_path):
     assert Image.open(tmp_path / "examples.png").width > 800
     progress = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in progress if "step" in line) == 2 * 9 * 3
+    assert {"note": "two: starting vLLM"} in progress

@@ -1,7 +1,13 @@
 """The warm-up on hand-written rollouts, without vLLM: training, resuming, two ranks, failures."""
 
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from unittest.mock import MagicMock
+
 import pytest
 import torch
+from mixed_images import write_mixed_images
 from safetensors.torch import load_file
 
 from verl_prism.checkpoints.fingerprint import checkpoint_store
@@ -9,12 +15,12 @@ from verl_prism.checkpoints.resume import checkpoint_to_resume
 from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.compose import compose_run
 from verl_prism.discriminator import load_discriminator
-from verl_prism.discriminator.batch import Group
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.report.metrics import MetricsLog, keep_steps, read_records
+from verl_prism.rollout.journal import Journal
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.warmup import read_rollouts, run_warmup, write_rollouts
-from verl_prism.stages.warmup_training import shuffled_batches
+from verl_prism.stages.warmup import make_discriminator, run_warmup
+from verl_prism.stages.warmup_data import WarmupData
 
 PROMPTS = 12
 VALID = "<caption>A 1 and a 2.</caption><think>They sum up.</think><answer>3</answer>"
@@ -52,10 +58,15 @@ def compose(digits_folder, tmp_path, monkeypatch):
 def sampled(monkeypatch):
     """Replace vLLM: each prompt gets a valid response and, for most prompts, an invalid one."""
 
-    def sample(sampler, rows, sampling, log):
-        return [[VALID, "no format"][: 1 + (number % 3)] for number in range(len(rows))]
+    def sample(prism, rows, log):
+        texts = [[VALID, "no format"][: 1 + (number % 3)] for number in range(len(rows))]
+        write_rollouts(prism, texts)
 
     monkeypatch.setattr("verl_prism.stages.warmup.sample_policy", sample)
+
+
+def write_rollouts(prism, texts: list[list[str]]) -> None:
+    Journal(RunFolder(prism.output).rollouts, {}, resume=False).append(enumerate(texts))
 
 
 def weights(prism) -> dict[str, torch.Tensor]:
@@ -119,7 +130,12 @@ def test_it_trains_and_writes_a_discriminator_that_loads(compose):
     assert summary["invalid rollouts"] == "8"
     assert [step["nonfinite"] for step in steps(prism)] == [0, 0, 0, 0]
     left = {path.name for path in prism.output.iterdir()}
-    assert left == {"discriminator", "rollouts.jsonl", "metrics.jsonl"}, "no state is left"
+    assert left == {
+        "discriminator",
+        "rollouts.jsonl",
+        "rollouts.settings.json",
+        "metrics.jsonl",
+    }, "no state is left"
 
 
 @pytest.mark.usefixtures("sampled")
@@ -161,10 +177,26 @@ def test_two_ranks_train_like_one(compose):
         torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("sampled")
+def test_two_ranks_continue_from_a_checkpoint_of_one(compose, monkeypatch):
+    options = ("prism.discriminator.balance_coef=0", "prism.discriminator.lr=1e-5")
+    whole = compose(*options, name="whole")
+    run_warmup(whole)
+    run_and_kill(monkeypatch, compose(*options, name="stopped"), 3)
+    two = compose(
+        *options, "prism.resume=true", "prism.hardware.devices_per_node=2", name="stopped"
+    )
+    resume(two)
+    for mine, theirs in zip(steps(whole), steps(two), strict=True):
+        for name in ("pairs", "loss", "perception/margin", "grad_norm", "lr"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+
+
 def test_without_a_valid_rollout_any_rank_reports_it(compose, monkeypatch):
     monkeypatch.setattr(
         "verl_prism.stages.warmup.sample_policy",
-        lambda sampler, rows, sampling, log: [["nothing", "of the kind"]] * len(rows),
+        lambda prism, rows, log: write_rollouts(prism, [["nothing", "of the kind"]] * len(rows)),
     )
     message = r"none of 24 rollouts of .*base is in the format; fine-tune it first"
     with pytest.raises(UserError, match=message):
@@ -224,23 +256,43 @@ def test_too_many_nonfinite_steps_stop_it_and_nothing_is_exported(compose):
     assert not (prism.output / "discriminator").exists()
 
 
-def test_rollouts_are_read_back_whatever_they_contain(tmp_path):
-    """str.splitlines() would also split at U+2028, U+0085 and other separators."""
-    rollouts = [["one\u2028two", "\x85 \x1c \x0b \r \n"], [], ["三"]]
-    write_rollouts(tmp_path / "rollouts.jsonl", rollouts)
-    assert read_rollouts(tmp_path / "rollouts.jsonl") == rollouts
+@pytest.mark.usefixtures("sampled")
+def test_worker_processes_prepare_the_same_shares(compose):
+    one = compose("prism.steps=2", name="one")
+    two = compose("prism.steps=2", "prism.hardware.dataloader_workers=2", name="two")
+    assert run_warmup(one) == run_warmup(two)
+    assert_equal_weights(one, two)
 
 
-def test_several_nodes_are_refused(compose):
-    message = r"prism.hardware.nodes=2: the warm-up runs on the devices of one node"
-    with pytest.raises(UserError, match=message):
-        run_warmup(compose("prism.hardware.nodes=2"))
+@dataclass(frozen=True)
+class OneOf:
+    """A rank without a process group."""
+
+    rank: int
+    world_size: int
 
 
-def test_batches_contain_every_group_once_per_epoch(prompts):
-    groups = [Group(prompt, {}, [{}, None, {}]) for prompt in prompts]
-    batches = shuffled_batches(groups, pairs=4, seed=0)
-    epoch = [group for _ in range(len(groups) // 2) for group in next(batches)]
-    assert {id(group) for group in epoch} == {id(group) for group in groups}
-    again = shuffled_batches(groups, pairs=4, seed=0)
-    assert [id(group) for group in next(again)] == [id(group) for group in epoch[:2]]
+def test_ranks_share_every_student_of_prompts_with_any_number_of_images(compose, digits_folder):
+    """Rows with null, no or two images. Each rank decodes the images of its own groups only."""
+    prism = compose("prism.warmup.mismatched_teachers=0", "prism.warmup.pairs_per_step=22")
+    source = digits_folder / "data" / "train.parquet"
+    mixed = write_mixed_images(source, prism.output / "mixed.parquet", PROMPTS)
+    data = prism.data.model_copy(update={"train": mixed})
+    prism = prism.model_copy(update={"data": data})
+    make_discriminator(
+        RunFolder(prism.output).upcycled, prism.discriminator.upcycle, 0, MagicMock()
+    )
+    rollouts = [[VALID, "no format", VALID]] * PROMPTS
+    images = Counter()
+    for rank in range(3):
+        [share] = islice(WarmupData(prism, rollouts, OneOf(rank, 3)).train_shares(0), 1)
+        assert sum(len(part.members) for pack in share.plan for part in pack) == sum(
+            len(group.students) for group in share.groups
+        )
+        for group in share.groups:
+            grid = group.prompt.image_grid_thw
+            images[0 if grid is None else len(grid)] += len(group.students)
+    in_heldout = WarmupData(prism, rollouts, OneOf(0, 3)).index.heldout
+    assert len(in_heldout) == 1
+    assert images.total() == 3 * (PROMPTS - 1)
+    assert set(images) == {0, 1, 2}

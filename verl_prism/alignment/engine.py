@@ -1,7 +1,6 @@
 """verl's FSDP engine with the discriminator as its module."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from verl.workers.engine.fsdp import FSDPEngine
 
 from verl_prism.discriminator.batch import Group
 from verl_prism.discriminator.model import load_discriminator
+from verl_prism.discriminator.plan import RankPlan
 from verl_prism.discriminator.ranks import Ranks, Runtime
 from verl_prism.discriminator.settings import StepSettings
 from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepResult
@@ -41,19 +41,16 @@ class DiscriminatorEngine(FSDPEngine):
             self.module,
             settings,
             Optimization(self.optimizer_step, self.optimizer_zero_grad),
-            Runtime(
-                Ranks(get_device_id(), self.get_data_parallel_group()),
-                self._autocast_dtype,
-                self._sync_gradients,
-            ),
+            Runtime(Ranks(get_device_id(), self.get_data_parallel_group())),
             dump_folder,
             steps,
         )
 
-    def step_on(self, groups: Sequence[Group]) -> StepResult:
-        """Score this rank's groups, and learn from the mini-batch of all ranks' groups."""
-        result = self._step(groups)
-        return StepResult(result.scores, result.metrics | {"lr": self.lr_scheduler_step()})
+    def step_on(self, groups: Sequence[Group], plan: RankPlan) -> StepResult:
+        """Score this rank's groups, and learn from the mini-batch of all ranks' groups.
 
-    def _sync_gradients(self, module: torch.nn.Module, last: bool) -> AbstractContextManager:
-        return self._gradient_sync_context(is_last_micro_batch=last)
+        Args:
+            plan: the packs of this rank.
+        """
+        result = self._step(groups, plan)
+        return StepResult(result.scores, result.metrics | {"lr": self.lr_scheduler_step()})

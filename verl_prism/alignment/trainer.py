@@ -6,7 +6,9 @@ and learns from them, and the policy is rewarded with the group-normalized score
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -16,7 +18,6 @@ from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
-from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils.debug import marked_timer
 
@@ -27,16 +28,12 @@ from verl_prism.alignment.advantage import (
     reference_advantage,
     spread_over_tokens,
 )
-from verl_prism.alignment.groups import FIELDS, token_ranges, uid_of
-from verl_prism.alignment.worker import (
-    SCORE_FIELDS,
-    VALID_FIELD,
-    AdversarialOPDWorker,
-    DiscriminatorWorker,
-)
+from verl_prism.alignment.groups import Info, RowScores, keys_by_group, read_infos, token_ranges
+from verl_prism.alignment.planner import StepPlanner
+from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorker
 from verl_prism.config import Align
+from verl_prism.discriminator.spans import VIEWS
 from verl_prism.trainer.ppo import PrismTrainer
-from verl_prism.trainer.transfer import column
 
 ROLE = "discriminator"
 POOL = "discriminator_pool"
@@ -45,17 +42,36 @@ Metrics = dict[str, float]
 SUMS_OVER_TOKENS = ("critic/score/", "critic/rewards/")  # verl's metrics
 
 
+@dataclass(frozen=True)
+class ScoredGroups:
+    """The rollouts of a step, in groups of the same size."""
+
+    groups: Sequence[Sequence[str]]  # keys of the rows of each group
+    infos: Mapping[str, Info]  # by key
+    scores: Mapping[str, RowScores]  # of valid rows, by key
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all rows, group by group."""
+        return [key for group in self.groups for key in group]
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return scores[views, groups, students], NaN if invalid, and valid[groups, students]."""
+        no_scores = (torch.nan,) * len(VIEWS)
+        rows = [[self.scores.get(key, no_scores) for key in group] for group in self.groups]
+        valid = [[key in self.scores for key in group] for group in self.groups]
+        return torch.tensor(rows).movedim(-1, 0), torch.tensor(valid)
+
+
 @register_trainer("adversarial_opd")
 class AdversarialOPDTrainer(PrismTrainer):
     """Adversarial on-policy distillation."""
 
     def _init_resource_pool_mgr(self) -> None:
-        super()._init_resource_pool_mgr()
         if self._colocated:
-            actor_roles = {Role.ActorRollout, Role.ActorRolloutRef}
-            role = next(role for role in self.role_worker_mapping if role in actor_roles)
-            self.role_worker_mapping[role] = ray.remote(AdversarialOPDWorker)
-        else:
+            self.worker_class = AdversarialOPDWorker
+        super()._init_resource_pool_mgr()
+        if not self._colocated:
             devices = self.prism.discriminator.pool_devices
             self.resource_pool_manager.resource_pool_spec[POOL] = [devices]
             self.mapping[ROLE] = POOL  # the dictionary that the manager looks roles up in
@@ -92,57 +108,60 @@ class AdversarialOPDTrainer(PrismTrainer):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: Metrics) -> KVBatchMeta:
         with marked_timer("update_discriminator", self.timing_raw):
-            rollouts = self._update_discriminator(batch, metrics)
-        self._write_advantages(batch, rollouts, metrics)
+            scored = self._update_discriminator(batch, metrics)
+        self._write_advantages(batch, scored, metrics)
         return super()._compute_advantage(batch, metrics)
 
-    def _update_discriminator(self, batch: KVBatchMeta, metrics: Metrics) -> KVBatchMeta:
-        """Score this step's rollouts and learn from them; return them in the order of groups."""
-        rollouts = batch.select_keys(keys_by_group(batch))
-        rollouts.fields = list(FIELDS)
-        rollouts.extra_info = {}
-        scored = self.discriminator_wg.update_discriminator(rollouts)
-        per_rank = scored.extra_info["metrics"]  # each rank returns the metrics over all ranks
-        for name, value in per_rank[0].items():
-            metrics[f"discriminator/{name}"] = value
-        return rollouts
+    @cached_property
+    def _planner(self) -> StepPlanner:
+        return StepPlanner(self.prism.discriminator)
 
-    def _write_advantages(
-        self, batch: KVBatchMeta, rollouts: KVBatchMeta, metrics: Metrics
-    ) -> None:
+    def _update_discriminator(self, batch: KVBatchMeta, metrics: Metrics) -> ScoredGroups:
+        """Score this step's rollouts and learn from them."""
+        groups = keys_by_group(batch)
+        infos = read_infos([key for group in groups for key in group], batch.partition_id)
+        ranks = self.discriminator_wg.world_size
+        shares = self._planner.shares(groups, infos, batch.partition_id, ranks)
+        scored = self.discriminator_wg.update_discriminator(shares)
+        for name, value in scored[0].metrics.items():  # each rank returns those over all ranks
+            metrics[f"discriminator/{name}"] = value
+        scores: dict[str, RowScores] = {}
+        for share in scored:
+            scores.update(share.scores)
+        return ScoredGroups(groups, infos, scores)
+
+    def _write_advantages(self, batch: KVBatchMeta, scored: ScoredGroups, metrics: Metrics) -> None:
         """Write each token's advantage in place of its reward; rows of padding get 0."""
-        advantages = self._token_advantages(rollouts, metrics)
+        lengths = {
+            key: tag["response_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)
+        }
+        advantages = self._token_advantages(scored, lengths, metrics)
         rows = []
-        for key, tag in zip(batch.keys, batch.tags, strict=True):
-            rows.append(advantages.get(key, torch.zeros(tag["response_len"])))
+        for key, length in lengths.items():
+            rows.append(advantages.get(key, torch.zeros(length)))
         nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
         fields = TensorDict({"rm_scores": nested}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
-    def _token_advantages(self, rollouts: KVBatchMeta, metrics: Metrics) -> dict[str, Tensor]:
+    def _token_advantages(
+        self, scored: ScoredGroups, lengths: Mapping[str, int], metrics: Metrics
+    ) -> dict[str, Tensor]:
         """Return advantages[response length] by key of the rollout, and update the metrics."""
-        data = tq.kv_batch_get(
-            keys=rollouts.keys,
-            partition_id=rollouts.partition_id,
-            select_fields=[*SCORE_FIELDS, VALID_FIELD, "extra_fields"],
-        )
-        infos = [fields["reward_extra_info"] for fields in column(data["extra_fields"])]
+        keys = scored.keys
+        infos = [scored.infos[key] for key in keys]
         metrics.update(_fault_metrics([info["fault"] for info in infos]))
 
         nonfinite = bool(metrics[NONFINITE])
-        group_size = self.prism.rollout.samples_per_prompt
-        scores = torch.stack([data[field].reshape(-1, group_size) for field in SCORE_FIELDS])
-        valid = data[VALID_FIELD].reshape(-1, group_size) & (not nonfinite)
-        advantage = policy_advantage(self.prism.align, scores, valid)
+        scores, valid = scored.tensors()
+        advantage = policy_advantage(self.prism.align, scores, valid & (not nonfinite))
         if not nonfinite:
             metrics.update(_advantage_metrics(advantage))
 
-        lengths = [tag["response_len"] for tag in rollouts.tags]
         ranges = None
         if self.prism.align.credit == "span":
             ranges = [token_ranges(info) for info in infos]
-        tokens = spread_over_tokens(advantage, lengths, ranges)
-        return dict(zip(rollouts.keys, tokens, strict=True))
+        tokens = spread_over_tokens(advantage, [lengths[key] for key in keys], ranges)
+        return dict(zip(keys, tokens, strict=True))
 
     def _update_actor(self, batch: KVBatchMeta, metrics: Metrics) -> KVBatchMeta:
         """Leave the policy unchanged if the discriminator's step was not finite."""
@@ -163,18 +182,6 @@ class AdversarialOPDTrainer(PrismTrainer):
         for name in list(metrics):
             if name.startswith(SUMS_OVER_TOKENS):
                 del metrics[name]
-
-
-def keys_by_group(batch: KVBatchMeta) -> list[str]:
-    """Return the keys of a batch, without padding, so that the rows of a group are adjacent.
-
-    Groups keep the order of the batch; sorting by key would not, as verl's group names are random.
-    """
-    groups: dict[str, list[str]] = {}
-    for key, tag in zip(batch.keys, batch.tags, strict=True):
-        if not tag.get("is_padding", False):
-            groups.setdefault(uid_of(key), []).append(key)
-    return [key for members in groups.values() for key in members]
 
 
 def policy_advantage(settings: Align, scores: Tensor, valid: Tensor) -> AlignmentAdvantage:

@@ -3,33 +3,21 @@
 It runs in the actor's process, or in a process of its own if the discriminator has its own devices.
 """
 
-import torch
-from tensordict import TensorDict
-from verl.single_controller.base.decorator import (
-    Dispatch,
-    make_nd_compute_dataproto_dispatch_fn,
-    register,
-)
+from verl.single_controller.base.decorator import Dispatch, register
 from verl.trainer.config import CheckpointConfig
-from verl.utils import tensordict_utils as tu
 from verl.workers.config import (
     FSDPEngineConfig,
     FSDPOptimizerConfig,
     HFModelConfig,
     TrainingWorkerConfig,
 )
-from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.engine_workers import TrainingWorker
 
 import verl_prism.alignment.engine as engine  # registers the engine in this process
-from verl_prism.alignment.groups import groups_of
+from verl_prism.alignment.groups import RankShare, ScoredShare, read_groups, scores_by_key
 from verl_prism.config import Prism, parse_prism
 from verl_prism.discriminator.settings import StepSettings
-from verl_prism.discriminator.spans import VIEWS
-from verl_prism.discriminator.step import StepResult
-
-MESH = "discriminator"
-SCORE_FIELDS = [f"{view.value}_score" for view in VIEWS]
-VALID_FIELD = "discriminator_valid"  # whether a row's scores have a meaning
+from verl_prism.trainer.worker import PrismWorker, connect_ranks
 
 
 def training_worker_config(prism: Prism) -> TrainingWorkerConfig:
@@ -67,22 +55,11 @@ def training_worker_config(prism: Prism) -> TrainingWorkerConfig:
     )
 
 
-def score_fields(result: StepResult) -> dict[str, torch.Tensor]:
-    """Return SCORE_FIELDS[rows] and the bool VALID_FIELD[rows], which is False if invalid.
-
-    The scores of an invalid response are NaN, so that using one by mistake shows.
-    """
-    valid = result.scores.valid
-    fields = {VALID_FIELD: valid.reshape(-1)}
-    for field, scores in zip(SCORE_FIELDS, result.scores.student, strict=True):
-        fields[field] = scores.masked_fill(~valid, torch.nan).reshape(-1)
-    return fields
-
-
 class DiscriminatorWorker(TrainingWorker):
     """One rank of the discriminator."""
 
     def __init__(self, prism: Prism):
+        connect_ranks()
         super().__init__(training_worker_config(prism))
         self._settings = StepSettings.from_mapping(prism.discriminator.model_dump())
         self._dump_folder = prism.output
@@ -93,16 +70,16 @@ class DiscriminatorWorker(TrainingWorker):
         super().reset()
         self.engine.prepare_steps(self._settings, self._dump_folder)
 
-    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"))
-    def update_discriminator(self, data: TensorDict) -> TensorDict:
-        """Score this rank's rows and learn from them.
+    @register(dispatch_mode=Dispatch.ALL_TO_ALL)
+    def update_discriminator(self, share: RankShare) -> ScoredShare:
+        """Score this rank's share of a step and learn from it.
 
-        verl writes the returned fields back to the rows. The metrics are the same on all ranks.
+        The driver passes a list with the share of each rank, and gets a list.
         """
-        groups = groups_of(data, self.engine.model_config.tokenizer)
+        groups = read_groups(share)
         with self.engine.train_mode():
-            result = self.engine.step_on(groups)
-        return tu.get_tensordict(score_fields(result), non_tensor_dict={"metrics": result.metrics})
+            result = self.engine.step_on(groups, share.plan)
+        return ScoredShare(scores_by_key(share.groups, result.scores), result.metrics)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_discriminator(self, folder: str, step: int) -> None:
@@ -116,7 +93,7 @@ class DiscriminatorWorker(TrainingWorker):
         self.engine.prepare_steps(self._settings, self._dump_folder, step)
 
 
-class AdversarialOPDWorker(ActorRolloutRefWorker):
+class AdversarialOPDWorker(PrismWorker):
     """verl's hybrid worker (actor, rollout, reference) with a rank of the discriminator."""
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -125,12 +102,11 @@ class AdversarialOPDWorker(ActorRolloutRefWorker):
         super().init_model()
         self.discriminator = DiscriminatorWorker(parse_prism(self.config.prism))
         self.discriminator.reset()
-        self.set_dispatch_collect(mesh_name=MESH, **self.discriminator.get_dispatch_collect())
 
-    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name=MESH))
-    def update_discriminator(self, data: TensorDict) -> TensorDict:
+    @register(dispatch_mode=Dispatch.ALL_TO_ALL)
+    def update_discriminator(self, share: RankShare) -> ScoredShare:
         """See `DiscriminatorWorker.update_discriminator`."""
-        return self.discriminator.update_discriminator(data)
+        return self.discriminator.update_discriminator(share)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_discriminator(self, folder: str, step: int) -> None:

@@ -1,9 +1,12 @@
 """The fingerprint of a run: the settings that a resumed run must share with its checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
 from verl_prism.checkpoints.store import CheckpointStore
-from verl_prism.config import Prism, Stage, flatten
+from verl_prism.config import DataFiles, Prism, Stage, flatten
+from verl_prism.data.rows import parquet_files
+from verl_prism.hub_cache import hub_name
 from verl_prism.run_folder import RunFolder
 
 ALL_STAGES = (
@@ -11,9 +14,10 @@ ALL_STAGES = (
     "reproducible",
     "steps",
     "policy",
-    "data.train",
+    "image.",
     "data.max_prompt_tokens",
     "data.max_response_tokens",
+    "data.overlong",
     "hardware.dtype",
 )
 # The position in the data is saved per data loader worker, so their number is included.
@@ -35,6 +39,7 @@ OF_STAGE: dict[Stage, tuple[str, ...]] = {
         "algorithm.",
         "reward.accuracy_weight",
         "reward.format_weight",
+        "reward.function",
         "reward.judge.model",
         "hardware.dataloader_workers",
     ),
@@ -70,6 +75,7 @@ def checkpoint_store(prism: Prism) -> CheckpointStore:
 def fingerprint(prism: Prism) -> dict[str, Any]:
     """Return full key -> value. Stage eval saves no checkpoints and has none.
 
+    A model from the Hub is `org/name@commit`, wherever its folder is.
     `prism.steps` is included only if the learning rate depends on it.
     """
     if prism.stage == "eval":
@@ -81,8 +87,16 @@ def fingerprint(prism: Prism) -> dict[str, Any]:
     settings = {}
     for key, value in flatten(prism.model_dump(mode="json")):
         if key.startswith(included) and not key.startswith(excluded):
-            settings[f"prism.{key}"] = value
-    return settings | {"prism.data.train, its bytes": prism.data.train.stat().st_size}
+            settings[f"prism.{key}"] = hub_name(Path(str(value))) or value
+    return settings | _training_data(prism.data.train)
+
+
+def _training_data(source: DataFiles) -> dict[str, Any]:
+    files = parquet_files("prism.data.train", source)
+    return {
+        "prism.data.train": str(source) if isinstance(source, Path) else list(map(str, source)),
+        "prism.data.train, its bytes": sum(file.stat().st_size for file in files),
+    }
 
 
 def world_sizes(prism: Prism) -> dict[str, int]:

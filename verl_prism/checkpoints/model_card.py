@@ -9,7 +9,8 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from verl_prism.checkpoints.fingerprint import fingerprint
-from verl_prism.config import Prism
+from verl_prism.config import DataFiles, Prism
+from verl_prism.hub_cache import hub_name
 
 CARD = "README.md"
 PACKAGES = ("verl_prism", "verl", "torch", "transformers", "vllm", "ray")
@@ -22,7 +23,8 @@ class ModelCard:
     """What the model card says.
 
     model: name of the model. part: which part of the run the folder contains.
-    base: the folder that training started from. root: paths below it are shown relative to it.
+    base: the folder that training started from. A model from the Hub is shown by its name.
+    root: paths below it are shown relative to it.
     """
 
     part: Part
@@ -31,7 +33,7 @@ class ModelCard:
     steps: int
     seed: int
     base: Path
-    data: Path
+    data: DataFiles
     root: Path
     settings: Mapping[str, Any]
     metrics: Mapping[str, float | str]
@@ -63,7 +65,7 @@ class ModelCard:
         )
         text = environment.get_template("model_card.md.jinja").render(
             card=self,
-            base=self._anonymous(self.base),
+            base=hub_name(self.base) or self._anonymous(self.base),
             data=self._anonymous(self.data),
             settings={key: self._anonymous(value) for key, value in self.settings.items()},
             versions=_versions(),
@@ -71,7 +73,9 @@ class ModelCard:
         (folder / CARD).write_text(text, encoding="utf-8")
 
     def _anonymous(self, value: object) -> object:
-        """Shorten an absolute path, so that the card reveals nothing about the machine."""
+        """Shorten absolute paths, so that the card reveals nothing about the machine."""
+        if isinstance(value, list | tuple):
+            return ", ".join(str(self._anonymous(item)) for item in value)
         path = Path(str(value))
         if not path.is_absolute():
             return value

@@ -25,7 +25,7 @@ def checkpoint_to_resume(
     if checkpoint:
         _check_settings(checkpoint, store.fingerprint)
         _check_steps(checkpoint, steps)
-        _check_world_sizes(checkpoint, store.world_sizes, stage)
+        _check_world_sizes(checkpoint, store.world_sizes)
         if stage == "warmup":
             _check_warmup_files(checkpoint, store.run)
     return checkpoint, damaged
@@ -35,6 +35,9 @@ def resume_notes(run: RunFolder, checkpoint: Checkpoint | None, damaged: list[st
     """Return what the console says about where the run starts."""
     notes = [f"skipping a damaged checkpoint: {damage}" for damage in damaged]
     if checkpoint is None:
+        for responses in (run.rollouts, run.sample_journals):
+            if responses.exists():
+                return [*notes, f"keeping the responses in {responses}"]
         return [*notes, f"no checkpoint in {run.checkpoints}; starting from scratch"]
     return [*notes, f"resuming from step {checkpoint.step} of {checkpoint.folder}"]
 
@@ -55,30 +58,24 @@ def _check_steps(checkpoint: Checkpoint, steps: int) -> None:
         raise UserError(f"prism.resume=true, but {checkpoint.folder} is beyond prism.steps={steps}")
 
 
-def _check_world_sizes(checkpoint: Checkpoint, wanted: Mapping[str, int], stage: Stage) -> None:
+def _check_world_sizes(checkpoint: Checkpoint, wanted: Mapping[str, int]) -> None:
     """verl loads a checkpoint only with the number of ranks that saved it."""
     if checkpoint.world_sizes == wanted:
         return
-    policy = next(iter(checkpoint.world_sizes))
-    command = [
-        "python -m verl_prism.main",
-        f"stage={stage}",
-        f"prism.policy={checkpoint.folder / policy / 'huggingface'}",
-    ]
-    if "discriminator" in checkpoint.world_sizes:
-        discriminator = checkpoint.folder / "discriminator" / "huggingface"
-        command.append(f"prism.discriminator.path={discriminator}")
+    target = ",".join(f"{part}={count}" for part, count in wanted.items())
+    if len(set(wanted.values())) == 1:
+        target = str(next(iter(wanted.values())))
     raise UserError(
         f"prism.resume=true, but {checkpoint.folder} was saved by a different number of ranks "
-        f"({_counts(checkpoint.world_sizes)}; this run has {_counts(wanted)}), and verl can only "
-        "load it with the same number. Use as many devices as before, or start a new run from its "
-        "weights, without its optimizer state, learning-rate schedule and position in the data:\n"
-        f"  {' '.join(command)} prism.output=…"
+        f"({_counts(checkpoint.world_sizes)}; this run has {_counts(wanted)}). Use as many devices "
+        "as before, or convert the checkpoint:\n"
+        f"  python -m verl_prism.checkpoints.reshard {checkpoint.folder} --world-size {target}"
     )
 
 
 def _counts(world_sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{part} {count}" for part, count in world_sizes.items())
+    counts = [f"{part} {count}" for part, count in world_sizes.items()]
+    return ", ".join(counts).removeprefix(". ")  # stage sft has one part, the whole checkpoint
 
 
 def _check_warmup_files(checkpoint: Checkpoint, run: RunFolder) -> None:

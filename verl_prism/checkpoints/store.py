@@ -72,13 +72,7 @@ class CheckpointStore:
         target = self.run.checkpoints / unfinished.name
         self._check_ranks(unfinished)
         write_records(self.run, unfinished / METRICS)
-        manifest = {
-            "step": step,
-            "ranks": dict(self.world_sizes),
-            "settings": dict(self.fingerprint),
-            "files": _sizes(unfinished),
-        }
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        write_manifest(unfinished, step, self.world_sizes, self.fingerprint)
         sync_tree(unfinished)
         if target.exists():  # damaged: the run did not resume from it
             target.rename(unfinished.with_name(f"damaged_{step}"))
@@ -142,6 +136,30 @@ def published(run: RunFolder) -> list[Path]:
     folders = run.checkpoints.glob(f"{STEP}*")
     numbered = [folder for folder in folders if folder.name.removeprefix(STEP).isdigit()]
     return sorted(numbered, key=_step)
+
+
+def write_manifest(
+    folder: Path, step: int, world_sizes: Mapping[str, int], fingerprint: Mapping[str, Any]
+) -> None:
+    """List the files of a checkpoint, which makes it complete."""
+    manifest = {
+        "step": step,
+        "ranks": dict(world_sizes),
+        "settings": dict(fingerprint),
+        "files": _sizes(folder),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Return the checkpoint in a folder.
+
+    Raises UserError if it is not complete.
+    """
+    damage = _damage(folder)
+    if damage is not None:
+        raise UserError(f"{folder} is not a complete checkpoint: {damage}")
+    return _read(folder)
 
 
 def _step(folder: Path) -> int:

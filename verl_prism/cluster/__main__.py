@@ -12,7 +12,6 @@ from pathlib import Path
 
 from verl_prism.checkpoints.preemption import EXIT_SAVED
 from verl_prism.compose import compose_run
-from verl_prism.config import ON_RAY
 from verl_prism.errors import UserError
 from verl_prism.redaction import command_redactor
 from verl_prism.run_folder import RunFolder
@@ -98,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     """Start Ray on the hosts, run the stage and return its exit code.
 
     Raises:
-        UserError: the hosts are named wrongly, or the stage runs on one host only.
+        UserError: the hosts are named wrongly.
     """
     hosts = options.hosts
     if not hosts or not all(hosts) or len(set(hosts)) != len(hosts):
@@ -107,8 +106,6 @@ def run(options: argparse.Namespace) -> int:
     _, prism = compose_run(overrides)
     if len(hosts) == 1:
         return run_stage(overrides, lost_hosts=dict)
-    if prism.stage not in ON_RAY:
-        raise UserError(f"stage {prism.stage} runs on one host; use --hosts {hosts[0]}")
     from verl_prism.cluster.nodes import RayNodes
 
     logs = options.logs or RunFolder(prism.output).node_logs

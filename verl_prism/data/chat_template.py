@@ -32,9 +32,7 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"{model}: its chat template is not valid: {error}") from None
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
-    ) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         """Return the text.
 
         Raises:

@@ -11,8 +11,8 @@ ROUNDING = 1e-9  # 3 * 0.1 steps are not more than 0.3
 def steps_per_epoch(prism: Prism, rows: int) -> float:
     """Return the number of steps in which a training stage uses each of `rows` rows once.
 
-    In stage warmup a row makes as many pairs as it has rollouts in the response format. All rollouts
-    are assumed to be; if fewer are, an epoch has fewer steps.
+    In stage warmup a row makes one pair from each rollout in the response format. All rollouts are
+    assumed to be; if fewer are, an epoch has fewer steps.
     """
     match prism.stage:
         case "sft":

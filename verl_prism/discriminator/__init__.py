@@ -3,15 +3,31 @@
 Importing this package registers the model with the Auto classes of transformers.
 """
 
-from verl_prism.discriminator.batch import Group, GroupEncoder, Prompt, valid_pairs
+from verl_prism.discriminator.batch import (
+    Group,
+    GroupEncoder,
+    Prompt,
+    group_sizes,
+    span_tokens,
+    valid_pairs,
+)
+from verl_prism.discriminator.costs import FlopModel, GroupSizes, training_factor
 from verl_prism.discriminator.loss import GroupScores, pair_metrics, pair_sums
 from verl_prism.discriminator.model import (
     DiscriminatorConfig,
     PrismDiscriminatorForTokenClassification,
     load_discriminator,
 )
-from verl_prism.discriminator.pairs import WarmupGroups, add_swapped_teachers, warmup_groups
-from verl_prism.discriminator.prompts import encode_prompt
+from verl_prism.discriminator.pairs import (
+    PairIndex,
+    index_pairs,
+    mismatched_teachers,
+    rollout_spans,
+    shuffled_batches,
+    teacher_spans,
+)
+from verl_prism.discriminator.plan import Part, RankPlan, assign, local_plan
+from verl_prism.discriminator.prompts import encode_prompt, prompt_text
 from verl_prism.discriminator.published import convert_published
 from verl_prism.discriminator.ranks import (
     Ranks,
@@ -19,7 +35,6 @@ from verl_prism.discriminator.ranks import (
     on_ranks,
     process_group,
     shard,
-    sync_gradients,
 )
 from verl_prism.discriminator.settings import LossSettings, StepSettings
 from verl_prism.discriminator.spans import (
@@ -39,37 +54,49 @@ __all__ = [
     "Backward",
     "DiscriminatorConfig",
     "DiscriminatorStep",
+    "FlopModel",
     "Group",
     "GroupEncoder",
     "GroupScores",
+    "GroupSizes",
     "LossSettings",
     "MiniBatch",
     "Optimization",
+    "PairIndex",
+    "Part",
     "PrismDiscriminatorForTokenClassification",
     "Prompt",
+    "RankPlan",
     "Ranks",
     "Runtime",
     "SpanIds",
     "Spans",
     "StepResult",
     "StepSettings",
-    "WarmupGroups",
-    "add_swapped_teachers",
+    "assign",
     "backward_groups",
     "convert_published",
     "encode_prompt",
+    "group_sizes",
+    "index_pairs",
     "load_discriminator",
+    "local_plan",
+    "mismatched_teachers",
     "on_ranks",
     "pair_metrics",
     "pair_sums",
     "process_group",
+    "prompt_text",
+    "rollout_spans",
     "score_groups",
     "scored_spans",
     "shard",
-    "sync_gradients",
+    "shuffled_batches",
+    "span_tokens",
+    "teacher_spans",
     "tokenize_spans",
+    "training_factor",
     "upcycle",
     "valid_pairs",
     "view_limits",
-    "warmup_groups",
 ]

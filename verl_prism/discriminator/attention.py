@@ -1,6 +1,7 @@
 """Causal attention over packed groups: a prompt sees itself, a span sees its prompt and itself.
 
-Only the blocks that exist are computed, without a mask over the whole pack. The function
+Only the blocks that exist are computed, without a mask over the whole pack: by FlexAttention on
+CUDA, and elsewhere by one call of SDPA for each block of similar segments. The function
 `packed_attention` is registered with transformers' attention interface under the name "packed", so
 the model's own code stays unchanged.
 """
@@ -8,20 +9,26 @@ the model's own code stays unchanged.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
-from transformers.integrations.flex_attention import compile_friendly_flex_attention
 
 logger = logging.getLogger(__name__)
 
 PACKED = "packed"
+CPU = torch.device("cpu")
+FLEX_BLOCK = 128  # side in tokens of FlexAttention's blocks
 _MAX_PADDING = 1.15  # computed attention scores of a block, relative to those without padding
+
+# The number of tokens changes with each pack. With dynamic shapes, one kernel serves all lengths;
+# otherwise each new length would be compiled. `flex_mask` pads packs to whole blocks, because a
+# length that is not a multiple of the block needs a second, slower kernel.
+_flex_attention = torch.compile(flex_attention, dynamic=True)
 
 
 class Segment(NamedTuple):
@@ -64,26 +71,41 @@ class AttentionBlock:
 
 @dataclass(frozen=True)
 class PackLayout:
-    """Which tokens of a pack of T tokens see which, as blocks."""
+    """Which tokens of a pack of T tokens see which.
+
+    The blocks are built on first use. FlexAttention does without them.
+    """
 
     segments: tuple[Segment, ...]
-    blocks: tuple[AttentionBlock, ...]
-    order: Tensor  # [T] index of each token's output in the concatenated outputs of all blocks
+    device: torch.device = CPU  # of the blocks
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> "PackLayout":
-        """Divide segments into blocks."""
-        divided = list(_similar_lengths(segments))
-        padded = torch.cat([_own(members).flatten() for members in divided])
-        real = torch.cat([_real(members).flatten() for members in divided])
-        order = torch.empty(int(real.sum()), dtype=torch.long)
-        order[padded[real]] = real.nonzero().flatten()
-        return cls(tuple(segments), tuple(_block(members) for members in divided), order)
+        """Make the layout of segments that follow each other without a gap."""
+        return cls(tuple(segments))
 
     def to(self, device: torch.device | str | int) -> "PackLayout":
-        """Copy the tensors to a device."""
-        blocks = tuple(block.to(device) for block in self.blocks)
-        return PackLayout(self.segments, blocks, self.order.to(device))
+        """Return the layout with its blocks on a device."""
+        device = torch.device(device)
+        return self if device == self.device else PackLayout(self.segments, device)
+
+    @cached_property
+    def blocks(self) -> tuple[AttentionBlock, ...]:
+        """The segments, divided into blocks of similar lengths."""
+        return tuple(_block(members).to(self.device) for members in self._divided)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Index [T] of each token's output in the concatenated outputs of all blocks."""
+        padded = torch.cat([_own(members).flatten() for members in self._divided])
+        real = torch.cat([_real(members).flatten() for members in self._divided])
+        order = torch.empty(int(real.sum()), dtype=torch.long)
+        order[padded[real]] = real.nonzero().flatten()
+        return order.to(self.device)
+
+    @cached_property
+    def _divided(self) -> list[list[Segment]]:
+        return list(_similar_lengths(self.segments))
 
 
 def _similar_lengths(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
@@ -168,21 +190,28 @@ def packed_attention(
         output[1, T, heads, dim], and None instead of attention weights.
     """
     if isinstance(packing, BlockMask):
-        gqa = query.shape[1] != key.shape[1]
-        output = compile_friendly_flex_attention(
-            query,
-            key,
-            value,
-            training=module.training,
-            block_mask=packing,
-            scale=scaling,
-            enable_gqa=gqa,
-        )
-        return output.transpose(1, 2), None
+        return _attend_flex(query, key, value, packing, scaling), None
     query = query[0].transpose(0, 1)
     key = key[0].transpose(0, 1)
     value = value[0].transpose(0, 1)
     return _attend_blocks(query, key, value, packing, scaling), None
+
+
+def _attend_flex(
+    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float
+) -> Tensor:
+    """Return output[1, T, heads, dim] of query[1, heads, T, dim]; see `packed_attention`."""
+    tokens = query.shape[2]
+    padding = (0, 0, 0, mask.shape[-1] - tokens)
+    output = _flex_attention(
+        F.pad(query, padding),
+        F.pad(key, padding),
+        F.pad(value, padding),
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output[:, :, :tokens].transpose(1, 2)
 
 
 def _attend_blocks(
@@ -231,30 +260,63 @@ def packing_for(layout: PackLayout, device: torch.device) -> PackLayout | BlockM
 
 @lru_cache
 def _flex_attention_compiles() -> bool:
+    """Return whether FlexAttention runs as a kernel. Without one it would need [T, T] scores."""
     from torch.utils._triton import has_triton
 
-    if not has_triton():
+    compiles = has_triton() and not torch._dynamo.config.disable
+    if not compiles:
         logger.warning(
-            "Triton is missing: the discriminator attends block by block, without FlexAttention"
+            "Triton is missing, or TORCH_COMPILE_DISABLE is set: the discriminator attends block "
+            "by block, without FlexAttention"
         )
-    return has_triton()
+    return compiles
 
 
 def flex_mask(layout: PackLayout, device: torch.device | str) -> BlockMask:
-    """Return the mask of a layout for FlexAttention, which skips blocks that are empty."""
-    lengths = torch.tensor([segment.length for segment in layout.segments])
-    ids = torch.arange(len(layout.segments)).repeat_interleave(lengths).to(device)
-    starts = torch.tensor([segment.prompt_start for segment in layout.segments])
-    stops = torch.tensor([segment.prompt_stop for segment in layout.segments])
-    prompt_start = starts.repeat_interleave(lengths).to(device)
-    prompt_stop = stops.repeat_interleave(lengths).to(device)
+    """Return the mask of a layout for FlexAttention, padded to whole blocks of tokens.
+
+    Visible pairs are counted per block from the ends of the segments, so there is no mask of
+    [T, T], and nothing to compile. The padding is a segment of its own, which no other token sees.
+    """
+    segments = list(layout.segments)
+    tokens = segments[-1].stop
+    padded = -(-tokens // FLEX_BLOCK) * FLEX_BLOCK
+    if padded > tokens:
+        segments.append(Segment(tokens, padded, tokens, tokens))
+    lengths = torch.tensor([segment.length for segment in segments])
+    bounds = torch.tensor(segments).repeat_interleave(lengths, dim=0).to(device)
+    start, _, prompt_start, prompt_stop = bounds.unbind(1)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own = (ids[query] == ids[key]) & (key <= query)
+        own = (key >= start[query]) & (key <= query)
         return own | ((key >= prompt_start[query]) & (key < prompt_stop[query]))
 
-    tokens = len(ids)
-    return create_block_mask(visible, None, None, tokens, tokens, device=device)
+    own_pairs = _pairs_per_block(start, torch.arange(1, padded + 1, device=device))
+    pairs = own_pairs + _pairs_per_block(prompt_start, prompt_stop)
+    full = pairs == FLEX_BLOCK**2
+    partial = (pairs > 0) & ~full
+    return BlockMask.from_kv_blocks(
+        *_listed(partial),
+        *_listed(full),
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=visible,
+        seq_lengths=(padded, padded),
+    )
+
+
+def _pairs_per_block(starts: Tensor, stops: Tensor) -> Tensor:
+    """Return [B, B], the pairs of each block if query i sees the keys in [starts[i], stops[i])."""
+    blocks = len(starts) // FLEX_BLOCK
+    edges = FLEX_BLOCK * torch.arange(blocks, device=starts.device)
+    first = torch.maximum(starts[:, None], edges)
+    last = torch.minimum(stops[:, None], edges + FLEX_BLOCK)
+    return (last - first).clamp(min=0).unflatten(0, (blocks, FLEX_BLOCK)).sum(1)
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return counts[1, 1, B] and indices[1, 1, B, B] of the chosen[B, B] key blocks of each row."""
+    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1).int()[None, None], order.int()[None, None]
 
 
 AttentionInterface.register(PACKED, packed_attention)

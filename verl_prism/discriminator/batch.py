@@ -4,7 +4,7 @@ A pack holds whole groups one after another, without padding. Each group is its 
 image once, followed by each distinct span once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from verl_prism.discriminator.attention import PackLayout, Segment
+from verl_prism.discriminator.costs import FlopModel, GroupSizes, SpanTokens
+from verl_prism.discriminator.plan import RankPlan, assign
 from verl_prism.discriminator.spans import VIEWS, SpanIds, Spans
 
 PROMPT = len(VIEWS)  # the token kind of a prompt's tokens
+PLACEHOLDER_TOKENS = 128  # a block of FlexAttention
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,32 @@ def valid_pairs(groups: Sequence[Group]) -> int:
     return sum(spans is not None for group in groups for spans in group.students)
 
 
+def group_sizes(group: Group) -> GroupSizes:
+    """Return the sizes of a group, for the planner."""
+    grids = group.prompt.image_grid_thw
+    images = [] if grids is None else grids.prod(-1).tolist()
+    students = [None if spans is None else span_tokens(spans) for spans in group.students]
+    return GroupSizes(
+        prompt=len(group.prompt.input_ids),
+        images=tuple(images),
+        teacher=span_tokens(group.teacher),
+        students=tuple(students),
+    )
+
+
+def span_tokens(spans: Spans) -> SpanTokens:
+    """Return the number of tokens of the span of each view."""
+    return tuple(len(spans[view]) for view in VIEWS)
+
+
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A group, or a part of it with only some of the students."""
+    """A group, or a part of it with only some of the students, ready to be packed."""
 
     prompt: Prompt
     positions: Tensor  # [3, P]
     teacher: tuple[SpanIds, ...]  # per view
-    students: tuple[tuple[SpanIds, ...] | None, ...]  # per student of this part, per view
-    group: int  # index of the group in its mini-batch
-    members: tuple[int, ...]  # index in the group of each student of this part
+    students: tuple[tuple[SpanIds, ...] | None, ...]  # per student, per view
 
     @property
     def tokens(self) -> int:
@@ -65,13 +84,9 @@ class EncodedGroup:
                 distinct |= dict.fromkeys(enumerate(student))
         return distinct
 
-    def only(self, indices: Sequence[int]) -> "EncodedGroup":
-        """Return the part with only the students at these indices of this part."""
-        return replace(
-            self,
-            students=tuple(self.students[index] for index in indices),
-            members=tuple(self.members[index] for index in indices),
-        )
+    def only(self, members: Sequence[int]) -> "EncodedGroup":
+        """Return the part with only these students."""
+        return replace(self, students=tuple(self.students[member] for member in members))
 
 
 @dataclass(frozen=True)
@@ -112,9 +127,10 @@ class ScoreIndex:
 
 
 class GroupEncoder:
-    """Computes the positions of prompts and packs groups, for one model config."""
+    """Computes the positions of prompts, plans packs and packs groups, for one model config."""
 
     def __init__(self, model_config: Any):
+        self._flops = FlopModel.of(model_config)
         self._image_token: int = model_config.image_token_id
         self._merge: int = model_config.vision_config.spatial_merge_size
 
@@ -126,9 +142,17 @@ class GroupEncoder:
             positions=mrope_positions(group.prompt, self._image_token, self._merge),
             teacher=_by_view(group.teacher),
             students=tuple(students),
-            group=0,
-            members=tuple(range(len(students))),
         )
+
+    def plan(self, groups: Sequence[Group], max_tokens: int) -> RankPlan:
+        """Divide groups into packs of at most `max_tokens` for one rank."""
+        return assign([group_sizes(group) for group in groups], 1, max_tokens, self._flops)[0]
+
+    def placeholder(self) -> tuple[Pack, ScoreIndex]:
+        """Return a small pack without students, for a rank that has to wait for the others."""
+        prompt = Prompt(torch.zeros(PLACEHOLDER_TOKENS, dtype=torch.long))
+        teacher: Spans = dict.fromkeys(VIEWS, (0,))
+        return self.pack([self.encode(Group(prompt, teacher, []))])
 
     def pack(self, groups: Sequence[EncodedGroup]) -> tuple[Pack, ScoreIndex]:
         """Join groups to a pack, with the index of their scores.
@@ -213,39 +237,6 @@ def _score_index(
             for view, ids in enumerate(spans):
                 student[view, g, n] = span_index[g, view, ids]
     return ScoreIndex(teacher, student, valid)
-
-
-def micro_batches(groups: Sequence[EncodedGroup], max_tokens: int) -> list[list[EncodedGroup]]:
-    """Divide groups, in order, into micro-batches of at most `max_tokens`, or of one part.
-
-    A group over `max_tokens` is split into parts with as many students as fit, at least one. Each
-    part repeats the prompt and the teacher. The gradient stays the same, because the loss is a sum
-    over pairs.
-    """
-    batches: list[list[EncodedGroup]] = []
-    room = 0
-    for part in _parts(groups, max_tokens):
-        if not batches or part.tokens > room:
-            batches.append([])
-            room = max_tokens
-        batches[-1].append(part)
-        room -= part.tokens
-    return batches
-
-
-def _parts(groups: Sequence[EncodedGroup], max_tokens: int) -> Iterator[EncodedGroup]:
-    for g, group in enumerate(groups):
-        whole = replace(group, group=g)
-        if whole.tokens <= max_tokens:
-            yield whole
-            continue
-        members: list[int] = []
-        for member in range(len(whole.students)):
-            if members and whole.only([*members, member]).tokens > max_tokens:
-                yield whole.only(members)
-                members = []
-            members.append(member)
-        yield whole.only(members)
 
 
 def mrope_positions(prompt: Prompt, image_token: int, merge: int) -> Tensor:

@@ -89,16 +89,22 @@ class ViewRouter(Qwen3VLMoeTextTopKRouter):
         return logits, weights.to(hidden_states.dtype), chosen
 
     def load(self) -> Tensor:
-        """Return [sets, E], each expert's share of a set's choices in the last forward pass."""
+        """Return [sets, E], each expert's share of a set's choices in the last forward pass.
+
+        A set that owns only top_k experts uses all of them for each token. Its load is always even,
+        so it is given as 0.
+        """
         choices = F.one_hot(self.chosen, self.num_experts).float().mean(1)
-        return self._mean(choices)
+        routed = self.sets.owned.sum(-1, keepdim=True) > self.top_k
+        return routed * self._mean(choices)
 
     def balance_loss(self) -> Tensor:
-        """Return the load-balancing loss of the last forward pass, which is 1 for an even load.
+        """Return the load-balancing loss of the last forward pass.
 
-        It is E · Σ_e f_e · P_e of the Switch Transformer (arXiv 2101.03961, eq. 4) for each set.
-        f_e is the share of choices of expert e, and P_e its mean probability, over the tokens of
-        the set. The result is the mean over sets, weighted by their tokens.
+        It is E · Σ_e f_e · P_e of the Switch Transformer (arXiv 2101.03961, eq. 4) for each set,
+        which is 1 for an even load. f_e is the share of choices of expert e, and P_e its mean
+        probability, over the tokens of the set. The result is the mean over sets, weighted by their
+        tokens. A set without a choice counts as 0, not as a constant 1.
         """
         losses = self.sets.owned.sum(-1) * (self.load() * self._mean(self.probabilities)).sum(-1)
         tokens = self.sets.members.sum(-1)
@@ -208,15 +214,14 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
         return embeddings.masked_scatter(image_tokens, image_features), encoded.deepstack_features
 
     def _score(self, terminal: Tensor, views: Tensor) -> Tensor:
-        """Return scores[S] of terminal[S, hidden], in float32 and outside autocast.
+        """Return scores[S] of terminal[S, hidden], computed in float32.
 
         In bfloat16, scores between 4 and 8 are 2^-5 apart, which normalization would amplify.
         """
-        with torch.autocast(terminal.device.type, enabled=False):
-            weights: list[Tensor] = [head.get_parameter("weight") for head in self.heads.values()]
-            per_head = F.linear(terminal.float(), torch.cat(weights).float())
-            head = views if len(weights) > 1 else torch.zeros_like(views)
-            return per_head.gather(-1, head[:, None]).sum(-1)  # FSDP2 needs a copy here, not a view
+        weights: list[Tensor] = [head.get_parameter("weight") for head in self.heads.values()]
+        per_head = F.linear(terminal.float(), torch.cat(weights).float())
+        head = views if len(weights) > 1 else torch.zeros_like(views)
+        return per_head.gather(-1, head[:, None]).sum(-1)  # FSDP2 needs a copy here, not a view
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,67 +1,114 @@
-"""Answers of teacher and policy to the same prompts, as groups for the warm-up."""
+"""Which answers of teacher and policy form pairs in the warm-up.
 
+Prompts are named by their number. Only counts per prompt stay in memory, not texts or images.
+"""
+
+import hashlib
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from verl_prism.discriminator.batch import Group, Prompt, valid_pairs
 from verl_prism.discriminator.spans import Spans, scored_spans, tokenize_spans
 from verl_prism.response import View, parse_response
 
 
 @dataclass(frozen=True)
-class WarmupGroups:
-    """Groups for training and held-out groups, of different prompts; counts of the rollouts."""
+class PairIndex:
+    """The prompts to train on and the held-out ones, with counts of their rollouts."""
 
-    train: list[Group]
-    heldout: list[Group]
+    train: Sequence[int]  # numbers of prompts with a valid rollout
+    heldout: Sequence[int]
+    valid: np.ndarray  # valid[P] number of valid rollouts of each prompt
+    teachers: np.ndarray  # teachers[P] digest of each teacher's spans
     rollouts: int
     invalid: int
 
 
-def warmup_groups(
-    prompts: Sequence[Prompt],
-    teachers: Sequence[str],
-    rollouts: Sequence[Sequence[str]],
+def index_pairs(
+    teachers: Iterable[str],
+    rollouts: Iterable[Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
     limits: Mapping[View, int],
     heldout_fraction: float,
-) -> WarmupGroups:
-    """Pair `rollouts[prompt][sample]` with the teacher's response to the same prompt.
+    seed: int,
+) -> PairIndex:
+    """Count the valid rollouts of each prompt, and choose the held-out prompts at random.
 
-    An invalid rollout forms no pair and is counted. Prompts without a valid rollout are left out.
+    Each rollout forms a pair with the teacher's response to the same prompt. An invalid rollout
+    forms no pair and is counted. Prompts without a valid rollout are left out.
     """
-    groups = []
-    for prompt, text, sampled in zip(prompts, teachers, rollouts, strict=True):
-        teacher = parse_response(text)
-        assert teacher.valid, "teacher responses are checked before the run starts"
-        students = [scored_spans(parse_response(each), tokenizer, limits)[1] for each in sampled]
-        groups.append(Group(prompt, tokenize_spans(teacher, tokenizer), students))
-    usable = [group for group in groups if valid_pairs([group])]
+    valid = []
+    digests = []
+    num_rollouts = 0
+    for teacher, sampled in zip(teachers, rollouts, strict=True):
+        valid.append(sum(spans is not None for spans in rollout_spans(sampled, tokenizer, limits)))
+        digests.append(_digest(teacher))
+        num_rollouts += len(sampled)
+    usable = [prompt for prompt, count in enumerate(valid) if count]
+    random.Random(seed).shuffle(usable)
     num_heldout = max(1, round(heldout_fraction * len(usable)))
-    num_rollouts = sum(len(group.students) for group in groups)
-    return WarmupGroups(
-        train=usable[num_heldout:],
-        heldout=usable[:num_heldout],
+    return PairIndex(
+        train=sorted(usable[num_heldout:]),
+        heldout=sorted(usable[:num_heldout]),
+        valid=np.array(valid),
+        teachers=np.array(digests, dtype=np.uint64),
         rollouts=num_rollouts,
-        invalid=num_rollouts - valid_pairs(groups),
+        invalid=num_rollouts - sum(valid),
     )
 
 
-def add_swapped_teachers(groups: Sequence[Group], count: int, seed: int) -> list[Group]:
-    """Give each group `count` more students: the teacher's answers to other prompts.
+def teacher_spans(text: str, tokenizer: PreTrainedTokenizerBase) -> Spans:
+    """Tokenize the teacher's response, which must be valid."""
+    response = parse_response(text)
+    assert response.valid, "teacher responses are checked before the run starts"
+    return tokenize_spans(response, tokenizer)
+
+
+def rollout_spans(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limits: Mapping[View, int]
+) -> list[Spans | None]:
+    """Tokenize rollouts. An invalid one is None."""
+    return [scored_spans(parse_response(text), tokenizer, limits)[1] for text in texts]
+
+
+def mismatched_teachers(index: PairIndex, count: int, seed: int) -> dict[int, list[int | None]]:
+    """Return `count` other training prompts for each one, whose teacher's answers it is shown.
 
     These are in the teacher's style but wrong for the picture, so the discriminator has to look at
-    it. An answer that equals the prompt's own counts as invalid.
+    it. An answer that equals the prompt's own counts as invalid: it is None.
     """
     chooser = random.Random(seed)
-    extended = []
-    for group in groups:
-        swapped: list[Spans | None] = []
-        for _ in range(count):
-            other = chooser.choice(groups).teacher
-            swapped.append(None if other == group.teacher else other)
-        extended.append(replace(group, students=[*group.students, *swapped]))
-    return extended
+    chosen: dict[int, list[int | None]] = {}
+    for prompt in index.train:
+        others = [chooser.choice(index.train) for _ in range(count)]
+        own = index.teachers[prompt]
+        chosen[prompt] = [None if index.teachers[other] == own else other for other in others]
+    return chosen
+
+
+def shuffled_batches(
+    prompts: Sequence[int], pairs: Mapping[int, int], pairs_per_batch: int, seed: int
+) -> Iterator[list[int]]:
+    """Yield prompts with about `pairs_per_batch` pairs, forever; each epoch has a new order."""
+    shuffler = random.Random(seed)
+    batch: list[int] = []
+    size = 0
+    while True:
+        for prompt in shuffler.sample(prompts, len(prompts)):
+            batch.append(prompt)
+            size += pairs[prompt]
+            if size >= pairs_per_batch:
+                yield batch
+                batch = []
+                size = 0
+
+
+def _digest(teacher: str) -> int:
+    """Return 64 bits that tell different spans from each other."""
+    response = parse_response(teacher)
+    assert response.valid, "teacher responses are checked before the run starts"
+    spans = "\0".join(response.view_text(view) for view in View)
+    return int.from_bytes(hashlib.sha256(spans.encode()).digest()[:8])

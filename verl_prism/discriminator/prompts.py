@@ -7,17 +7,22 @@ from PIL import Image
 
 from verl_prism.discriminator.batch import Prompt
 
+Messages = Sequence[Mapping[str, Any]]
 
-def encode_prompt(
-    processor: Any, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]
-) -> Prompt:
+
+def prompt_text(processor: Any, messages: Messages) -> str:
+    """Apply the chat template. The text has one placeholder for each image."""
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def encode_prompt(processor: Any, messages: Messages, images: Sequence[Image.Image]) -> Prompt:
     """Apply the chat template and process the images, as the policy's rollout does.
 
     Args:
         processor: a Qwen3-VL processor.
         messages: chat messages with one image part for each of `images`.
     """
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    text = prompt_text(processor, messages)
     inputs = processor(text=[text], images=list(images) or None, return_tensors="pt")
     if not images:
         return Prompt(inputs["input_ids"][0])

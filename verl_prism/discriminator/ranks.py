@@ -3,15 +3,16 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from verl_prism.discriminator.batch import Group
@@ -19,6 +20,11 @@ from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassificat
 from verl_prism.errors import UserError
 
 Result = TypeVar("Result")
+
+# How long a rank waits for the others, as in verl's SFT trainer. It must exceed the longest save,
+# in which one rank writes while the others wait; torch's default is 10 minutes. A run that hangs is
+# ended much earlier, by prism.stall_seconds.
+COLLECTIVE_TIMEOUT = timedelta(hours=10)
 
 
 @dataclass(frozen=True)
@@ -68,44 +74,28 @@ class Ranks:
         return mine or [Group(groups[0].prompt, groups[0].teacher, [None])]
 
 
-@contextmanager
-def sync_gradients(model: Discriminator, last: bool) -> Iterator[None]:
-    """Sum sharded gradients over ranks only in the backward pass of the last micro-batch."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-    yield
-
-
 @dataclass(frozen=True)
 class Runtime:
-    """How a rank computes.
-
-    dtype: of activations; parameters keep theirs.
-    gradient_sync: context of a forward-backward pass, given the model and whether it is the last
-        pass before the optimizer's step.
-    """
+    """How a rank computes. The dtype of activations is that of the model, or is set by `shard`."""
 
     ranks: Ranks = field(default_factory=Ranks)
-    dtype: torch.dtype = torch.float32
-    gradient_sync: Callable[[Discriminator, bool], AbstractContextManager] = sync_gradients
-
-    def autocast(self) -> torch.autocast:
-        """Return the context in which the model runs."""
-        device_type = torch.device(self.ranks.device).type
-        return torch.autocast(device_type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def shard(model: Discriminator, ranks: Ranks, dtype: torch.dtype) -> None:
-    """Shard a model over the ranks with FSDP2.
+    """Shard a float32 model over the ranks with FSDP2; each pass computes with copies in `dtype`.
 
-    Layers are sharded one by one and compute in `dtype`. Parameters outside them, such as the
-    heads, compute in the dtype that they have.
+    One rank is sharded too: the copies give the experts' grouped matrix products their dtype, which
+    autocast would not. Gradients are summed in float32. The root has the same policy as the layers,
+    so that inputs of layers have `dtype` already and need no cast: torch 2.11 does not repeat a
+    cast when gradient checkpointing recomputes a layer.
     """
     mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.world_size,))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for layer in (*model.model.language_model.layers, *model.model.visual.blocks):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def on_ranks(count: int, function: Callable[..., Result], *arguments: object) -> Result:
@@ -151,19 +141,20 @@ def _user_error(failure: ProcessFailure) -> str | None:
 
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
-    """Connect the ranks that `on_ranks` started.
+    """Connect the ranks that `on_ranks` started, or make a group of only this process.
 
     Args:
         device: `cpu`, or `cuda` for one of the host's GPUs per rank.
     """
-    if "WORLD_SIZE" not in os.environ:
-        yield Ranks(device)
-        return
     local_device: str | int = device
     if device == "cuda":
-        local_device = int(os.environ["LOCAL_RANK"])
+        local_device = int(os.environ.get("LOCAL_RANK", "0"))
         torch.cuda.set_device(local_device)
-    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield Ranks(local_device)
     finally:

@@ -30,13 +30,14 @@ class LossSettings:
 class StepSettings:
     """Settings of one step.
 
-    micro_batch_tokens: packed tokens of one forward-backward pass; a larger group is split.
+    micro_batch_tokens: size of one forward-backward pass, as `costs.GroupSizes.size` counts it; a
+        larger group is split.
     updates_per_step: if more than 1, the groups are scored before the first update.
     skip_above_accuracy: no update if more of the pairs are told apart; None always updates.
     max_nonfinite: consecutive steps with non-finite numbers after which the run stops.
     """
 
-    micro_batch_tokens: int
+    micro_batch_tokens: int = 114_688
     loss: LossSettings = field(default_factory=LossSettings)
     updates_per_step: int = 1
     skip_above_accuracy: float | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from verl_prism.discriminator.batch import Group, GroupEncoder
 from verl_prism.discriminator.loss import GroupScores, mean_accuracy, pair_metrics, pair_sums
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
+from verl_prism.discriminator.plan import RankPlan
 from verl_prism.discriminator.ranks import Runtime
 from verl_prism.discriminator.settings import StepSettings
 from verl_prism.discriminator.spans import VIEWS, Spans
@@ -92,16 +93,20 @@ class DiscriminatorStep:
         self._steps = steps
         self._consecutive_nonfinite = 0
 
-    def __call__(self, groups: Sequence[Group]) -> StepResult:
+    def __call__(self, groups: Sequence[Group], plan: RankPlan | None = None) -> StepResult:
         """Make one step.
 
         With one update per step, the scores come from the forward pass of the update.
+
+        Args:
+            groups: groups, or parts of groups, of this rank. There may be none.
+            plan: the packs of this rank, from `plan.assign`; None: packs of `micro_batch_tokens`.
 
         Raises:
             FloatingPointError: on all ranks, after `max_nonfinite` consecutive non-finite steps.
         """
         self._steps += 1
-        batch = self._mini_batch(groups)
+        batch = self._mini_batch(groups, plan)
         totals = Totals.of(batch, self._runtime.ranks)
         scores = None
         if self._settings.updates_per_step > 1:
@@ -119,13 +124,13 @@ class DiscriminatorStep:
         """Score this rank's groups without learning from them. All ranks call it together."""
         return score_groups(self._model, self._mini_batch(groups), self._runtime)
 
-    def _mini_batch(self, groups: Sequence[Group]) -> MiniBatch:
-        return MiniBatch(self._encoder, groups, self._settings.micro_batch_tokens)
+    def _mini_batch(self, groups: Sequence[Group], plan: RankPlan | None = None) -> MiniBatch:
+        return MiniBatch(self._encoder, groups, self._settings.micro_batch_tokens, plan)
 
     def _update(self, batch: MiniBatch, totals: Totals) -> _Update:
         """Make one update, unless no rank has a valid pair or the accuracy is high enough."""
         backward = backward_groups(self._model, batch, self._settings.loss, self._runtime, totals)
-        metrics, finite = self._reduce(backward)
+        metrics, finite = self._reduce(batch, backward)
         if not finite or not totals.pairs or self._accurate_enough(metrics):
             self._optimization.clear()
             return _Update(backward, metrics, nonfinite=not finite, skipped=finite)
@@ -139,9 +144,9 @@ class DiscriminatorStep:
         limit = self._settings.skip_above_accuracy
         return limit is not None and mean_accuracy(metrics) > limit
 
-    def _reduce(self, backward: Backward) -> tuple[dict[str, float], bool]:
+    def _reduce(self, batch: MiniBatch, backward: Backward) -> tuple[dict[str, float], bool]:
         """Return the metrics of all ranks, with one collective, and whether all is finite."""
-        sums = pair_sums(backward.scores)
+        sums = pair_sums(backward.scores) | {"responses": float(batch.responses)}
         choices = backward.expert_choices
         nonfinite = float(not backward.finite)
         own = [*sums.values(), backward.loss, nonfinite, *choices.flatten().tolist()]

@@ -18,11 +18,11 @@ from verl_prism.discriminator.batch import (
     GroupEncoder,
     Pack,
     ScoreIndex,
-    micro_batches,
     valid_pairs,
 )
 from verl_prism.discriminator.loss import GroupScores, gradient_penalty, pairwise_loss
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
+from verl_prism.discriminator.plan import RankPlan
 from verl_prism.discriminator.ranks import Ranks, Runtime
 from verl_prism.discriminator.settings import LossSettings
 from verl_prism.discriminator.spans import VIEWS
@@ -31,7 +31,7 @@ NOISE = 0.05  # of `gradient_penalty`; large enough to change a score that is co
 
 
 class MicroBatch(NamedTuple):
-    """A pack and the index of its scores; `counts` is False if it is a repetition."""
+    """A pack and the index of its scores; `counts` is False if it is a placeholder."""
 
     pack: Pack
     score_index: ScoreIndex
@@ -41,43 +41,58 @@ class MicroBatch(NamedTuple):
 class MiniBatch:
     """A rank's groups as micro-batches, encoded and packed once for any number of passes.
 
-    A group over `max_tokens` is split. `merge_scores` joins its scores again.
+    A group can be split over several micro-batches. `merge_scores` joins its scores again.
     """
 
-    def __init__(self, encoder: GroupEncoder, groups: Sequence[Group], max_tokens: int):
+    def __init__(
+        self,
+        encoder: GroupEncoder,
+        groups: Sequence[Group],
+        max_tokens: int,
+        plan: RankPlan | None = None,
+    ):
+        """Pack the groups.
+
+        Args:
+            plan: the packs, which contain each student once; None: packs of at most `max_tokens`.
+        """
         self.pairs = valid_pairs(groups)
-        self._num_groups = len(groups)
-        self._num_students = max(len(group.students) for group in groups)
-        self._parts = micro_batches([encoder.encode(group) for group in groups], max_tokens)
-        self._packs = [encoder.pack(parts) for parts in self._parts]
+        self.responses = sum(len(group.students) for group in groups)
+        self._groups = groups
+        self._plan = encoder.plan(groups, max_tokens) if plan is None else plan
+        self._placeholder = encoder.placeholder()
+        encoded = [encoder.encode(group) for group in groups]
+        self._packs = []
+        for parts in self._plan:
+            self._packs.append(encoder.pack([encoded[g].only(members) for g, members in parts]))
 
     def __len__(self) -> int:
-        """Return the number of micro-batches."""
+        """Return the number of micro-batches without placeholders, which may be 0."""
         return len(self._packs)
 
     def micro_batches(self, count: int) -> Iterator[MicroBatch]:
-        """Yield all micro-batches, then repetitions of the smallest one up to `count`.
+        """Yield all micro-batches, then placeholders up to `count`.
 
         Ranks that share a sharded model gather its parameters together, so all of them must run
         the same number of micro-batches.
         """
         for pack, index in self._packs:
             yield MicroBatch(pack, index, True)
-        pack, index = min(self._packs, key=lambda packed: packed[0].tokens)
         for _ in range(count - len(self)):
-            yield MicroBatch(pack, index, False)
+            yield MicroBatch(*self._placeholder, False)
 
     def merge_scores(self, parts: Sequence[GroupScores]) -> GroupScores:
         """Join the scores of the micro-batches to the scores of the groups."""
-        teacher = torch.zeros(len(VIEWS), self._num_groups)
-        student = torch.zeros(len(VIEWS), self._num_groups, self._num_students)
-        valid = torch.zeros(self._num_groups, self._num_students, dtype=torch.bool)
-        for encoded, scores in zip(self._parts, parts, strict=True):
-            for p, part in enumerate(encoded):
-                members = list(part.members)
-                teacher[:, part.group] = scores.teacher[:, p]
-                student[:, part.group, members] = scores.student[:, p, : len(members)]
-                valid[part.group, members] = scores.valid[p, : len(members)]
+        num_groups = len(self._groups)
+        num_students = max((len(group.students) for group in self._groups), default=0)
+        teacher = torch.zeros(len(VIEWS), num_groups)
+        student = torch.zeros(len(VIEWS), num_groups, num_students)
+        valid = torch.zeros(num_groups, num_students, dtype=torch.bool)
+        for pack, scores in zip(self._plan, parts, strict=True):
+            for p, (group, members) in enumerate(pack):
+                teacher[:, group] = scores.teacher[:, p]
+                student[:, group, members] = scores.student[:, p, : len(members)]
+                valid[group, members] = scores.valid[p, : len(members)]
         return GroupScores(teacher, student, valid)
 
 
@@ -86,12 +101,14 @@ class Totals:
     """Counts of a mini-batch over all ranks."""
 
     pairs: int  # valid pairs of all ranks
+    packs: int  # micro-batches of all ranks, without placeholders
     num_micro_batches: int  # that every rank runs
 
     @classmethod
     def of(cls, batch: MiniBatch, ranks: Ranks) -> "Totals":
         """Count together with all ranks."""
-        return cls(int(ranks.sum([batch.pairs])[0]), int(ranks.max(len(batch))))
+        pairs, packs = ranks.sum([batch.pairs, len(batch)])
+        return cls(int(pairs), int(packs), int(ranks.max(len(batch))))
 
 
 @dataclass(frozen=True)
@@ -116,8 +133,7 @@ def score_groups(
     totals = totals or Totals.of(batch, runtime.ranks)
     parts = []
     for pack, index, counts in batch.micro_batches(totals.num_micro_batches):
-        with runtime.autocast():
-            spans, _ = model(pack.to(runtime.ranks.device))
+        spans, _ = model(pack.to(runtime.ranks.device))
         if counts:
             parts.append(GroupScores.gather(spans, index).detach())
     return batch.merge_scores(parts)
@@ -134,34 +150,32 @@ def backward_groups(
 
     All ranks call it together. The loss is multiplied by their number, because gradients are
     averaged over them. How groups are split over micro-batches and ranks does not change the loss
-    of the pairs. The load-balancing loss is the mean over the micro-batches and ranks.
+    of the pairs. The load-balancing loss is the mean over the micro-batches of all ranks, each with
+    the same weight; a rank with more micro-batches contributes more to it.
     """
     ranks = runtime.ranks
     totals = totals or Totals.of(batch, ranks)
-    passes = enumerate(batch.micro_batches(totals.num_micro_batches), start=1)
     parts = []
-    losses = []
+    total_loss = torch.zeros(())
     choices = torch.zeros(())
-    for number, (pack, index, counts) in passes:
+    for pack, index, counts in batch.micro_batches(totals.num_micro_batches):
         pack = pack.to(ranks.device)
-        with runtime.gradient_sync(model, number == totals.num_micro_batches):
-            with runtime.autocast():
-                spans, balance = model(pack)
-                pack_choices = expert_choices(model)
-            scores = GroupScores.gather(spans, index)
-            balance_share = settings.balance_coef * balance / (len(batch) * ranks.world_size)
-            loss = pairwise_loss(scores, totals.pairs, settings) + balance_share
-            if settings.gradient_penalty:
-                with runtime.autocast(), _noisy_embeddings(model):
-                    perturbed = GroupScores.gather(model(pack)[0], index)
-                penalty = gradient_penalty(scores, perturbed, NOISE, totals.pairs)
-                loss = loss + settings.gradient_penalty * penalty
-            (loss * (ranks.world_size if counts else 0.0)).backward()
+        spans, balance = model(pack)
+        pack_choices = expert_choices(model)
+        scores = GroupScores.gather(spans, index)
+        balance_share = settings.balance_coef * balance / max(totals.packs, 1)
+        loss = pairwise_loss(scores, totals.pairs, settings) + balance_share
+        if settings.gradient_penalty:
+            with _noisy_embeddings(model):
+                perturbed = GroupScores.gather(model(pack)[0], index)
+            penalty = gradient_penalty(scores, perturbed, NOISE, totals.pairs)
+            loss = loss + settings.gradient_penalty * penalty
+        (loss * (ranks.world_size if counts else 0.0)).backward()
+        choices = choices + pack_choices * counts
         if counts:
             parts.append(scores.detach())
-            losses.append(loss.detach())
-            choices = choices + pack_choices
-    return Backward(batch.merge_scores(parts), torch.stack(losses).sum().item(), choices)
+            total_loss = total_loss + loss.detach().cpu()
+    return Backward(batch.merge_scores(parts), total_loss.item(), choices)
 
 
 @torch.no_grad()

@@ -1,4 +1,7 @@
-"""Check a run before it starts: python -m verl_prism.doctor stage=… [key=value …]."""
+"""Check a run before it starts: python -m verl_prism.doctor stage=… [key=value …].
+
+python -m verl_prism.doctor --gpu-check checks the code on a GPU, as verl_prism.gpu_check does.
+"""
 
 import io
 import os
@@ -6,13 +9,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from verl_prism.compose import compose_run
 from verl_prism.doctor.devices import check_communication, check_gpus
-from verl_prism.doctor.finding import Case, Check, Finding, Level, error, ok
+from verl_prism.doctor.finding import Case, Check, Finding, Level, error, note, ok
 from verl_prism.doctor.host import (
     check_environment,
     check_limits,
@@ -36,10 +40,13 @@ from verl_prism.doctor.memory_checks import (
 )
 from verl_prism.doctor.ray_resources import check_ray
 from verl_prism.errors import UserError
+from verl_prism.gpu_check.__main__ import main as gpu_check
+from verl_prism.hub import with_local_models
 from verl_prism.redaction import command_redactor
 
 HELP = """\
 usage: python -m verl_prism.doctor stage=… [key=value …]
+       python -m verl_prism.doctor --gpu-check [--help] [option …]
 
 Checks a run before it costs GPU time. It takes the same arguments as python -m verl_prism.main.
 It starts no stage and changes no file; a running Ray (prism.hardware.ray_address) is only queried.
@@ -50,15 +57,25 @@ It checks
   models, data, batch sizes, and verl's own validation of the configuration
   estimated memory per device in each phase of a step, and host memory
 
-Each problem comes with a fix.
+Each problem comes with a fix. On a host without a GPU, such as a login node, problems of the host
+itself are only noted if the run needs GPUs.
+
+--gpu-check runs python -m verl_prism.gpu_check instead: it checks and times the discriminator, and
+then every stage, on one GPU, from random weights.
 
 example:
   python -m verl_prism.doctor stage=align model=qwen3_vl_4b hardware=8xh100 prism.root=runs/4b
 
 exit codes: 0 no errors (there may be warnings), 2 errors
 """
+GPU_CHECK = "--gpu-check"
 EXIT_ERRORS = 2
-MARKS: dict[Level, str] = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
+MARKS: dict[Level, str] = {
+    "ok": "[green]✓[/]",
+    "note": "[blue]i[/]",
+    "warning": "[yellow]![/]",
+    "error": "[red]✗[/]",
+}
 
 
 def check_verl_config(case: Case) -> Iterator[Finding]:
@@ -100,6 +117,18 @@ CHECKS: dict[str, Check] = {
 }
 
 
+# These look at the host that the doctor runs on.
+OF_THIS_HOST = (
+    check_limits,
+    check_shared_memory,
+    check_scratch_folder,
+    check_gpus,
+    check_communication,
+    check_ray,
+    check_host_memory,
+)
+
+
 def findings(check: Check, case: Case) -> list[Finding]:
     """Return the findings of a check. Exceptions become findings, too.
 
@@ -117,10 +146,18 @@ def findings(check: Check, case: Case) -> list[Finding]:
                 "see the other findings first",
             )
         )
+    if case.without_gpu and check in OF_THIS_HOST:
+        found = [_about_this_host(finding) for finding in found]
     problems = [finding for finding in found if finding.level != "ok"]
     if not problems or check is check_device_memory:
         return found
     return problems
+
+
+def _about_this_host(finding: Finding) -> Finding:
+    if finding.level in ("ok", "note"):
+        return finding
+    return note(f"this host, not the run's hosts: {finding.text}")
 
 
 def print_findings(console: Console, results: dict[str, list[Finding]]) -> None:
@@ -142,11 +179,15 @@ def print_findings(console: Console, results: dict[str, list[Finding]]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Check a run and return the exit code."""
+    if GPU_CHECK in arguments:
+        return gpu_check([argument for argument in arguments if argument != GPU_CHECK])
     if "--help" in arguments or "-h" in arguments:
         sys.stdout.write(HELP)
         return 0
+    # The small files suffice for all checks.
+    find_models = partial(with_local_models, weights=False, say=_say)
     try:
-        config, prism = compose_run(arguments)
+        config, prism = compose_run(arguments, find_models)
     except UserError as mistake:
         message = command_redactor(arguments, os.environ)(str(mistake))
         sys.stderr.write(f"verl_prism: {message}\n")
@@ -156,6 +197,10 @@ def main(arguments: Sequence[str]) -> int:
     print_findings(Console(soft_wrap=False, highlight=False), results)
     levels = {finding.level for found in results.values() for finding in found}
     return EXIT_ERRORS if "error" in levels else 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":

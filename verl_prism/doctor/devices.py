@@ -11,7 +11,7 @@ from typing import Any
 
 import pynvml
 
-from verl_prism.doctor.finding import GIB, Case, Finding, error, gib, ok, warning
+from verl_prism.doctor.finding import GIB, Case, Finding, error, gib, note, ok, warning
 
 MIN_CAPABILITY = (8, 0)  # bfloat16 and FlashAttention 2
 MIN_DRIVER = 580  # for CUDA 13
@@ -102,8 +102,14 @@ def check_gpus(case: Case) -> Iterator[Finding]:
     if hardware.device == "cpu":
         yield ok("not needed")
         return
-    if case.on_ray and hardware.ray_address is not None:
+    if case.uses_ray and hardware.ray_address is not None:
         yield ok("see Ray below")
+        return
+    if case.without_gpu:
+        yield note(
+            f"no GPU here: checked for the run's hosts, {hardware.nodes} with "
+            f"{hardware.devices_per_node} each; run the doctor there too"
+        )
         return
     gpus = visible_gpus()
     needed = case.prism.devices if hardware.nodes == 1 else hardware.devices_per_node

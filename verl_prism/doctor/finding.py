@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import DictConfig
 
 from verl_prism.config import ON_RAY, Prism
-from verl_prism.data.checks import InputReport, check_files
+from verl_prism.data.checks import InputReport, check_files, has_gpu
 
 if TYPE_CHECKING:
     from verl_prism.doctor.sizes import Sizes
 
 GIB = 2**30
 
-Level = Literal["ok", "warning", "error"]
+Level = Literal["ok", "note", "warning", "error"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Finding:
     """One result of a check.
 
     Attributes:
-        level: "error" if it would stop the run or make it train wrongly.
+        level: "error" if it would stop the run or make it train wrongly; "note" if it is
+            about this host only, which has no GPU, so that the run cannot be here.
         text: What was found.
         fix: What to do about it; empty if the level is "ok".
     """
@@ -43,8 +44,21 @@ class Case:
 
     @property
     def on_ray(self) -> bool:
-        """Whether the stage runs on Ray."""
+        """Whether the stage's trainer runs on Ray."""
         return self.prism.stage in ON_RAY
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether the stage uses Ray: for its trainer, several nodes, or several vLLM engines."""
+        hardware = self.prism.hardware
+        samples = self.prism.stage in ("warmup", "eval")
+        several_engines = hardware.devices_per_node > hardware.tensor_parallel_size
+        return self.on_ray or hardware.nodes > 1 or (samples and several_engines)
+
+    @property
+    def without_gpu(self) -> bool:
+        """Whether the run needs GPUs and this host has none: it may be a cluster's login node."""
+        return self.prism.hardware.device == "cuda" and not has_gpu()
 
     @property
     def policy_folder(self) -> Path:
@@ -84,6 +98,11 @@ Check = Callable[[Case], Iterator[Finding]]
 def ok(text: str) -> Finding:
     """Return a finding that needs no action."""
     return Finding("ok", text)
+
+
+def note(text: str) -> Finding:
+    """Return a finding about this host, on which the run will not be."""
+    return Finding("note", text)
 
 
 def warning(text: str, fix: str) -> Finding:

@@ -13,7 +13,9 @@ from verl_prism import plugin
 from verl_prism.doctor.finding import GIB, Case, Finding, error, gib, ok, warning
 from verl_prism.doctor.memory_estimate import checkpoint_bytes
 
-FLASH_ATTENTION = "flash-attn"  # must be built from source, so it is optional
+FLASH_ATTENTION = "flash-attn"  # seldom has a wheel, so it is optional
+USE_SDPA = "set prism.hardware.attention=sdpa, or install it as docs/running.md says"
+SETUP = {"cpu": "setup", "cuda": "setup-gpu"}  # targets of the Makefile, by device
 SCRATCH = Path("/tmp")  # for Ray, and for verl's sockets
 MIN_SCRATCH = GIB
 ENOUGH_SCRATCH = 10 * GIB
@@ -29,7 +31,6 @@ ALLOWED = {
     "cuda": {"VERL_PLATFORM": ("", "nvidia"), "VERL_ENGINE_DEVICE": ("", "cuda")},
 }
 NO_GPUS = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
-OFF = ("0", "false", "no", "off", "")  # values of HF_HUB_OFFLINE
 
 
 def check_packages(case: Case) -> Iterator[Finding]:
@@ -39,15 +40,11 @@ def check_packages(case: Case) -> Iterator[Finding]:
     """
     hardware = case.prism.hardware
     extra = "cpu" if hardware.device == "cpu" else "gpu"
-    needed = requirements(extra)
-    flash_attention = needed.pop(FLASH_ATTENTION, Requirement(FLASH_ATTENTION))
-    fix = f"install the locked versions; requirements/{extra}.txt says how"
-    for requirement in needed.values():
+    fix = f"install the locked versions: make {SETUP[hardware.device]}"
+    for requirement in requirements(extra).values():
         yield from _check_package(requirement, fix)
     if hardware.attention == "flash_attention_2":
-        version = flash_attention.specifier
-        fix = f"install {FLASH_ATTENTION}{version}, or set prism.hardware.attention=sdpa"
-        yield from _check_package(flash_attention, fix)
+        yield from _check_package(requirements("flash")[FLASH_ATTENTION], USE_SDPA)
     names = ("verl", "torch", "transformers", "ray")
     versions = {name: installed_version(name) for name in names}
     yield ok(", ".join(f"{name} {version}" for name, version in versions.items() if version))
@@ -106,13 +103,6 @@ def check_environment(case: Case, variables: Mapping[str, str] = os.environ) -> 
             )
     if hardware.device == "cuda" and variables.get("CUDA_VISIBLE_DEVICES") in NO_GPUS:
         yield error("CUDA_VISIBLE_DEVICES hides all GPUs", "unset CUDA_VISIBLE_DEVICES")
-    offline = variables.get("HF_HUB_OFFLINE", "1")
-    if offline.lower() in OFF:
-        yield warning(
-            f"HF_HUB_OFFLINE={offline}: libraries may contact the Hugging Face Hub "
-            "although all models are local folders",
-            "unset HF_HUB_OFFLINE; the launcher sets it to 1",
-        )
     yield ok("no conflicting variable")
 
 

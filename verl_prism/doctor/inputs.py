@@ -86,16 +86,18 @@ def check_batches(case: Case) -> Iterator[Finding]:
     """Check that batches divide among devices, and that the longest sequence fits into one pass."""
     prism, hardware = case.prism, case.prism.hardware
     ranks = hardware.devices_per_node * hardware.nodes
-    if prism.stage in ("sft", "warmup") and hardware.nodes > 1:
-        yield error(
-            f"prism.hardware.nodes={hardware.nodes}, but stage {prism.stage} runs on one node",
-            "set prism.hardware.nodes=1",
-        )
     if prism.stage == "sft" and prism.sft.examples_per_step % ranks:
         yield error(
             f"{prism.sft.examples_per_step} demonstrations per step do not divide among "
             f"{ranks} devices",
             "set prism.sft.examples_per_step to a multiple of the number of devices",
+        )
+    tensor_parallel = hardware.tensor_parallel_size
+    if prism.stage != "sft" and hardware.devices_per_node % tensor_parallel:
+        yield error(
+            f"prism.hardware.tensor_parallel_size={tensor_parallel} does not divide "
+            f"{hardware.devices_per_node} devices of a node",
+            "set it to a divisor of prism.hardware.devices_per_node",
         )
     if case.on_ray:
         mini_batch_prompts = case.config.actor_rollout_ref.actor.ppo_mini_batch_size
@@ -112,13 +114,6 @@ def check_batches(case: Case) -> Iterator[Finding]:
 
 
 def _check_rl_batches(prism: Prism, mini_batch_prompts: int, ranks: int) -> Iterator[Finding]:
-    tensor_parallel = prism.hardware.tensor_parallel_size
-    if ranks % tensor_parallel:
-        yield error(
-            f"prism.hardware.tensor_parallel_size={tensor_parallel} does not divide "
-            f"{ranks} devices",
-            "set it to a divisor of the number of devices",
-        )
     samples = prism.rollout.samples_per_prompt
     batch = prism.rollout.prompts_per_step * samples
     mini_batch = mini_batch_prompts * samples
@@ -128,12 +123,6 @@ def _check_rl_batches(prism: Prism, mini_batch_prompts: int, ranks: int) -> Iter
             "each number must divide the one before",
             "adjust prism.rollout.prompts_per_step "
             "(and actor_rollout_ref.actor.ppo_mini_batch_size)",
-        )
-    pool = prism.discriminator.pool_devices
-    if prism.stage == "align" and prism.discriminator.placement == "pool" and batch % pool:
-        yield error(
-            f"{batch} responses per step do not divide among the discriminator's {pool} devices",
-            "set prism.discriminator.pool_devices to a divisor",
         )
 
 

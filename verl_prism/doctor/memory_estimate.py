@@ -130,9 +130,10 @@ class DeviceMemory:
         """Return what training the policy takes."""
         state = training_state(policy.total, trainable, self.ranks)
         tokens = self.hardware.max_tokens_per_device
+        image_tokens = tokens * self.data.max_prompt_tokens // self._max_tokens
         # The logits, and in float32 their copy for entropy or loss and its gradient.
         logits = tokens * policy.vocabulary * (self.dtype_bytes + 2 * FP32)
-        forward = self.activations(policy, tokens) + self.gathered(policy) + logits
+        forward = self.activations(policy, tokens, image_tokens) + self.gathered(policy) + logits
         return {
             "policy's weights": state.weights,
             "policy's gradients": state.gradients,
@@ -146,13 +147,15 @@ class DeviceMemory:
     ) -> dict[str, int]:
         """Return what training the discriminator on `ranks` devices takes.
 
-        Each rank holds whole gradients until the last micro-batch, after which they are sharded.
+        Images take no more memory than text, because a pack's limit counts patches
+        (`GroupSizes.size`). Gradients are sharded after the backward pass of each layer.
         """
         state = training_state(discriminator.total, discriminator.total, ranks)
-        forward = self.activations(discriminator, micro_batch_tokens) + self.gathered(discriminator)
+        activations = self.activations(discriminator, micro_batch_tokens, image_tokens=0)
+        forward = activations + self.gathered(discriminator)
         return {
             "discriminator's weights": state.weights,
-            "discriminator's gradients": state.gradients * ranks,
+            "discriminator's gradients": state.gradients,
             "discriminator's AdamW states": state.adam,
             "discriminator's activations": max(forward, state.gradients),
         }
@@ -170,16 +173,12 @@ class DeviceMemory:
             "weight buffers": bucket + FP32 * policy.largest + merged,
         }
 
-    def activations(self, sizes: "Sizes", tokens: int) -> int:
-        """Return the activations of one pass over `tokens` packed tokens.
-
-        All tokens of a prompt may belong to images.
-        """
+    def activations(self, sizes: "Sizes", tokens: int, image_tokens: int) -> int:
+        """Return the activations of one pass over packed tokens, some of which are of images."""
         checkpointing = self.hardware.gradient_checkpointing
         layer_input = tokens * self.dtype_bytes * sizes.hidden
         layer_width = 2 * sizes.attention + 4 * sizes.mlp + 8 * sizes.hidden
         layer = tokens * self.dtype_bytes * layer_width
-        image_tokens = tokens * self.data.max_prompt_tokens // self._max_tokens
         patches = image_tokens * sizes.merged_patches
         vision_inputs = patches * self.dtype_bytes * sizes.vision_hidden * sizes.vision_depth
         if checkpointing:

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from verl_prism.config import Prism
+from verl_prism.config import ON_RAY, Prism
 from verl_prism.doctor.devices import last_line, visible_gpus
 from verl_prism.doctor.finding import Case, Finding, error, ok
 
 CPUS_PER_DEVICE = 3  # of a bundle in verl's resource pools
+CPUS_PER_RANK = 1  # of a vLLM engine or a rank in the other stages
 QUERY_SECONDS = 60
 # Print the free resources of each node. Ray ends the process if it cannot join, so it runs apart.
 QUERY = """
@@ -31,7 +32,7 @@ class RayUnavailable(Exception):
 
 def check_ray(case: Case) -> Iterator[Finding]:
     """Check the Ray that the run starts or joins."""
-    if not case.on_ray:
+    if not case.uses_ray:
         yield ok("not used")
     elif case.prism.hardware.ray_address is None:
         yield from _check_own_ray(case.prism)
@@ -42,8 +43,11 @@ def check_ray(case: Case) -> Iterator[Finding]:
 def cpus_needed(prism: Prism) -> int:
     """Return the logical CPUs that a run requests.
 
-    These are a bundle per device, TransferQueue's storage and controller, and the task runner.
+    For verl's trainer these are a bundle per device, TransferQueue's storage and controller, and
+    the task runner.
     """
+    if prism.stage not in ON_RAY:
+        return CPUS_PER_RANK * prism.devices
     return CPUS_PER_DEVICE * prism.devices + prism.hardware.storage_units + 2
 
 
@@ -86,7 +90,8 @@ def _check_running_ray(prism: Prism, address: str) -> Iterator[Finding]:
         )
         return
     per_node = prism.hardware.devices_per_node
-    node_cpus = CPUS_PER_DEVICE * per_node
+    per_device = CPUS_PER_DEVICE if prism.stage in ON_RAY else CPUS_PER_RANK
+    node_cpus = per_device * per_node
     usable = [node for node in nodes if _has(node, per_node, node_cpus)]
     if len(usable) < prism.hardware.nodes:
         yield error(

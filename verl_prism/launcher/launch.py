@@ -149,7 +149,7 @@ def run_process(
     config_file = scratch / run.config.name  # with secrets: only the user can read this folder
     OmegaConf.save(config, config_file)
     console = _console(prism, run, first_step, redact)
-    with console, ProcessTree(command(prism, config_file), variables) as tree:
+    with console, ProcessTree(command(config_file), variables) as tree:
         for note in notes:
             console.say(note)
         listen_for_requests(run)
@@ -208,25 +208,32 @@ def read_outcome(run: RunFolder) -> Outcome:
     return json.loads(run.outcome.read_text())
 
 
-def command(prism: Prism, config_file: Path) -> list[str]:
-    """Return the command that runs the stage, through torchrun if it has several ranks."""
-    stage = ["-m", "verl_prism.stages.run", str(config_file)]
-    ranks = prism.hardware.devices_per_node
-    if prism.stage == "sft" and ranks > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        return [sys.executable, *torchrun, *stage]
-    return [sys.executable, *stage]
+def command(config_file: Path) -> list[str]:
+    """Return the command that runs the stage. The stage itself starts its other processes."""
+    return [sys.executable, "-m", "verl_prism.stages.run", str(config_file)]
+
+
+def logger_environment(run: RunFolder) -> dict[str, str]:
+    """Return the variables that keep what verl's loggers write below the output folder."""
+    return {
+        "TENSORBOARD_DIR": str(run.path / "tensorboard"),
+        "WANDB_DIR": str(run.path),
+        "SWANLAB_LOG_DIR": str(run.path / "swanlog"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{run.path / 'mlruns.db'}",
+    }
 
 
 def environment(prism: Prism, scratch: Path) -> dict[str, str]:
     """Return the environment of the stage's process, which Ray's workers inherit.
 
-    The user's own variables take precedence over the defaults for the network and the CPU only.
+    The user's own variables take precedence over the defaults for the network, the CPU and the
+    loggers only.
     """
     single_node = prism.hardware.nodes == 1 and prism.hardware.ray_address is None
-    variables = network_environment(single_node, scratch)
+    variables = network_environment(single_node, prism.hub.offline, scratch)
     if prism.hardware.device == "cpu":
         variables |= cpu_environment()
+    variables |= logger_environment(RunFolder(prism.output))
     variables |= os.environ
     if prism.reproducible:
         variables |= REPRODUCIBLE

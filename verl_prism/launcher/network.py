@@ -4,13 +4,15 @@ import secrets
 from pathlib import Path
 
 
-def network_environment(single_node: bool, scratch: Path) -> dict[str, str]:
+def network_environment(single_node: bool, offline: bool, scratch: Path) -> dict[str, str]:
     """Return environment variables for the stage's processes. The user's own take precedence.
 
     Always:
         RAY_USAGE_STATS_ENABLED, DO_NOT_TRACK: no usage statistics. vLLM and Hugging Face read the
             latter.
-        HF_HUB_OFFLINE: all models are local folders, so the hub need not be asked.
+
+    If offline:
+        HF_HUB_OFFLINE: no process contacts the Hugging Face Hub.
 
     On a single node:
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER: 0 makes loopback the address of the node, as on Windows
@@ -22,9 +24,12 @@ def network_environment(single_node: bool, scratch: Path) -> dict[str, str]:
         VERL_PRISM_STORES: folder in which the ranks of a worker group meet (`verl_prism.plugin`).
 
     single_node: the run uses one node, with a Ray of its own.
+    offline: `prism.hub.offline`.
     scratch: the run's temporary folder.
     """
-    variables = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    variables = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
+    if offline:
+        variables["HF_HUB_OFFLINE"] = "1"
     if single_node:
         variables |= {
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -12,6 +12,8 @@ ROLES = {
     "PrismTaskRunner": "trainer",
     "vLLMHttpServer": "vLLM server",
     "EngineCore": "vLLM engine",
+    "PolicyEngine": "vLLM engine",
+    "RankActor": "training rank",
     "VllmWorker": "vLLM worker",
     "AgentLoopWorkerTQ": "agent loop worker",
     "RewardLoopWorker": "reward worker",

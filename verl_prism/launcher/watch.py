@@ -40,8 +40,8 @@ class Death:
 class Watch:
     """Waits for a stage to end, and gives it up if it lost a process or makes no progress.
 
-    on_ray: watch the processes of a run on Ray. In other stages torchrun watches its ranks, and
-        vLLM's engine starts and ends during the run.
+    on_ray: watch the processes of a trainer on Ray. Other stages watch their own ranks and engines,
+        which start and end during the run.
     stall_seconds: give the stage up after this time without a step or a new phase; None disables.
     deaths: processes that disappeared first, while the stage still ran.
     complaint: why the stage was given up.

@@ -43,9 +43,12 @@ def draw_examples(
     rows[Q]: the questions. answers: for each policy, its response to each question.
     count: number of questions to show.
     """
-    responses = list(zip(*answers.values(), strict=True))  # [Q][P]
-    verdicts = [[bool(marks["accuracy"]) for _, marks in row] for row in responses]
+    verdicts = [  # [Q][P]
+        [bool(marks["accuracy"]) for _, marks in given]
+        for given in zip(*answers.values(), strict=True)
+    ]
     chosen = choose(verdicts, count)
+    responses = {question: [given[question] for given in answers.values()] for question in chosen}
     heights = [_row_height(responses[question]) for question in chosen]
     width = QUESTION_WIDTH + CELL_WIDTH * len(answers)
     height = sum(heights) * (1 + ROW_GAP) + 0.95

@@ -57,8 +57,10 @@ def own_score(
     entries = result if isinstance(result, Mapping) else {"score": result}
     checked = {name: _checked(spec, name, value) for name, value in entries.items()}
     if not isinstance(checked.get("score"), float):
-        raise UserError(f"{KEY}={spec} returned {result!r}; return a number, or a dictionary "
-                        "with a number as its entry 'score'")
+        raise UserError(
+            f"{KEY}={spec} returned {result!r}; return a number, or a dictionary "
+            "with a number as its entry 'score'"
+        )
     defaults: Score = {
         "acc": checked["score"],
         "format": float(response.valid),

@@ -1,135 +1,89 @@
-"""Offline sampling of a policy with vLLM in this process, for the evaluation and the warm-up."""
+"""Offline sampling of a policy on all devices, for the evaluation and the warm-up.
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+Rows go to the engines in chunks. An engine always has work for about two chunks, so that a long
+response does not leave it idle, and a slow engine does not delay the others.
 
-import torch
-from transformers import AutoProcessor
+In a reproducible run a response depends only on the policy, the settings and the row: chunks have a
+fixed composition, and an engine works on one chunk at a time.
+"""
 
-from verl_prism.config import Hardware
-from verl_prism.data.messages import chat_messages, row_images
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-CPU_CACHE_BYTES = 2**30
-# Samples of a question share the full blocks of its prompt, which vLLM's default of 128 exceeds.
-CPU_BLOCK_TOKENS = 32
+from verl_prism.rollout.sampling import Finished, NumberedRow, Row, SamplingJob
 
-Row = Mapping[str, Any]
-Progress = Callable[[int, int], None]  # number of responses so far, and in total
+if TYPE_CHECKING:
+    from verl_prism.rollout.engines import Engines
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How responses are sampled: `n` per question; temperature 0 is greedy."""
+def sample_rows(
+    job: SamplingJob, rows: Sequence[Row], numbers: Sequence[int]
+) -> Iterator[list[Finished]]:
+    """Yield the responses to rows[number] for each of `numbers`, ascending, as they are finished.
 
-    n: int
-    temperature: float
-    top_p: float
-    max_tokens: int  # per response
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A sampled response: its text without special tokens, and its length with the end token."""
-
-    text: str
-    tokens: int
-    truncated: bool
-
-
-class PolicySampler:
-    """Serves the policy in a Hugging Face folder with vLLM, within a `with` block.
-
-    It builds prompts like verl's rollout, and decodes responses like verl's reward managers. On CPU
-    vLLM runs in this process, and the same `seed` gives the same responses. Entering the block
-    seeds torch's global generator. Only one sampler may be open at a time.
+    Rows are read when an engine needs them. In a reproducible run other rows of the same chunks are
+    sampled and yielded too.
     """
+    from verl_prism.rollout.engines import engine_count, open_engines  # imports torch and Ray
 
-    def __init__(self, policy: Path, hardware: Hardware, seed: int) -> None:
-        self._policy = str(policy)
-        self._hardware = hardware
-        self._seed = seed
-
-    def __enter__(self) -> Self:
-        if self._hardware.device == "cpu":
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        self._set_num_threads = torch.set_num_threads
-        from vllm import LLM  # takes ten seconds, and reads the environment
-
-        self._processor = AutoProcessor.from_pretrained(self._policy)
-        self._llm: Any = LLM(**llm_arguments(self._policy, self._hardware, self._seed))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
-        # vLLM's CPU worker replaces this function with one that only warns.
-        torch.set_num_threads = self._set_num_threads
-
-    def sample(
-        self, rows: Sequence[Row], sampling: Sampling, on_progress: Progress | None = None
-    ) -> list[list[Sample]]:
-        """Return `sampling.n` responses to each row."""
-        from vllm import SamplingParams
-
-        params = SamplingParams(
-            n=sampling.n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            detokenize=False,
-        )
-        self._llm.enqueue([self._prompt(row) for row in rows], params, use_tqdm=False)
-        groups: dict[int, list[Sample]] = {}  # by request id; ids ascend in the order of the rows
-        while self._llm.llm_engine.has_unfinished_requests():
-            for output in self._llm.llm_engine.step():
-                samples = [self._sample(completion) for completion in output.outputs]
-                groups[int(output.request_id)] = samples
-            if on_progress is not None:
-                on_progress(len(groups) * sampling.n, len(rows) * sampling.n)
-        assert len(groups) == len(rows), f"{len(groups)} answers to {len(rows)} prompts"
-        return [groups[request] for request in sorted(groups)]
-
-    def _prompt(self, row: Row) -> dict[str, Any]:
-        text = self._processor.apply_chat_template(
-            chat_messages(row), add_generation_prompt=True, tokenize=False
-        )
-        ids = self._processor.tokenizer.encode(text, add_special_tokens=False)
-        images = row_images(row, self._processor.image_processor.patch_size)
-        return {"prompt_token_ids": ids, "multi_modal_data": {"image": images} if images else {}}
-
-    def _sample(self, completion: Any) -> Sample:
-        ids = completion.token_ids
-        text = self._processor.tokenizer.decode(ids, skip_special_tokens=True)
-        return Sample(text, len(ids), truncated=completion.finish_reason == "length")
+    engines = engine_count(job.hardware)
+    size = chunk_rows(job, engines, len(numbers))
+    chunks = whole_chunks(numbers, size, len(rows)) if job.reproducible else split(numbers, size)
+    read = ([(number, rows[number]) for number in chunk] for chunk in chunks)
+    keep = 0 if job.reproducible else size
+    with open_engines(job) as pool:
+        yield from hand_out(pool, read, keep)
 
 
-def llm_arguments(policy: str, hardware: Hardware, seed: int) -> dict[str, Any]:
-    """Return the arguments of `vllm.LLM`."""
-    arguments: dict[str, Any] = {
-        "model": policy,
-        "dtype": hardware.dtype,
-        "seed": seed,
-        "max_model_len": -1,  # as long as the cache allows
-        "max_num_seqs": hardware.max_num_seqs,
-        "enforce_eager": hardware.enforce_eager,
-        "tensor_parallel_size": hardware.tensor_parallel_size,
-        "limit_mm_per_prompt": {"video": 0},
-        "disable_log_stats": True,
-        "logits_processors": ["verl_prism.rollout.vllm_plugins:NoImageTokens"],
-    }
-    if hardware.device == "cpu":
-        arguments["block_size"] = CPU_BLOCK_TOKENS
-        arguments["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
-    else:
-        arguments["gpu_memory_utilization"] = hardware.gpu_memory_utilization
-    return arguments
+def chunk_rows(job: SamplingJob, engines: int, rows: int) -> int:
+    """Return the number of rows in a chunk.
+
+    A chunk fills an engine's batch. If there are too few rows for that, each engine gets two
+    chunks, except in a reproducible run, whose chunks must not depend on the number of engines.
+    """
+    full = math.ceil(job.hardware.max_num_seqs / job.responses_per_row)
+    return full if job.reproducible else max(1, min(full, math.ceil(rows / (2 * engines))))
+
+
+def split(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Yield slices of at most `size` numbers."""
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
+
+
+def whole_chunks(numbers: Sequence[int], size: int, rows: int) -> Iterator[Sequence[int]]:
+    """Yield each chunk [k·size, (k + 1)·size) of all `rows` rows that contains one of `numbers`."""
+    for chunk in sorted({number // size for number in numbers}):
+        yield range(chunk * size, min((chunk + 1) * size, rows))
+
+
+def hand_out(
+    engines: "Engines", chunks: Iterable[list[NumberedRow]], keep: int
+) -> Iterator[list[Finished]]:
+    """Give chunks to engines as they finish rows, and yield the finished rows.
+
+    keep: an engine gets its next chunk when it has at most this many unfinished rows.
+    """
+    remaining = iter(chunks)
+    unfinished = dict.fromkeys(range(engines.count), 0)
+    exhausted = False
+
+    def order(engine: int) -> None:
+        nonlocal exhausted
+        new: list[NumberedRow] = []
+        if unfinished[engine] <= keep and not exhausted:
+            new = next(remaining, [])
+            exhausted = not new
+        unfinished[engine] += len(new)
+        if unfinished[engine]:
+            engines.order(engine, new, 0 if exhausted else keep)
+
+    for engine in unfinished:
+        order(engine)
+    while any(unfinished.values()):
+        engine, finished = engines.report()
+        unfinished[engine] -= len(finished)
+        if finished:
+            yield finished
+        order(engine)

@@ -8,13 +8,14 @@ nor on earlier random draws. A resumed run therefore continues like an uninterru
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.utils import tensordict_utils as tu
+
+from verl_prism.rollout.sampling import request_seed
 
 AGENT_LOOP = "seeded_single_turn"
 
@@ -66,6 +67,7 @@ class SeededAgentLoop(SingleTurnAgentLoop):
         sample = kwargs["session_id"]
         batch = kwargs["batch"]
         priority = position * batch.samples + sample
+        # The run's seed, the step, the prompt's position and the sample's number.
         seed = request_seed(self.rollout_config.seed, kwargs["global_steps"], position, sample)
         requests = requests_on_server(priority, batch, self._num_servers())
         seeded = sampling_params | {"seed": seed, "extra_args": {"requests": requests}}
@@ -80,11 +82,6 @@ class SeededAgentLoop(SingleTurnAgentLoop):
         )
         trainer = self.config.trainer
         return trainer.nnodes * trainer.n_gpus_per_node // devices_per_server
-
-
-def request_seed(*position: int) -> int:
-    """Return a seed for the run's seed, the step, the prompt's position and the sample's number."""
-    return int(np.random.SeedSequence(position).generate_state(1)[0])
 
 
 def requests_on_server(priority: int, batch: Batch, servers: int) -> int:

@@ -9,11 +9,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import pyarrow.parquet as pq
-
-from verl_prism.config import Eval, Prism
+from verl_prism.config import Prism
+from verl_prism.data.rows import Rows, heldout_rows
 from verl_prism.errors import UserError
 from verl_prism.report.intervals import CONFIDENCE, Interval, mean_interval, rate_interval
 from verl_prism.report.metrics import MetricsLog
@@ -23,10 +22,16 @@ from verl_prism.response import FormatFault, Response, parse_response
 from verl_prism.rewards.own import Score, own_score
 from verl_prism.rewards.score import score_response
 from verl_prism.rewards.user_function import load_metrics
-from verl_prism.rollout.sampler import PolicySampler, Sample, Sampling
+from verl_prism.rollout.journal import Journal, JournalReader
+from verl_prism.rollout.sampling import Finished, Row, Sample, Sampling
 from verl_prism.run_folder import RunFolder
+from verl_prism.stages.sampling import (
+    journal_settings,
+    sample_to_journal,
+    sampling_devices,
+    sampling_job,
+)
 
-Row = Mapping[str, Any]
 Marks = dict[str, bool | float | None]
 Measure = Callable[[Response, Row], Mapping[str, bool | None]]
 OWN_MARKS = ("accuracy", "format", "reward", "length")
@@ -43,34 +48,29 @@ class GradedSample:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One policy's responses to one question."""
+class QuestionMarks:
+    """The marks of one policy's responses to one question."""
 
-    greedy: GradedSample
-    samples: list[GradedSample]
+    greedy: Marks
+    samples: list[Marks]
 
 
 def run_eval(prism: Prism) -> dict[str, float | str]:
-    """Evaluate `prism.eval.policies` one after the other; return the accuracies for the summary."""
+    """Evaluate `prism.eval.policies` one after the other; return the accuracies for the summary.
+
+    Raises EndedEarly if an early end is requested; with `prism.resume` the next run keeps the
+    responses.
+    """
     settings = prism.eval
     folder = RunFolder(prism.output)
-    rows = read_questions(prism.data.heldout, settings.max_questions)
+    rows = read_questions(prism)
     measure = load_measure(settings.metrics)
-    per_policy = len(rows) * (settings.samples + 1)
-    answers: dict[str, list[Answers]] = {}
     with MetricsLog(folder) as log:
-        log.total(len(settings.policies) * per_policy)
-        for name, policy in settings.policies.items():
-            log.note(f"{name}: starting vLLM")
-            progress = _progress(log, name, len(answers) * per_policy)
-            with PolicySampler(policy, prism.hardware, prism.seed) as sampler:
-                max_tokens = prism.data.max_response_tokens
-                samples, greedy = sample_responses(sampler, rows, settings, max_tokens, progress)
-            answers[name] = grade_responses(
-                rows, samples, greedy, measure, prism.reward.function
-            )
+        sample_policies(prism, rows, log)
+        log.note("grading")
+        marks = grade_policies(prism, rows, measure)
         log.note("writing results")
-        policies = summarize(settings.policies, answers)
+        policies = summarize(settings.policies, marks)
         results = {
             "heldout": str(prism.data.heldout),
             "questions": len(rows),
@@ -81,76 +81,113 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
             "confidence": CONFIDENCE,
             "policies": policies,
         }
-        write_responses(folder.responses, rows, answers)
         folder.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         folder.results_table.write_text(results_markdown(results), encoding="utf-8")
-        draw_examples(folder.examples, rows, first_responses(answers))
-    return {f"{name} accuracy": _percent(marks["accuracy"]) for name, marks in policies.items()}
+        first = {name: FirstResponses(folder.samples(name), given) for name, given in marks.items()}
+        draw_examples(folder.examples, rows, first)
+    return {f"{name} accuracy": _percent(means["accuracy"]) for name, means in policies.items()}
 
 
-def first_responses(
-    answers: Mapping[str, Sequence[Answers]],
-) -> dict[str, list[tuple[str, Marks]]]:
-    """Return text and marks of each policy's first sampled response to each question."""
-    first = {name: [given.samples[0] for given in answered] for name, answered in answers.items()}
-    return {
-        name: [(graded.sample.text, graded.marks) for graded in responses]
-        for name, responses in first.items()
-    }
+def sample_policies(prism: Prism, rows: Sequence[Row], log: MetricsLog) -> None:
+    """Write the responses of each policy to its journal, on all devices.
+
+    The first response to each question is the greedy one.
+    """
+    settings = prism.eval
+    folder = RunFolder(prism.output)
+    max_tokens = prism.data.max_response_tokens
+    greedy = Sampling(n=1, temperature=0.0, top_p=1.0, max_tokens=max_tokens)
+    sampled = Sampling(settings.samples, settings.temperature, settings.top_p, max_tokens)
+    log.total(len(settings.policies) * len(rows) * (settings.samples + 1))
+    with sampling_devices(prism.hardware):
+        for number, (name, policy) in enumerate(settings.policies.items()):
+            job = sampling_job(prism, policy, greedy, sampled)
+            journal = Journal(
+                folder.samples(name),
+                journal_settings(job, "prism.data.heldout", prism.data.heldout, len(rows)),
+                prism.resume,
+            )
+            log.note(f"{name}: starting vLLM")
+            report = _progress(log, name, number * len(rows), job.responses_per_row)
+            sample_to_journal(job, rows, journal, folder, _encode, report)
 
 
-def read_questions(heldout: Path, limit: int | None) -> list[Row]:
-    """Return the first `limit` rows of the held-out data, or all rows.
+def _encode(finished: Finished) -> tuple[int, list[dict[str, Any]]]:
+    number, samples = finished
+    return number, [asdict(sample) for sample in samples]
+
+
+def grade_policies(
+    prism: Prism, rows: Sequence[Row], measure: Measure
+) -> dict[str, list[QuestionMarks]]:
+    """Grade all responses, write them to `responses.jsonl`, and return their marks by policy.
+
+    Memory holds the responses to one question at a time.
+    """
+    folder = RunFolder(prism.output)
+    marks = {}
+    with open(folder.responses, "w", encoding="utf-8") as lines:
+        for name in prism.eval.policies:
+            responses = JournalReader(folder.samples(name))
+            marks[name] = grade_policy(name, rows, responses, measure, lines, prism.reward.function)
+    return marks
+
+
+def grade_policy(
+    policy: str,
+    rows: Sequence[Row],
+    responses: Sequence[Sequence[Mapping[str, Any]]],
+    measure: Measure,
+    lines: TextIO,
+    reward: str | None = None,
+) -> list[QuestionMarks]:
+    """Grade responses[Q][1 + S], the greedy one first; write each to `lines`; return marks[Q].
+
+    reward: `prism.reward.function`, None for the built-in grader.
+    """
+    marks = []
+    for question, row in enumerate(rows):
+        samples = [Sample(**fields) for fields in responses[question]]
+        graded = [grade_sample(sample, row, measure, reward) for sample in samples]
+        write_responses(lines, policy, question, row, graded)
+        greedy, *sampled = [each.marks for each in graded]
+        marks.append(QuestionMarks(greedy, sampled))
+    return marks
+
+
+class FirstResponses(Sequence[tuple[str, Marks]]):
+    """Text and marks of a policy's first sampled response to each question, read when used."""
+
+    def __init__(self, journal: Path, marks: Sequence[QuestionMarks]) -> None:
+        self._responses = JournalReader(journal)
+        self._marks = marks
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    def __getitem__(self, question: int) -> tuple[str, Marks]:  # type: ignore[override]
+        marks = self._marks[question].samples[0]
+        return self._responses[question][1]["text"], marks
+
+
+def read_questions(prism: Prism) -> Rows:
+    """Return the first `prism.eval.max_questions` rows of the held-out data, or all rows.
 
     Raises:
-        UserError: there are fewer rows than `limit`.
+        UserError: there are fewer rows.
     """
-    rows = pq.read_table(heldout).to_pylist()
+    rows = heldout_rows(prism)
+    limit = prism.eval.max_questions
     if limit is not None and limit > len(rows):
-        raise UserError(f"prism.eval.max_questions={limit}, but {heldout} has {len(rows)} rows")
+        raise UserError(
+            f"prism.eval.max_questions={limit}, but prism.data.heldout has {len(rows)} rows"
+        )
     return rows[:limit]
 
 
 def load_measure(spec: str | None) -> Measure:
     """Return the function that computes the task's own marks; without a name, there are none."""
     return load_metrics(spec) if spec is not None else lambda response, row: {}
-
-
-def sample_responses(
-    sampler: PolicySampler,
-    rows: Sequence[Row],
-    settings: Eval,
-    max_tokens: int,
-    on_progress: Callable[[int], None],
-) -> tuple[list[list[Sample]], list[Sample]]:
-    """Return samples[Q][S] and greedy[Q] of one policy.
-
-    on_progress: receives the number of responses so far.
-    """
-    sampling = Sampling(settings.samples, settings.temperature, settings.top_p, max_tokens)
-    samples = sampler.sample(rows, sampling, lambda done, total: on_progress(done))
-    sampled = len(rows) * settings.samples
-    greedy = sampler.sample(
-        rows,
-        Sampling(n=1, temperature=0.0, top_p=1.0, max_tokens=max_tokens),
-        lambda done, total: on_progress(sampled + done),
-    )
-    return samples, [only for (only,) in greedy]
-
-
-def grade_responses(
-    rows: Sequence[Row],
-    samples: Sequence[Sequence[Sample]],
-    greedy: Sequence[Sample],
-    measure: Measure,
-    reward: str | None = None,
-) -> list[Answers]:
-    """Grade samples[Q][S] and greedy[Q]; return answers[Q]. reward: `prism.reward.function`."""
-    answers = []
-    for row, group, only in zip(rows, samples, greedy, strict=True):
-        graded = [grade_sample(sample, row, measure, reward) for sample in group]
-        answers.append(Answers(grade_sample(only, row, measure, reward), graded))
-    return answers
 
 
 def grade_sample(
@@ -192,58 +229,56 @@ def _score(response: Response, row: Row, reward: str | None) -> Score:
 
 
 def summarize(
-    policies: Mapping[str, Path], answers: Mapping[str, Sequence[Answers]]
+    policies: Mapping[str, Path], marks: Mapping[str, Sequence[QuestionMarks]]
 ) -> dict[str, dict[str, Any]]:
     """Return each policy's folder and the interval of each mark, as in results.json."""
     results = {}
-    for name, given in answers.items():
-        marks = {mark: asdict(interval) for mark, interval in intervals(given).items()}
-        results[name] = {"folder": str(policies[name]), **marks}
+    for name, given in marks.items():
+        means = {mark: asdict(interval) for mark, interval in intervals(given).items()}
+        results[name] = {"folder": str(policies[name]), **means}
     return results
 
 
-def intervals(answers: Sequence[Answers]) -> dict[str, Interval]:
+def intervals(marks: Sequence[QuestionMarks]) -> dict[str, Interval]:
     """Return an interval per mark over the sampled responses, and one for greedy accuracy."""
     result = {}
-    for name in answers[0].greedy.marks:
+    for name in marks[0].greedy:
         interval = mean_interval if name in MEANS else rate_interval
-        result[name] = interval([_values(name, each.samples) for each in answers])
-    greedy = [_values("accuracy", [each.greedy]) for each in answers]
+        result[name] = interval([_values(name, each.samples) for each in marks])
+    greedy = [_values("accuracy", [each.greedy]) for each in marks]
     return result | {"greedy_accuracy": rate_interval(greedy)}
 
 
-def _values(name: str, graded: Sequence[GradedSample]) -> list[float]:
+def _values(name: str, marks: Sequence[Marks]) -> list[float]:
     """Return the values of a mark, without the undefined ones."""
-    marks = [each.marks[name] for each in graded]
-    return [float(mark) for mark in marks if mark is not None]
+    values = [each[name] for each in marks]
+    return [float(value) for value in values if value is not None]
 
 
 def write_responses(
-    file: Path, rows: Sequence[Row], answers: Mapping[str, Sequence[Answers]]
+    lines: TextIO, policy: str, question: int, row: Row, graded: Sequence[GradedSample]
 ) -> None:
     """Write one JSON line per response; `sample` counts from 0 and is null for the greedy one."""
-    with open(file, "w", encoding="utf-8") as lines:
-        for policy, given in answers.items():
-            for question, row in enumerate(rows):
-                graded = [given[question].greedy, *given[question].samples]
-                for number, each in enumerate(graded):
-                    record = {
-                        "policy": policy,
-                        "question": question,
-                        "sample": number - 1 if number else None,
-                        "gold": row["reward_model"]["ground_truth"],
-                        **asdict(each.sample),
-                        "fault": each.fault,
-                        "marks": each.marks,
-                    }
-                    lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    for number, each in enumerate(graded):
+        record = {
+            "policy": policy,
+            "question": question,
+            "sample": number - 1 if number else None,
+            "gold": row["reward_model"]["ground_truth"],
+            **asdict(each.sample),
+            "fault": each.fault,
+            "marks": each.marks,
+        }
+        lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _progress(log: MetricsLog, policy: str, before: int) -> Callable[[int], None]:
-    """Report the progress over all policies; `before` responses are those of earlier policies."""
+def _progress(
+    log: MetricsLog, policy: str, rows_before: int, responses_per_row: int
+) -> Callable[[int], None]:
+    """Report the progress over all policies; `rows_before` are those of earlier policies."""
 
-    def report(done: int) -> None:
-        log.step(before + done, {})
+    def report(rows: int) -> None:
+        log.step((rows_before + rows) * responses_per_row, {})
         log.note(policy)
 
     return report

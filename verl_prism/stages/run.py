@@ -29,8 +29,7 @@ def main(config_file: Path) -> int:
         outcome = {"error": redact(str(error))}
     except EndedEarly as end:
         outcome = {"saved_step": end.step}
-    if os.environ.get("RANK", "0") == "0":
-        RunFolder(prism.output).outcome.write_text(json.dumps(outcome, indent=2))
+    RunFolder(prism.output).outcome.write_text(json.dumps(outcome, indent=2))
     return 2 if "error" in outcome else 0
 
 

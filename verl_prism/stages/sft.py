@@ -1,42 +1,52 @@
 """Stage 1: supervised fine-tuning with verl's SFT trainer."""
 
+import multiprocessing
 import os
 
 from omegaconf import DictConfig
+from torch.distributed.elastic.multiprocessing.errors import record
 
+from verl_prism import plugin
 from verl_prism.checkpoints.export import export_part
 from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.config import Prism
+from verl_prism.launcher.ranks import on_all_devices
 from verl_prism.report.summary import shown_metrics, summary_metrics
 
 
 def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
-    """Train in this process, which is one rank, and export the policy.
+    """Train on all devices, and export the policy.
 
-    Returns the metrics for the summary; none on ranks other than 0. Raises EndedEarly.
+    Returns the metrics for the summary. Raises EndedEarly.
     """
-    if "RANK" not in os.environ:
-        os.environ |= _single_rank()
-    from verl_prism import plugin
-    from verl_prism.trainer.sft import train
-
     plugin.assert_loaded()
-    if prism.sft.freeze_vision:
-        from verl_prism.trainer.frozen_vision import VENDOR
-
-        os.environ["VERL_ENGINE_VENDOR"] = VENDOR
     checkpoints = checkpoint_store(prism)
     if not (prism.resume and checkpoints.reached(prism.steps)):
-        train(config)
-    if os.environ["RANK"] != "0":
-        return {}
+        on_all_devices(prism.hardware, train_rank, config, prism.sft.freeze_vision)
     trained = checkpoints.last(prism.steps)
     shown = shown_metrics(prism.stage, prism.algorithm.dynamic_sampling)
     metrics = summary_metrics(checkpoints.run, shown)
     card = ModelCard.of(prism, "policy", prism.policy, metrics)
     export_part(trained, prism.policy, checkpoints.run.policy, card, prism.lora)
     return metrics
+
+
+@record
+def train_rank(config: DictConfig, freeze_vision: bool) -> None:
+    """Train in this process, which is one rank."""
+    if "RANK" not in os.environ:
+        os.environ |= _single_rank()
+    # A rank that torch has spawned would spawn the data loader's workers too, but verl's processor
+    # cannot be pickled.
+    multiprocessing.set_start_method("fork", force=True)
+    if freeze_vision:
+        from verl_prism.trainer.frozen_vision import VENDOR
+
+        os.environ["VERL_ENGINE_VENDOR"] = VENDOR
+    from verl_prism.trainer.sft import train  # verl reads the variables when it is imported
+
+    train(config)
 
 
 def _single_rank() -> dict[str, str]:

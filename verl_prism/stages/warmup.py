@@ -4,46 +4,38 @@ The policy answers training prompts, and each valid answer is paired with the te
 held-out prompts shows whether the discriminator has learned the difference or memorized the pairs.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
-from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 
 from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.config import Prism, Upcycle
-from verl_prism.data.messages import chat_messages, row_images
-from verl_prism.discriminator import (
-    Group,
-    Prompt,
-    Ranks,
-    WarmupGroups,
-    add_swapped_teachers,
-    encode_prompt,
-    on_ranks,
-    process_group,
-    upcycle,
-    valid_pairs,
-    view_limits,
-    warmup_groups,
-)
-from verl_prism.errors import EndedEarly, UserError
+from verl_prism.discriminator import Ranks, process_group, upcycle
+from verl_prism.errors import EndedEarly
 from verl_prism.files import atomic_folder
+from verl_prism.launcher.ranks import on_all_devices
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
-from verl_prism.rollout.sampler import PolicySampler, Sampling
+from verl_prism.rollout.journal import Journal, JournalReader
+from verl_prism.rollout.sampling import Sampling
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.warmup_training import WarmupTraining, shuffled_batches
+from verl_prism.stages.sampling import (
+    TimeLeft,
+    journal_settings,
+    sample_to_journal,
+    sampling_devices,
+    sampling_job,
+)
+from verl_prism.stages.warmup_data import WarmupData, prompt_rows
+from verl_prism.stages.warmup_training import WarmupTraining
 
 Row = Mapping[str, Any]
 Summary = dict[str, float | str]
@@ -59,16 +51,10 @@ def run_warmup(prism: Prism) -> Summary:
         UserError: there are no pairs to train on.
         EndedEarly: an early end was requested, and the last step is saved.
     """
-    if prism.hardware.nodes > 1:
-        raise UserError(
-            f"prism.hardware.nodes={prism.hardware.nodes}: the warm-up runs on the devices of one "
-            "node; set prism.hardware.nodes=1"
-        )
     checkpoint = checkpoint_store(prism).newest()[0] if prism.resume else None
     if checkpoint is None:
         prepare(prism)
-    devices = prism.hardware.devices_per_node
-    result = on_ranks(devices, train_discriminator, prism, checkpoint)
+    result = on_all_devices(prism.hardware, train_discriminator, prism, checkpoint)
     assert result is not None
     summary, step = result
     if step < prism.steps:
@@ -79,29 +65,37 @@ def run_warmup(prism: Prism) -> Summary:
 def prepare(prism: Prism) -> None:
     """Write what training starts from: the policy's responses and the upcycled discriminator."""
     folder = RunFolder(prism.output)
-    sampler = PolicySampler(prism.policy, prism.hardware, prism.seed)
+    rows = prompt_rows(prism)
+    with MetricsLog(folder) as log:
+        sample_policy(prism, rows, log)
+        make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
+
+
+def sample_policy(prism: Prism, rows: Sequence[Row], log: MetricsLog) -> None:
+    """Write the policy's responses to each row to the run's journal, on all devices."""
+    folder = RunFolder(prism.output)
     sampling = Sampling(
         n=prism.warmup.samples_per_prompt,
         temperature=prism.rollout.temperature,
         top_p=prism.rollout.top_p,
         max_tokens=prism.data.max_response_tokens,
     )
-    rows = read_rows(prism.data.train, prism.warmup.prompts)
-    with MetricsLog(folder) as log:
-        write_rollouts(folder.rollouts, sample_policy(sampler, rows, sampling, log))
-        make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
-
-
-def sample_policy(
-    sampler: PolicySampler, rows: Sequence[Row], sampling: Sampling, log: MetricsLog
-) -> list[list[str]]:
-    """Return the policy's responses to each row."""
+    job = sampling_job(prism, prism.policy, sampling)
+    settings = journal_settings(job, "prism.data.train", prism.data.train, len(rows))
+    journal = Journal(folder.rollouts, settings, prism.resume)
+    time_left = TimeLeft(len(rows))
     log.note("starting vLLM")
-    with sampler:
-        responses = sampler.sample(
-            rows, sampling, lambda done, total: log.note(f"sampling the policy {done}/{total}")
+    with sampling_devices(prism.hardware):
+        sample_to_journal(
+            job,
+            rows,
+            journal,
+            folder,
+            encode=lambda row: (row[0], [sample.text for sample in row[1]]),
+            report=lambda done: log.note(
+                f"sampling the policy {done}/{len(rows)}{time_left(done)}"
+            ),
         )
-    return [[response.text for response in group] for group in responses]
 
 
 def make_discriminator(folder: Path, settings: Upcycle, seed: int, log: MetricsLog) -> None:
@@ -133,14 +127,14 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Su
     with process_group(prism.hardware.device) as ranks, _open_log(folder, ranks) as log:
         if log:
             log.note("pairing")
-        groups = load_pairs(prism)
+        data = WarmupData(prism, JournalReader(folder.rollouts), ranks)
         training = WarmupTraining(
             folder, prism.discriminator, prism.hardware, prism.steps, ranks, checkpoint
         )
-        train(prism, training, groups.train, log)
+        train(prism, training, data, log)
         if training.step < prism.steps:
             return {}, training.step
-        summary = summarize(groups, training.measure(groups.heldout))
+        summary = summarize(data, training.measure(data.heldout_shares()))
         export_discriminator(prism, training, summary)
         return summary, training.step
 
@@ -149,15 +143,11 @@ def _open_log(folder: RunFolder, ranks: Ranks) -> MetricsLog | nullcontext[None]
     return MetricsLog(folder) if ranks.rank == 0 else nullcontext()
 
 
-def train(
-    prism: Prism, training: WarmupTraining, groups: Sequence[Group], log: MetricsLog | None
-) -> None:
+def train(prism: Prism, training: WarmupTraining, data: WarmupData, log: MetricsLog | None) -> None:
     """Run the remaining steps. If an early end is requested, save the current step and return."""
     folder = RunFolder(prism.output)
-    groups = add_swapped_teachers(groups, prism.warmup.mismatched_teachers, prism.seed)
-    batches = shuffled_batches(groups, prism.warmup.pairs_per_step, prism.seed)
-    for batch in islice(batches, training.step, prism.steps):
-        metrics = training.train_step(batch, prism.seed)
+    for share in data.train_shares(training.step):
+        metrics = training.train_step(share, prism.seed)
         if log:
             log.step(training.step, metrics)
         end = bool(training.ranks.max(end_requested(folder)))
@@ -193,59 +183,7 @@ def export_discriminator(prism: Prism, training: WarmupTraining, summary: Summar
     training.ranks.wait()
 
 
-def read_rows(train: Path, prompts: int) -> list[Row]:
-    """Return the first rows of the training data."""
-    return pq.read_table(train).slice(0, prompts).to_pylist()
-
-
-def write_rollouts(file: Path, rollouts: Sequence[Sequence[str]]) -> None:
-    """Write one JSON line per prompt: the list of the policy's responses."""
-    lines = [json.dumps(texts, ensure_ascii=False) + "\n" for texts in rollouts]
-    file.write_text("".join(lines), encoding="utf-8")
-
-
-def read_rollouts(file: Path) -> list[list[str]]:
-    """Return the policy's responses to each prompt.
-
-    Only "\\n" ends a line: a response may contain other line separators, such as U+2028.
-    """
-    with open(file, encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def encode_row(processor: ProcessorMixin, row: Row) -> Prompt:
-    """Tokenize the prompt of a row like the policy's rollout."""
-    images = row_images(row, processor.image_processor.patch_size)
-    return encode_prompt(processor, chat_messages(row), images)
-
-
-def load_pairs(prism: Prism) -> WarmupGroups:
-    """Pair the policy's rollouts with the teacher's responses.
-
-    Raises:
-        UserError: there are no pairs to train on.
-    """
-    folder = RunFolder(prism.output)
-    settings = prism.discriminator
-    rows = read_rows(prism.data.train, prism.warmup.prompts)
-    processor = AutoProcessor.from_pretrained(prism.policy)
-    groups = warmup_groups(
-        [encode_row(processor, row) for row in rows],
-        [row["teacher_response"] for row in rows],
-        read_rollouts(folder.rollouts),
-        AutoTokenizer.from_pretrained(folder.upcycled),
-        view_limits(settings.max_perception_tokens, settings.max_reasoning_tokens),
-        prism.warmup.heldout_fraction,
-    )
-    if not groups.train:
-        raise UserError(
-            f"none of {groups.rollouts} rollouts of {prism.policy} is in the format; "
-            "fine-tune it first"
-        )
-    return groups
-
-
-def summarize(groups: WarmupGroups, heldout: Mapping[str, float]) -> Summary:
+def summarize(data: WarmupData, heldout: Mapping[str, float]) -> Summary:
     """Return held-out accuracy per view and counts.
 
     Ties count half in `heldout`. The policy sometimes writes exactly what the teacher wrote, so the
@@ -257,6 +195,6 @@ def summarize(groups: WarmupGroups, heldout: Mapping[str, float]) -> Summary:
         if ties < 1:
             accuracy = (heldout[f"{view.value}/accuracy"] - 0.5 * ties) / (1 - ties)
             summary[f"held-out {view.value} accuracy"] = f"{accuracy:.2f} ({ties:.0%} ties)"
-    summary["pairs"] = str(valid_pairs(groups.train))
-    summary["invalid rollouts"] = str(groups.invalid)
+    summary["pairs"] = str(data.train_pairs)
+    summary["invalid rollouts"] = str(data.index.invalid)
     return summary

@@ -1,8 +1,8 @@
 """Training of the discriminator in the warm-up: one rank's model, optimizer and schedule."""
 
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.config import Discriminator, Hardware
 from verl_prism.discriminator import (
     DiscriminatorStep,
-    Group,
     Optimization,
     PrismDiscriminatorForTokenClassification,
     Ranks,
@@ -26,9 +25,9 @@ from verl_prism.discriminator import (
     pair_metrics,
     pair_sums,
     shard,
-    valid_pairs,
 )
 from verl_prism.run_folder import RunFolder
+from verl_prism.stages.warmup_data import Share
 from verl_prism.stages.warmup_state import TrainingState
 
 LR_WARMUP_SHARE = 0.1
@@ -65,18 +64,18 @@ class WarmupTraining:
             self.model,
             replace(step_settings, updates_per_step=1, skip_above_accuracy=None),
             Optimization(self._step_optimizer, self._optimizer.zero_grad),
-            Runtime(ranks, getattr(torch, hardware.dtype)),
+            Runtime(ranks),
             folder.path,
             self.step,
         )
 
-    def train_step(self, batch: Sequence[Group], seed: int) -> dict[str, float]:
-        """Learn from this rank's share of a batch; return the metrics over all ranks."""
+    def train_step(self, share: Share, seed: int) -> dict[str, float]:
+        """Learn from this rank's share of a step; return the metrics over all ranks."""
         self.model.train()
         self.step += 1
         # The gradient penalty samples noise, which must not depend on where a run was resumed.
         torch.manual_seed(seed + self.step * self.ranks.world_size + self.ranks.rank)
-        result = self._learn(self.ranks.share(batch))
+        result = self._learn(share.groups, share.plan)
         self._schedule.step()
         return result.metrics | {"lr": self._schedule.get_last_lr()[0]}
 
@@ -89,10 +88,12 @@ class WarmupTraining:
             self._optimizer.step()
         return norm.item()
 
-    def measure(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Return the metrics of groups, over all ranks, without learning from them."""
+    def measure(self, shares: Iterable[Share]) -> dict[str, float]:
+        """Return the metrics of this rank's shares, over all ranks, without learning from them."""
         self.model.eval()
-        sums = pair_sums(self._learn.score(self.ranks.share(groups)))
+        sums: Counter[str] = Counter()
+        for share in shares:
+            sums.update(pair_sums(self._learn.score(share.groups)))
         totals = self.ranks.sum(list(sums.values()))
         return pair_metrics(dict(zip(sums, totals, strict=True)))
 
@@ -105,23 +106,9 @@ class WarmupTraining:
 def load_model(
     folder: Path, hardware: Hardware, ranks: Ranks
 ) -> PrismDiscriminatorForTokenClassification:
-    """Return the upcycled discriminator, sharded if there are several ranks."""
+    """Return the upcycled discriminator, sharded over the ranks."""
     model = load_discriminator(folder, attention=hardware.attention)
     if hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if ranks.world_size > 1:
-        shard(model, ranks, getattr(torch, hardware.dtype))
-        return model
-    return model.to(ranks.device)
-
-
-def shuffled_batches(groups: Sequence[Group], pairs: int, seed: int) -> Iterator[list[Group]]:
-    """Yield groups with about `pairs` valid pairs, forever; each epoch has a new order."""
-    shuffler = random.Random(seed)
-    batch: list[Group] = []
-    while True:
-        for group in shuffler.sample(groups, len(groups)):
-            batch.append(group)
-            if valid_pairs(batch) >= pairs:
-                yield batch
-                batch = []
+    shard(model, ranks, getattr(torch, hardware.dtype))
+    return model

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import ray
+import transfer_queue as tq
 from omegaconf import DictConfig
+from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
+from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
@@ -11,6 +15,8 @@ from verl.utils.debug import marked_timer
 from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.config import parse_prism
+from verl_prism.trainer.on_policy import ratio_setting, take_shortcut
+from verl_prism.trainer.worker import PrismWorker
 
 
 class PublishCheckpoint(CheckpointCallback):
@@ -32,12 +38,34 @@ class PublishCheckpoint(CheckpointCallback):
 class PrismTrainer(PPOTrainerSync):
     """The trainer of stage rlvr, selected by `trainer.v1.trainer_mode=prism`."""
 
+    worker_class: type[PrismWorker] = PrismWorker  # of actor, rollout and reference
+
     def __init__(self, config: DictConfig) -> None:
         self.prism = parse_prism(config.prism)
         self.checkpoints = checkpoint_store(self.prism)
         # The mode has selected this class. From here on verl compares it with "sync" only.
         config.trainer.v1.trainer_mode = "sync"
+        self._on_policy = ratio_setting(config) is None
+        if self._on_policy:
+            take_shortcut(config)
         super().__init__(config)
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """Skip the pass if each PPO ratio is 1; the loss then gets vLLM's log-probabilities."""
+        if not self._on_policy:
+            return super()._compute_old_log_prob(batch, metrics)
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["rollout_log_probs"]
+        )
+        data["old_log_probs"] = data.pop("rollout_log_probs")
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=data)
+        return batch
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        actor_roles = {Role.ActorRollout, Role.ActorRolloutRef}
+        for role in actor_roles & self.role_worker_mapping.keys():
+            self.role_worker_mapping[role] = ray.remote(self.worker_class)
 
     def on_step_end(self) -> None:
         """Save and end after this step if an early end was requested."""

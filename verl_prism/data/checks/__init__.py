@@ -3,7 +3,7 @@
 Every check raises UserError that names the file, the row or the key, and the fix.
 """
 
-from verl_prism.data.checks.host import check_device
+from verl_prism.data.checks.host import check_device, has_gpu
 from verl_prism.data.checks.inputs import (
     InputReport,
     check_files,
@@ -26,6 +26,7 @@ __all__ = [
     "check_number_of_rows",
     "count_rows",
     "data_files",
+    "has_gpu",
     "model_folders",
     "notes",
     "summary",

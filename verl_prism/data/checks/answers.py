@@ -15,9 +15,7 @@ def check_answer(row: Mapping[str, Any], *, needs_gold: bool) -> None:
         raise RowError(f"data_source is {row['data_source']!r}; it should be a string")
     reward_model = row["reward_model"]
     if reward_model is None:
-        raise RowError(
-            'reward_model is null; it should be {"style": "rule", "ground_truth": …}'
-        )
+        raise RowError('reward_model is null; it should be {"style": "rule", "ground_truth": …}')
     if needs_gold:
         _check_gold(reward_model["ground_truth"])
     _check_equivalent_answers(row)

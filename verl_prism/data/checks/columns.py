@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_prism.config import Prism
 from verl_prism.errors import UserError
 
+OPTIONAL = ("images",)  # rows of a file without this column have no images
 MESSAGES_FORM = '[{"role": "user", "content": "<image>\\nWhat is …?"}]'
 SHARE_GPT = (
     'ShareGPT rows ({from, value}) are not supported; write {"from": "human", "value": …} as '
@@ -22,9 +22,8 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
         schema = pq.read_schema(path)
         rows = pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{key}={path}: not a parquet file, or a damaged one ({error})"
-        ) from None
+        raise UserError(f"{key}={path}: not a parquet file, or a damaged one ({error})") from None
+    columns = [column for column in columns if column in schema.names or column not in OPTIONAL]
     missing = [column for column in columns if column not in schema.names]
     if missing:
         raise UserError(
@@ -34,10 +33,12 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
     for column in columns:
         for problem in _type_problems(column, schema.field(column).type):
             raise UserError(f"{key}={path}: {problem}")
-    if "extra_info" in schema.names and not _is(schema.field("extra_info").type, pa.types.is_struct):
+    if "extra_info" in schema.names and not _is(
+        schema.field("extra_info").type, pa.types.is_struct
+    ):
         raise UserError(
             f"{key}={path}: extra_info is {schema.field('extra_info').type}; it should be a "
-            "struct, such as {\"index\": 0}"
+            'struct, such as {"index": 0}'
         )
     if rows == 0:
         raise UserError(f"{key}={path}: no rows")
@@ -73,8 +74,7 @@ def _messages_problems(column: str, kind: pa.DataType) -> Iterator[str]:
         yield f"{column}: {SHARE_GPT} {column}"
     elif item is None or not {"role", "content"} <= set(names):
         yield (
-            f"{column} is {kind}; it should be a list of {{role, content}}, such as "
-            f"{MESSAGES_FORM}"
+            f"{column} is {kind}; it should be a list of {{role, content}}, such as {MESSAGES_FORM}"
         )
     else:
         content = item.field("content").type

@@ -1,9 +1,10 @@
 """Checks of the devices, the number of nodes and the output folder."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
-from verl_prism.config import ON_RAY, Hardware, Stage
+from verl_prism.config import Hardware
 from verl_prism.errors import UserError
 
 GPU_FILES = (
@@ -14,23 +15,30 @@ GPU_FILES = (
 
 
 def check_device(hardware: Hardware) -> None:
-    """Check that this host has a GPU if the run is to use one here."""
-    runs_here = hardware.ray_address is None
-    if hardware.device == "cuda" and runs_here and not any(map(Path.exists, GPU_FILES)):
-        raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
-
-
-def check_nodes(stage: Stage, hardware: Hardware) -> None:
-    """Check that a run on several nodes is of a stage on Ray, and has a Ray that spans them."""
-    if hardware.nodes == 1:
+    """Check that this host has a GPU, and the attention kernel, if the run is to use them here."""
+    if hardware.device == "cpu" or hardware.ray_address is not None:
         return
-    setting = f"prism.hardware.nodes={hardware.nodes}"
-    if stage not in ON_RAY:
-        raise UserError(f"{setting}: stage {stage} runs on one node")
-    if hardware.ray_address is None:
+    if not has_gpu():
+        raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
+    if hardware.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise UserError(
-            f"{setting} needs a Ray that runs on all of them: python -m verl_prism.cluster "
-            "--hosts=... starts it, or set prism.hardware.ray_address to one that is running"
+            "prism.hardware.attention=flash_attention_2, but flash-attn is not installed; set "
+            "prism.hardware.attention=sdpa, or install it as docs/running.md says"
+        )
+
+
+def has_gpu() -> bool:
+    """Return whether this host has a GPU with a driver."""
+    return any(map(Path.exists, GPU_FILES))
+
+
+def check_nodes(hardware: Hardware) -> None:
+    """Check that a run on several nodes has a Ray that spans them."""
+    if hardware.nodes > 1 and hardware.ray_address is None:
+        raise UserError(
+            f"prism.hardware.nodes={hardware.nodes} needs a Ray that runs on all of them: "
+            "python -m verl_prism.cluster --hosts=... starts it, or set prism.hardware.ray_address "
+            "to one that is running"
         )
 
 

@@ -27,10 +27,8 @@ def check_images(row: Mapping[str, Any], settings: ImageSettings) -> list[int]:
     Raises:
         RowError: an image is missing, unreadable, or too long and narrow.
     """
-    images = row["images"] or []
-    return [
-        _tokens(f"images[{number}]", image, settings) for number, image in enumerate(images)
-    ]
+    images = row.get("images") or []
+    return [_tokens(f"images[{number}]", image, settings) for number, image in enumerate(images)]
 
 
 def _tokens(place: str, image: Mapping[str, Any] | None, settings: ImageSettings) -> int:
@@ -42,7 +40,8 @@ def _tokens(place: str, image: Mapping[str, Any] | None, settings: ImageSettings
     try:
         width, height = _size(content)
     except UNREADABLE as error:
-        raise RowError(f"{place}: unreadable image ({error}); replace it or remove the row")
+        message = f"{place}: unreadable image ({error}); replace it or remove the row"
+        raise RowError(message) from None
     try:
         return image_tokens(width, height, settings)
     except ValueError as error:

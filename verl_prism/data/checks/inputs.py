@@ -70,7 +70,7 @@ def check_inputs(prism: Prism, on_progress: Progress = lambda done, total: None)
     Raises:
         UserError: the first mistake, with the key, file or row and the fix.
     """
-    check_nodes(prism.stage, prism.hardware)
+    check_nodes(prism.hardware)
     check_output(prism.output)
     report = check_files(prism, on_progress)
     check_number_of_rows(prism, report)
@@ -80,9 +80,9 @@ def check_inputs(prism: Prism, on_progress: Progress = lambda done, total: None)
 def check_files(prism: Prism, on_progress: Progress = lambda done, total: None) -> InputReport:
     """Check the user's functions, the model folders and every row of the data files."""
     check_functions(prism)
+    check_models(prism)
     for key, file, columns in data_files(prism):
         check_columns(key, file, columns)
-    check_models(prism)
     return InputReport(_check_splits(prism, on_progress))
 
 
@@ -168,9 +168,7 @@ def _join(prism: Prism, key: str, found: list[tuple[Path, FileReport]]) -> Split
     return SplitReport(rows - len(skipped), longest, tuple(skipped))
 
 
-def _overlong_text(
-    key: str, count: int, rows: int, found: list[tuple[Path, FileReport]]
-) -> str:
+def _overlong_text(key: str, count: int, rows: int, found: list[tuple[Path, FileReport]]) -> str:
     examples = [f"{file}, {text}" for file, report in found for text in report.examples]
     shown = "\n  ".join(examples[:3])
     return (
@@ -247,7 +245,7 @@ def notes(prism: Prism, report: InputReport) -> Iterator[str]:
 
 
 def write_skipped_rows(prism: Prism, report: InputReport) -> None:
-    """Write which rows the stage leaves out, for the datasets to read; no file if there are none."""
+    """Write which rows the stage leaves out, for its datasets. Without any, there is no file."""
     file = RunFolder(prism.output).skipped_rows
     skipped = {split: list(found.skipped) for split, found in report.splits.items()}
     if not any(skipped.values()):

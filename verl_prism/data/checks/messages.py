@@ -23,7 +23,7 @@ def check_messages(row: Mapping[str, Any], column: str) -> list[Mapping[str, str
             f"{column} ends with role {last}; it should end with {expected}, because "
             + ("the model answers it" if expected == "user" else "the model learns to answer")
         )
-    _check_placeholders(messages, row["images"] or [], column)
+    _check_placeholders(messages, row.get("images") or [], column)
     return messages
 
 
@@ -36,9 +36,7 @@ def _check_message(place: str, message: Mapping[str, Any] | None) -> None:
         raise RowError(f"{place}.content is {message['content']!r}; it should be a string")
 
 
-def _check_placeholders(
-    messages: list[Mapping[str, str]], images: list[Any], column: str
-) -> None:
+def _check_placeholders(messages: list[Mapping[str, str]], images: list[Any], column: str) -> None:
     text = "".join(message["content"] for message in messages)
     placeholders = text.count("<image>")
     if placeholders != len(images):

@@ -109,9 +109,7 @@ class RowChecker:
         Raises:
             RowErrorAt: the first mistake.
         """
-        conversations = [
-            _at(number, self._check_row, row) for number, row in enumerate(rows)
-        ]
+        conversations = [_at(number, self._check_row, row) for number, row in enumerate(rows)]
         lengths = self._counter.lengths(conversations)
         overlong = []
         longest = 0
@@ -144,9 +142,7 @@ class RowChecker:
             f"{self.text_column} has {length:,} tokens{share}, over {self._limit_key}={self._limit}"
         )
 
-    def _overlong_views(
-        self, counter: TeacherCounter, rows: Sequence[Row]
-    ) -> Iterator[Overlong]:
+    def _overlong_views(self, counter: TeacherCounter, rows: Sequence[Row]) -> Iterator[Overlong]:
         lengths = counter.lengths([row["teacher_response"] for row in rows])
         for number, views in enumerate(lengths):
             for view, (key, limit) in self._view_limits.items():
@@ -173,9 +169,7 @@ def _at(number: int, check: Callable[[Row], Conversation], row: Row) -> Conversa
         raise RowErrorAt(number, str(error)) from None
 
 
-def check_rows(
-    file: Path, checker: RowChecker, on_progress: Progress
-) -> FileReport:
+def check_rows(file: Path, checker: RowChecker, on_progress: Progress) -> FileReport:
     """Check all rows of a file.
 
     Raises:
@@ -219,11 +213,12 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
 
 def _columns_to_read(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
     """Add `extra_info` if it holds equivalent answers; other facts of a task are not checked."""
-    if "reward_model" not in columns or "extra_info" not in schema.names:
-        return list(columns)
-    kind = schema.field("extra_info").type
-    has_answers = pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0
-    return [*columns, "extra_info"] if has_answers else list(columns)
+    present = [column for column in columns if column in schema.names]
+    if "reward_model" in columns and "extra_info" in schema.names:
+        kind = schema.field("extra_info").type
+        if pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0:
+            present.append("extra_info")
+    return present
 
 
 def _to_rows(file: Path, start: int, batch: pa.RecordBatch) -> list[Row]:

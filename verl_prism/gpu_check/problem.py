@@ -1,4 +1,4 @@
-"""The problem of `discriminator.py`: sizes, a random Qwen3-VL-MoE, and groups of random texts."""
+"""Sizes, the config of a Qwen3-VL-MoE with random weights, and groups of random texts."""
 
 import random
 from collections.abc import Sequence
@@ -6,9 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reference import Sample
 
-from verl_prism.discriminator import Group, Prompt, SpanIds, Spans
+from verl_prism.discriminator import (
+    DiscriminatorConfig,
+    FlopModel,
+    Group,
+    GroupSizes,
+    Prompt,
+    SpanIds,
+    Spans,
+    group_sizes,
+    training_factor,
+)
+from verl_prism.gpu_check.reference import Sample
 from verl_prism.response import View
 
 MERGE, PATCH, CHANNELS, FRAMES = 2, 16, 3, 2  # of Qwen3-VL's vision tower
@@ -17,7 +27,7 @@ SPREAD = 0.25  # largest relative deviation of a text's length from its mean
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of a comparison. Text lengths are means in tokens, the prompt's with its image.
+    """Sizes of a model and of its groups. Text lengths are means in tokens, with the image.
 
     The default takes minutes on two cores, mostly in matrix products. The vision tower cannot be
     scaled down like the rest, because an image has four patches per token. Here an image costs as
@@ -52,18 +62,20 @@ class Setting:
     reference_micro_batch: int = 1  # samples with four graphs each; one needs the least memory
     repeats: int = 5
     seed: int = 0
-    peak_tflops: float = 0.0  # of the device, for the utilization; 0: not known
 
     @property
     def image_tokens(self) -> int:
+        """Tokens of an image."""
         return (self.image_side // MERGE) ** 2
 
     @property
     def image_token(self) -> int:
+        """Id of the token that stands for a part of an image."""
         return self.vocabulary - 1
 
     @property
     def terminal_token(self) -> int:
+        """Id of the token that ends a span."""
         return self.vocabulary - 5
 
 
@@ -86,16 +98,10 @@ QUICK = Setting(
     vision_intermediate=64,
     repeats=1,
 )
-# Qwen3-VL-2B upcycled to 4 experts: 5.3 B parameters. The AdamW state of two models would not fit
-# 80 GB, hence SGD.
-CUDA = Setting(
-    device="cuda",
+# Qwen3-VL-2B upcycled to 4 experts: 5.3 B parameters.
+QWEN3_VL_2B = Setting(
     dtype="bfloat16",
     students=(16,),
-    prompt=800,
-    image_side=34,
-    caption=300,
-    reasoning=700,
     vocabulary=151936,
     hidden=2048,
     layers=28,
@@ -110,7 +116,6 @@ CUDA = Setting(
     deepstack=(5, 11, 17),
     optimizer="SGD",
     checkpointing=True,
-    peak_tflops=989.0,
 )
 
 
@@ -192,7 +197,8 @@ def make_samples(s: Setting, groups: Sequence[Group]) -> list[Sample]:
     for group in groups:
         parts = (group.prompt.input_ids, group.prompt.pixel_values, group.prompt.image_grid_thw)
         prompt = Prompt(*(part.to(s.device) for part in parts if part is not None))
-        samples += [Sample(prompt, ids(spans), ids(group.teacher)) for spans in group.students]
+        valid = [spans for spans in group.students if spans is not None]
+        samples += [Sample(prompt, ids(spans), ids(group.teacher)) for spans in valid]
     return samples
 
 
@@ -204,57 +210,34 @@ def real_tokens(samples: Sequence[Sample], groups: int) -> int:
     ) + sum(len(span) for sample in samples for span in sample.student.values())
 
 
-def step_flops(s: Setting, samples: Sequence[Sample]) -> dict[str, float]:
+def step_flops(s: Setting, groups: Sequence[Group]) -> dict[str, float]:
     """Return the model FLOPs of a step of each algorithm.
 
-    A backward pass counts as two forward passes, and a recomputed forward pass as none. Only matrix
-    products count, with attention over the pairs of tokens that see each other. In the last layer,
-    ours sends only terminal tokens to experts.
+    A backward pass counts as two forward passes, and a recomputed forward pass as none. In the last
+    layer, ours sends only terminal tokens to experts. All responses must be valid.
     """
-
-    def alone(sample: Sample, span: torch.Tensor) -> float:
-        length = len(sample.prompt.input_ids) + len(span)
-        return image_flops(s) + text_flops(s, length, length**2 / 2, s.layers * length)
-
-    reference = sum(
-        4 * alone(sample, sample.student[view]) + 3 * alone(sample, sample.teacher[view])
-        for sample in samples
-        for view in sample.student
-    )
-    ours = 0.0
-    members = len(samples) // s.groups
-    for start in range(0, len(samples), members):
-        group = samples[start : start + members]
-        prompt = len(group[0].prompt.input_ids)
-        spans = [
-            *group[0].teacher.values(),
-            *(span for sample in group for span in sample.student.values()),
-        ]
-        tokens = prompt + sum(map(len, spans))
-        pairs = prompt**2 / 2 + sum(len(span) * prompt + len(span) ** 2 / 2 for span in spans)
-        ours += 3 * (
-            image_flops(s) + text_flops(s, tokens, pairs, (s.layers - 1) * tokens + len(spans))
-        )
-    return {"reference": reference, "ours": ours}
+    flops = FlopModel.of(DiscriminatorConfig(**config_fields(s)))
+    sizes = [group_sizes(group) for group in groups]
+    ours = sum(flops.part(each, range(each.valid)) for each in sizes)
+    reference = sum(reference_flops(flops, each) for each in sizes)
+    return {"reference": reference, "ours": training_factor(checkpointing=False) * ours}
 
 
-def text_flops(s: Setting, tokens: int, pairs: float, to_experts: int) -> float:
-    """FLOPs of a forward through the text layers; `to_experts` counts tokens over all layers."""
-    projections = s.hidden * s.head_dim * (2 * s.heads + 2 * s.key_heads)
-    experts = s.experts_per_token * 3 * s.hidden * s.intermediate + s.experts * s.hidden
-    return (
-        s.layers * (2 * tokens * projections + 4 * s.heads * s.head_dim * pairs)
-        + 2 * to_experts * experts
-    )
+def reference_flops(flops: FlopModel, sizes: GroupSizes) -> float:
+    """Return the FLOPs of the published algorithm's step on one group.
 
+    Each text of a student is computed once to score it and with gradients to learn from it, and the
+    teacher's with gradients for each student.
+    """
+    images = sum(map(flops.image, sizes.images))
 
-def image_flops(s: Setting) -> float:
-    """FLOPs of one image's forward through the vision tower."""
-    patches, hidden = s.image_side**2, s.vision_hidden
-    layer = (
-        2 * patches * (4 * hidden**2 + 2 * hidden * s.vision_intermediate) + 4 * hidden * patches**2
-    )
-    merged = hidden * MERGE**2
-    merger = 2 * s.image_tokens * merged * (merged + s.hidden)
-    embedding = 2 * patches * hidden * CHANNELS * FRAMES * PATCH**2
-    return embedding + s.vision_layers * layer + (1 + len(s.deepstack)) * merger
+    def alone(span: int) -> float:
+        tokens = sizes.prompt + span
+        return images + flops.prompt(tokens) + flops.expert_token * tokens
+
+    training = training_factor(checkpointing=False)
+    total = 0.0
+    for student in sizes.students:
+        for own, teacher in zip(student or (), sizes.teacher, strict=True):
+            total += (1 + training) * alone(own) + training * alone(teacher)
+    return total

@@ -1,7 +1,8 @@
 """The reference discriminator step, with one forward pass per text.
 
-`discriminator.py` compares ours with it. It is written from the description of the public
-implementation. For every sample (a prompt, a student's response, the teacher's response) it
+`benchmarks/discriminator.py` and the GPU check compare ours with it. It is written from the
+description of the public implementation. For every sample (a prompt, a student's response, the
+teacher's response) it
 
 1. scores the student's caption and reasoning for the policy's reward: two forward passes of a
    single text, without gradients;
@@ -60,13 +61,18 @@ class ReferenceDiscriminator(nn.Module):
         input_ids = pad_sequence(rows, batch_first=True)
         hidden = self.model(
             input_ids=input_ids,
-            pixel_values=torch.cat([prompt.pixel_values for prompt in prompts]),
-            image_grid_thw=torch.cat([prompt.image_grid_thw for prompt in prompts]),
+            pixel_values=_join([prompt.pixel_values for prompt in prompts]),
+            image_grid_thw=_join([prompt.image_grid_thw for prompt in prompts]),
             mm_token_type_ids=(input_ids == self.model.config.image_token_id).int(),
             use_cache=False,
         ).last_hidden_state
         last = torch.stack([states[len(row) - 1] for states, row in zip(hidden, rows, strict=True)])
-        return F.linear(last.float(), self.heads["shared"].weight.float())[:, 0]
+        weight = self.heads["shared"].get_parameter("weight")
+        return F.linear(last.float(), weight.float())[:, 0]
+
+
+def _join(parts: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([part for part in parts if part is not None])
 
 
 @torch.no_grad()

@@ -1,0 +1,133 @@
+"""verl's datasets for stages sft, align and rlvr, with rows that are read when a batch needs them.
+
+verl's own SFT dataset reads whole files into the memory of every rank. verl passes only the branch
+`data` of the config to a dataset, so `data.prism` holds our config.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generation
+
+from verl_prism import config as prism_config
+from verl_prism.config import parse_prism
+from verl_prism.data.images import limited_images
+from verl_prism.data.rows import Row, Rows, heldout_rows, train_rows
+from verl_prism.errors import UserError
+
+
+class ModelRows(Sequence[Row]):
+    """Rows whose `images` are as verl takes them: a list, with the limits of `prism.image`."""
+
+    def __init__(self, rows: Rows, limits: prism_config.Image) -> None:
+        self.rows = rows
+        self._limits = limits
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]
+        row = self.rows[index]
+        return row | {"images": limited_images(row, self._limits)}
+
+
+class PrismSFTDataset(MultiTurnSFTDataset):
+    """verl's SFT dataset, which reads a demonstration when a batch needs it."""
+
+    def __init__(
+        self,
+        parquet_files: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DictConfig,
+        processor: ProcessorMixin,
+        max_samples: int = -1,
+    ) -> None:
+        self._model_rows = open_rows(parquet_files, config, max_samples)
+        super().__init__(parquet_files, tokenizer, config, processor, max_samples)
+
+    def _download(self) -> None:
+        """Do nothing: the files are local."""
+
+    def _read_files_and_process(self) -> None:
+        self.dataframe = _Frame(self._model_rows)
+        self.messages = self._model_rows  # verl only takes their number
+        self.tools = self._column(self.tools_key)
+        self.enable_thinking = self._column(self.enable_thinking_key)
+        self.system_prompt, self.generation_prompt = extract_system_prompt_and_generation(
+            self.tokenizer, **self.apply_chat_template_kwargs
+        )
+
+    def _column(self, name: str) -> "_Column | None":
+        rows = self._model_rows.rows
+        return _Column(rows, name) if name in rows.columns else None
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        try:
+            example = super().__getitem__(item)
+        except Exception as error:
+            error.add_note(f"in {self._model_rows.rows.place(item)}")
+            raise
+        # verl's collator needs the key in every row of a batch if it is in one.
+        return {"multi_modal_inputs": {}} | example
+
+
+class PrismRLDataset(RLHFDataset):
+    """verl's RL dataset, which reads a question when a batch needs it."""
+
+    def _download(self, use_origin_parquet: bool = False) -> None:
+        """Do nothing: the files are local."""
+
+    def _read_files_and_tokenize(self) -> None:
+        self.dataframe = open_rows(self.original_data_files, self.config, self.max_samples)
+
+
+def open_rows(files: Any, config: DictConfig, max_samples: int) -> ModelRows:
+    """Return the rows of `prism.data.train`, or of `heldout` if `files` are verl's `val_files`.
+
+    Args:
+        files: a path or paths, as verl passes them.
+        config: verl's branch `data`.
+    """
+    if max_samples > 0:
+        raise UserError(
+            "data.train_max_samples and data.val_max_samples are not supported; "
+            "write a smaller file"
+        )
+    prism = parse_prism(config.prism)
+    heldout = _paths(files) == _paths(config.val_files)
+    rows = heldout_rows(prism) if heldout else train_rows(prism)
+    return ModelRows(rows, prism.image)
+
+
+def _paths(files: Any) -> list[str]:
+    return [files] if isinstance(files, str) else list(files or ())
+
+
+class _Frame:
+    """The part of a pandas data frame that verl's SFT dataset uses: `frame.iloc[index]`."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    @property
+    def iloc(self) -> "_Frame":
+        return self
+
+    def __getitem__(self, index: int) -> pd.Series:
+        return pd.Series(self._rows[index])
+
+
+class _Column:
+    """A column of rows by index."""
+
+    def __init__(self, rows: Rows, name: str) -> None:
+        self._rows = rows
+        self._name = name
+
+    def __getitem__(self, index: int) -> Any:
+        return self._rows[index][self._name]

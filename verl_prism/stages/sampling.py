@@ -1,0 +1,105 @@
+"""Sampling of a policy to a journal, for stages warmup and eval."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from verl_prism.checkpoints.preemption import end_requested
+from verl_prism.config import DataFiles, Hardware, Prism
+from verl_prism.data.rows import parquet_files
+from verl_prism.errors import EndedEarly
+from verl_prism.launcher.ray_session import ray_session
+from verl_prism.rollout.engines import engine_count
+from verl_prism.rollout.journal import Journal, policy_digest
+from verl_prism.rollout.sampler import sample_rows
+from verl_prism.rollout.sampling import Finished, Row, Sampling, SamplingJob
+from verl_prism.run_folder import RunFolder
+
+Encode = Callable[[Finished], tuple[int, list[Any]]]
+
+
+def sampling_job(prism: Prism, policy: Path, *samplings: Sampling) -> SamplingJob:
+    """Return the job of sampling a policy with a run's settings."""
+    return SamplingJob(
+        policy, samplings, prism.hardware, prism.image, prism.seed, prism.reproducible
+    )
+
+
+def journal_settings(job: SamplingJob, key: str, data: DataFiles, rows: int) -> dict[str, Any]:
+    """Return what responses depend on. A journal is only continued if it is the same.
+
+    key: the config key that names the files in `data`.
+    """
+    files = parquet_files(key, data)
+    settings: dict[str, Any] = {
+        "the policy's weights": policy_digest(job.policy),
+        key: [str(file) for file in files],
+        f"{key}, its bytes": sum(file.stat().st_size for file in files),
+        "rows": rows,
+        "prism.image": job.image.model_dump(),
+        "samplings": [asdict(sampling) for sampling in job.samplings],
+        "prism.seed": job.seed,
+        "prism.hardware.dtype": job.hardware.dtype,
+        "prism.reproducible": job.reproducible,
+    }
+    if job.reproducible:
+        settings["prism.hardware.max_num_seqs"] = job.hardware.max_num_seqs
+    return settings
+
+
+def sample_to_journal(
+    job: SamplingJob,
+    rows: Sequence[Row],
+    journal: Journal,
+    run: RunFolder,
+    encode: Encode,
+    report: Callable[[int], None],
+) -> None:
+    """Sample the rows that the journal lacks.
+
+    Needs `sampling_devices`.
+
+    encode: turns responses into what JSON can hold.
+    report: receives the number of rows so far.
+
+    Raises:
+        EndedEarly: an early end was requested; the journal has what was finished.
+    """
+    report(len(journal.done))
+    missing = journal.missing(len(rows))
+    if not missing:
+        return
+    for finished in sample_rows(job, rows, missing):
+        journal.append([encode(row) for row in finished])
+        report(len(journal.done))
+        if end_requested(run):
+            raise EndedEarly(0)
+
+
+@contextmanager
+def sampling_devices(hardware: Hardware) -> Iterator[None]:
+    """Connect to Ray for the block, if more than one engine samples."""
+    with ray_session(hardware) if engine_count(hardware) > 1 else nullcontext():
+        yield
+
+
+class TimeLeft:
+    """Estimates the time left from the pace since the first report."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, done: int) -> str:
+        """Return " · 1:23 left", or "" while it is unknown."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (done, now)
+        first, start = self._first
+        if done == first:
+            return ""
+        seconds = round((now - start) / (done - first) * (self._total - done))
+        return f" · {seconds // 60}:{seconds % 60:02d} left"

@@ -5,10 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # Before torch is imported: idle threads of torch must sleep, and vLLM must not compile its sampler.
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_COMPILE_DISABLE": "1"}
+# Results of checks are not kept in the user's own cache.
+os.environ["VERL_PRISM_CACHE"] = tempfile.mkdtemp(prefix="verl_prism-cache-")
 
 import pyarrow.parquet as pq
 import pytest

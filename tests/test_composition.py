@@ -86,9 +86,9 @@ def test_dapo_samples_dynamically():
 
 def test_verls_keys_on_the_command_line_override_ours():
     config, _ = compose_run(
-        ["stage=rlvr", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.save_freq=7"]
+        ["stage=rlvr", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.test_freq=7"]
     )
-    assert (config.actor_rollout_ref.actor.ppo_mini_batch_size, config.trainer.save_freq) == (2, 7)
+    assert (config.actor_rollout_ref.actor.ppo_mini_batch_size, config.trainer.test_freq) == (2, 7)
 
 
 def test_stages_are_chained_by_default(tmp_path):
@@ -190,7 +190,8 @@ def test_verl_accepts_the_sft_config(hardware):
 def test_a_config_that_verl_refuses_is_a_user_error():
     from verl_prism.trainer.validate import check_with_verl
 
-    config, _ = compose_run(["stage=rlvr", "actor_rollout_ref.actor.loss_agg_mode=median"])
+    config, _ = compose_run(["stage=rlvr"])
+    config.actor_rollout_ref.actor.loss_agg_mode = "median"
     with pytest.raises(
         UserError, match="verl refuses this configuration: Invalid loss_agg_mode: median"
     ):

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -101,7 +102,10 @@ def test_check_starts_nothing(digits_folder, tmp_path):
     done = command(
         "stage=sft", f"prism.root={digits_folder}", f"prism.output={tmp_path / 'sft'}", "--check"
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stdout == "ok: 16,300 rows, 84 epochs, longest demonstration 72 tokens\n"
+    note = "verl_prism: note: prism.steps=85,625 are 84 epochs of 16,300 rows; an epoch has 1,019"
+    assert done.stderr.startswith(note)
     assert not (tmp_path / "sft").exists()
 
 
@@ -120,11 +124,50 @@ def test_secrets_are_in_neither_the_printed_config_nor_a_message(monkeypatch, ca
 
 
 def test_a_check_of_a_gpu_run_needs_no_gpu(digits_folder, monkeypatch, capsys):
-    monkeypatch.setattr("verl_prism.data.checks.GPU_FILES", ())
+    monkeypatch.setattr("verl_prism.data.checks.host.GPU_FILES", ())
     folder = f"prism.root={digits_folder}"
     data = f"prism.data.train={digits_folder}/data/sft.parquet"
     assert main(["stage=sft", "hardware=cuda", folder, data, "--check"]) == 0
-    assert capsys.readouterr().out.startswith("no GPU here: ")
+    shown = capsys.readouterr().out
+    assert shown.startswith("ok: 16,300 rows, ")
+    assert "\nno GPU here: " in shown
     assert main(["stage=sft", "hardware=cuda", folder, f"{data}.missing", "--check"]) == 2
     assert main(["stage=sft", "hardware=cuda", folder, data]) == 2
     assert "hardware=cuda, but this host has no GPU" in capsys.readouterr().err
+
+
+def test_epochs_set_the_steps_from_the_rows(digits_folder, capsys):
+    run = ["stage=sft", f"prism.root={digits_folder}", "prism.epochs=3"]
+    assert main([*run, "--check"]) == 0
+    assert capsys.readouterr().out.startswith("ok: 16,300 rows, 3 epochs, longest demonstration")
+    assert main([*run, "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["prism"]["steps"] == shown["trainer"]["total_training_steps"] == 3057
+
+
+def test_an_option_with_dashes_is_not_a_key(capsys):
+    assert main(["--stage", "sft"]) == 2
+    assert capsys.readouterr().err == (
+        "verl_prism: unknown option --stage; write stage=... without dashes\n"
+    )
+
+
+def test_a_failure_that_nothing_foresaw_is_one_line_and_a_file(monkeypatch, capsys):
+    def fail(overrides, **options):
+        raise RuntimeError("no one expects this")
+
+    monkeypatch.setattr("verl_prism.main.compose_run", fail)
+    assert main(["stage=sft", "--cfg", "job"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("verl_prism: RuntimeError: no one expects this; traceback in ")
+    assert len(error.splitlines()) == 1
+    file = Path(error.split("traceback in ")[1].strip())
+    assert "Traceback" in file.read_text()
+    file.unlink()
+
+
+def test_policies_are_evaluated_without_the_one_of_stage_rlvr(digits_folder, tmp_path, capsys):
+    policies = f"prism.eval.policies={{base: {digits_folder}/base}}"
+    data = f"prism.data.heldout={digits_folder}/data/heldout.parquet"
+    assert main(["stage=eval", f"prism.root={tmp_path}", data, policies, "--check"]) == 0
+    assert capsys.readouterr().out == "ok: 600 rows, longest prompt 42 tokens\n"

@@ -15,18 +15,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from verl_prism.config import Prism, check_not_renamed, flatten, parse_prism
 from verl_prism.errors import UserError
+from verl_prism.owned_keys import check_owned_keys
 
 GROUPS = ("stage", "algorithm", "model", "hardware", "discriminator")
 SIMILAR = 1.3  # similarity, in [0, 2], from which a known key is suggested for an unknown one
 
 
 def compose_run(
-    overrides: Sequence[str], find_models: Callable[[Prism], Prism] = lambda prism: prism
+    overrides: Sequence[str],
+    find_models: Callable[[Prism], Prism] = lambda prism: prism,
+    steps: int | None = None,
 ) -> tuple[DictConfig, Prism]:
     """Return the whole config, with interpolations resolved, and its typed node `prism`.
 
-    overrides: Hydra's: `stage=sft`, `prism.steps=100`, `trainer.save_freq=10`.
+    overrides: Hydra's: `stage=sft`, `prism.steps=100`, `trainer.test_freq=10`.
     find_models: replaces hub ids of models with folders; by default they stay.
+    steps: replaces `prism.steps`, once `prism.epochs` and the number of rows are known.
 
     Takes about a second. Raises UserError that names the key.
     """
@@ -37,6 +41,8 @@ def compose_run(
     try:
         with initialize_config_dir(str(trainer_configs_dir()), version_base="1.3"):
             config = _compose([re.sub(r"^model=", "model@_global_=", item) for item in overrides])
+        if steps is not None:
+            config.prism.steps = steps
         _make_root_absolute(config)
         prism = find_models(parse_prism(config.prism))
         config.prism = prism.model_dump(mode="json")  # verl's keys get absolute paths too
@@ -69,22 +75,43 @@ def verl_config_dir() -> str:
 
 
 def _compose(overrides: list[str]) -> DictConfig:
+    overrides = [_quoted(item) for item in overrides]
     parsed = OverridesParser.create().parse_overrides(overrides)
     by_key = {item.key_or_group.removesuffix("@_global_"): item for item in parsed}
     for key in by_key:
         check_not_renamed(key)
     for group in GROUPS:
         _check_choice(group, str(by_key[group].value()) if group in by_key else None)
+    if {"prism.steps", "prism.epochs"} <= by_key.keys():
+        raise UserError("prism.steps and prism.epochs both set the length of the run; give one")
+    choices = [str(by_key[group].input_line) for group in GROUPS if group in by_key]
     try:
-        return compose("prism", overrides=overrides)
+        config = compose("prism", overrides=overrides)
+        if any(key not in GROUPS and not key.startswith("prism") for key in by_key):
+            check_owned_keys(compose("prism", overrides=choices), config)
+        return config
     except HydraException:
-        choices = [str(by_key[group].input_line) for group in GROUPS if group in by_key]
         known = _known_keys(compose("prism", overrides=choices))
         for key, item in by_key.items():
             added = item.is_add() or item.is_force_add()
             if not added and key not in GROUPS and key not in known:
                 raise UserError(f"unknown key {key}{_suggestion(key, known)}") from None
         raise
+
+
+def _quoted(item: str) -> str:
+    """Quote the value of an override that Hydra's grammar cannot read, such as `/data/a (1)=b`."""
+    parser = OverridesParser.create()
+    key, equals, value = item.partition("=")
+    try:
+        if not parser.parse_override(item).is_sweep_override():
+            return item
+    except HydraException:
+        pass
+    if not equals or not value or value[0] in "[{'\"":
+        return item
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def _check_choice(group: str, choice: str | None) -> None:

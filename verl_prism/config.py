@@ -32,6 +32,7 @@ AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().abs
 DataFiles = AbsolutePath | tuple[AbsolutePath, ...]  # files, folders or globs
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+UserFunction = Annotated[str, AfterValidator(lambda spec: absolute_function(spec))]
 # org/name or org/name@revision, as the Hugging Face Hub writes it
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.][\w./-]*))?", re.ASCII)
 
@@ -70,6 +71,34 @@ RENAMED_KEYS = {
 """Old dotted key to new dotted key. Old keys are refused, with the new name in the message."""
 
 
+# The loggers of verl 0.9.1 (verl.utils.tracking.Tracking.supported_backend).
+Logger = Literal[
+    "wandb",
+    "mlflow",
+    "swanlab",
+    "vemlp_wandb",
+    "tensorboard",
+    "console",
+    "clearml",
+    "trackio",
+    "file",
+    "rl_insight",
+]
+
+
+def absolute_function(spec: str) -> str:
+    """Return "path/to/file.py:function" with an absolute path."""
+    path, colon, name = spec.rpartition(":")
+    if not (path and colon and name.isidentifier()):
+        raise ValueError("write path/to/file.py:function")
+    return f"{Path(path).expanduser().absolute()}:{name}"
+
+
+def with_file(loggers: list[Logger]) -> list[Logger]:
+    """Return the loggers with `file` first: the console and the summary read what it writes."""
+    return ["file", *(logger for logger in loggers if logger != "file")]
+
+
 class Section(BaseModel):
     """A frozen node that refuses unknown keys."""
 
@@ -84,6 +113,7 @@ class Data(Section):
     cache: AbsolutePath
     max_prompt_tokens: PositiveInt
     max_response_tokens: PositiveInt
+    overlong: Literal["error", "filter"]
 
 
 class Image(Section):
@@ -317,11 +347,21 @@ class Judge(Section):
 
 
 class Reward(Section):
-    """Stage rlvr: the weights of the reward, and the judge."""
+    """The weights of the reward in stage rlvr, the user's own reward, and the judge."""
 
     accuracy_weight: Fraction
     format_weight: Fraction
+    function: UserFunction | None
     judge: Judge
+
+    @model_validator(mode="after")
+    def _one_grader(self) -> "Reward":
+        if self.function is not None and self.judge.endpoint is not None:
+            raise ValueError(
+                "function and judge.endpoint are both set, but the judge reviews only the "
+                "built-in grader's verdicts; set one of them to null"
+            )
+        return self
 
 
 class Eval(Section):
@@ -331,7 +371,7 @@ class Eval(Section):
     samples: PositiveInt
     temperature: NonNegativeFloat
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
-    metrics: str | None
+    metrics: UserFunction | None
     max_questions: PositiveInt | None
 
 
@@ -345,6 +385,8 @@ class Prism(Section):
     output: AbsolutePath
     policy: ModelPath
     steps: PositiveInt
+    epochs: PositiveFloat | None
+    loggers: Annotated[list[Logger], AfterValidator(with_file)]
     checkpoint_every: PositiveInt
     keep_checkpoints: PositiveInt
     resume: bool
@@ -378,6 +420,15 @@ class Prism(Section):
         if self.stage == "rlvr" and self.algorithm.distillation.enable:
             devices += self.algorithm.distillation.devices
         return devices
+
+    @model_validator(mode="after")
+    def _only_training_has_epochs(self) -> "Prism":
+        if self.stage == "eval" and self.epochs is not None:
+            raise ValueError(
+                "prism.epochs: stage eval does not train; prism.eval.max_questions "
+                "limits the questions"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ray_has_enough_devices(self) -> "Prism":

@@ -3,13 +3,17 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
+from verl_prism.data.epochs import steps_of
 from verl_prism.errors import UserError
 from verl_prism.redaction import check_uploads, command_redactor, run_redactor
 
@@ -41,6 +45,7 @@ common keys
   prism.data.train=FILES              training questions (parquet)
   prism.data.heldout=FILES            held-out questions (parquet)
   prism.steps=N                       number of training steps
+  prism.epochs=X                      passes over the training data, instead of prism.steps
   prism.seed=N                        random seed
   prism.optim.lr=X                    learning rate of the policy
   prism.rollout.prompts_per_step=N    prompts in each training step
@@ -53,7 +58,7 @@ trainer_configs/prism.yaml explains all keys under prism. verl's own keys can be
 
 options
   --cfg job        print the composed config and stop; --package prism prints one part of it
-  --check          also check the data and the model folders, then stop
+  --check          check the data and the model folders, print what was found, and stop
   --help           show this text
 
 exit codes
@@ -81,11 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cfg", choices=["job"])
     parser.add_argument("--package")
     parser.add_argument("--check", action="store_true")
-    options = parser.parse_intermixed_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     if options.help:
         sys.stdout.write(HELP)
         return 0
     try:
+        _check_options(unknown)
         return _run(options)
     except UserError as error:
         redact = command_redactor(options.overrides, os.environ)
@@ -93,46 +99,104 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        redact = command_redactor(options.overrides, os.environ)
+        file = _write_traceback(redact(traceback.format_exc()))
+        name = type(error).__name__
+        sys.stderr.write(f"verl_prism: {name}: {redact(str(error))}; traceback in {file}\n")
+        return 1
+
+
+def _check_options(unknown: Sequence[str]) -> None:
+    if unknown:
+        name = unknown[0].lstrip("-").partition("=")[0]
+        raise UserError(f"unknown option {unknown[0]}; write {name}=... without dashes")
+
+
+def _write_traceback(text: str) -> str:
+    """Write the traceback of a failure that nothing foresaw to a file; return its path."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="verl_prism-", suffix=".log", encoding="utf-8", delete=False
+    ) as file:
+        file.write(text)
+    return file.name
 
 
 def _run(options: argparse.Namespace) -> int:
     config, prism = _compose(options)
-    if options.cfg:
-        shown = run_redactor(config, os.environ).config(config)
-        part = OmegaConf.select(shown, options.package) if options.package else shown
-        if not OmegaConf.is_config(part):
-            raise UserError(f"--package {options.package}: no such part of the config")
-        sys.stdout.write(OmegaConf.to_yaml(part))
-        return 0
-    from verl_prism.data.checks import check_device, check_inputs, has_gpu
+    from verl_prism.data import checks  # imports pyarrow
 
-    if not options.check:
-        check_device(prism.hardware)
-    check_uploads(config)
-    check_inputs(prism)
-    if options.check:
-        if prism.hardware.device == "cuda" and not has_gpu():
-            sys.stdout.write(
-                "no GPU here: run verl_prism.doctor on the run's hosts to check them\n"
-            )
+    if prism.epochs is not None:
+        config, prism = _compose(options, steps_of(prism, checks.count_rows(prism)))
+    if options.cfg:
+        _print_config(config, options.package)
         return 0
+    check_uploads(config)
+    if not options.check:
+        checks.check_device(prism.hardware)
+    with _progress_bar() as on_progress:
+        report = checks.check_inputs(prism, on_progress)
+    if prism.epochs is not None and report.train_rows is not None:
+        config, prism = _compose(options, steps_of(prism, report.train_rows))
+    for note in checks.notes(prism, report):
+        sys.stderr.write(f"verl_prism: note: {note}\n")
+    if options.check:
+        return _end_check(prism, checks.summary(prism, report))
+    checks.write_skipped_rows(prism, report)
     from verl_prism.launcher.launch import launch
     from verl_prism.launcher.restart import with_restarts
 
     return with_restarts(launch, config, prism)
 
 
-def _compose(options: argparse.Namespace) -> tuple[DictConfig, Prism]:
-    """Compose the config. Unless it is only to be shown, find the models that are hub ids."""
+def _compose(options: argparse.Namespace, steps: int | None = None) -> tuple[DictConfig, Prism]:
+    """Compose the config. Unless it is only to be shown, find the models that are hub ids.
+
+    steps: the number of steps of `prism.epochs`, once it is known.
+    """
     if options.cfg:
-        return compose_run(options.overrides)
+        return compose_run(options.overrides, steps=steps)
     from verl_prism.hub import with_local_models
 
     def say(line: str) -> None:
         sys.stdout.write(f"{line}\n")
 
     weights = not options.check
-    return compose_run(options.overrides, partial(with_local_models, weights=weights, say=say))
+    find_models = partial(with_local_models, weights=weights, say=say)
+    return compose_run(options.overrides, find_models, steps)
+
+
+def _print_config(config: DictConfig, package: str | None) -> None:
+    shown = run_redactor(config, os.environ).config(config)
+    part = OmegaConf.select(shown, package) if package else shown
+    if not OmegaConf.is_config(part):
+        raise UserError(f"--package {package}: no such part of the config")
+    sys.stdout.write(OmegaConf.to_yaml(part))
+
+
+def _end_check(prism: Prism, summary: str) -> int:
+    """Print what was found, and whether this host could run the stage."""
+    from verl_prism.data.checks import has_gpu
+
+    sys.stdout.write(f"ok: {summary}\n")
+    if prism.hardware.device == "cuda" and not has_gpu():
+        sys.stdout.write("no GPU here: run verl_prism.doctor on the run's hosts to check them\n")
+    return 0
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with the remaining time, on a terminal only; yield a function that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("checking the data", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from verl_prism.compose import compose_run
 from verl_prism.config import Prism
 from verl_prism.data.checks import (
     check_device,
-    check_images,
     check_inputs,
     check_model_folder,
 )
@@ -64,6 +63,7 @@ def prism(dense_folder, tmp_path):
             f"prism.discriminator.path={tmp_path / 'discriminator'}",
             f"prism.data.train={tmp_path / 'train.parquet'}",
             f"prism.data.heldout={tmp_path / 'heldout.parquet'}",
+            "prism.rollout.prompts_per_step=1",
         ]
     )
     return prism
@@ -181,34 +181,15 @@ def test_a_tokenizer_that_is_not_byte_level(prism):
     assert "not a byte-level BPE" in refusal(prism)
 
 
-@pytest.mark.parametrize("content", [b"no image", b"", None])
-def test_an_unreadable_image(prism, content):
-    write(prism.data.train, [question(), question(images=[{"bytes": content}])])
-    assert "row 1: unreadable image" in refusal(prism)
-
-
-def test_a_truncated_image(tmp_path):
-    whole = png()["bytes"]
-    half = {"bytes": whole[: len(whole) // 2]}
-    path = write(tmp_path / "data.parquet", [question(images=[half])])
-    with pytest.raises(UserError, match="row 0: unreadable image"):
-        check_images(path)
-
-
-def test_an_image_without_a_placeholder(prism):
-    write(prism.data.train, [question(text="What is the sum?")])
-    assert "row 0: 0 <image> in prompt, but 1 in images" in refusal(prism)
-
-
 def test_a_host_without_a_gpu(prism, monkeypatch):
-    monkeypatch.setattr("verl_prism.data.checks.GPU_FILES", ())
+    monkeypatch.setattr("verl_prism.data.checks.host.GPU_FILES", ())
     hardware = prism.hardware.model_copy(update={"device": "cuda"})
     with pytest.raises(UserError, match="hardware=cuda, but this host has no GPU; hardware=cpu"):
         check_device(hardware)
 
 
 def test_an_attention_kernel_that_is_not_installed(prism, monkeypatch):
-    monkeypatch.setattr("verl_prism.data.checks.has_gpu", lambda: True)
+    monkeypatch.setattr("verl_prism.data.checks.host.has_gpu", lambda: True)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     update = {"device": "cuda", "attention": "flash_attention_2"}
     with pytest.raises(UserError, match=r"set prism\.hardware\.attention=sdpa, or install it"):
@@ -242,6 +223,7 @@ def distilled(prism, tmp_path):
             f"prism.policy={prism.policy}",
             f"prism.data.train={prism.data.train}",
             f"prism.data.heldout={prism.data.heldout}",
+            "prism.rollout.prompts_per_step=1",
         ]
     )
     return prism

@@ -325,8 +325,8 @@ def test_fewer_rows_than_a_batch(run):
     assert_only(
         problems,
         "rows",
-        "has 8 rows, fewer than one batch: prism.rollout.prompts_per_step=16",
-        "add rows, or lower",
+        "has 8 rows, fewer than one step needs: prism.rollout.prompts_per_step=16; add rows",
+        "",
     )
 
 
@@ -403,9 +403,9 @@ def test_processes_that_cannot_communicate(run, monkeypatch):
 
 
 def test_what_verl_refuses(run):
-    (finding,) = findings(
-        CHECKS["verl"], run.case("actor_rollout_ref.actor.loss_agg_mode=median", stage="rlvr")
-    )
+    case = run.case(stage="rlvr")
+    case.config.actor_rollout_ref.actor.loss_agg_mode = "median"
+    (finding,) = findings(CHECKS["verl"], case)
     assert (finding.level, "Invalid loss_agg_mode: median" in finding.text) == ("error", True)
 
 

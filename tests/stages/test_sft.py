@@ -54,11 +54,11 @@ def test_two_steps_export_a_policy(digits_folder, tmp_path):
 @pytest.mark.integration
 @pytest.mark.slow
 def test_a_failure_names_the_log_and_its_last_errors(digits_folder, tmp_path):
-    run = command(digits_folder, tmp_path, "data.max_length=8")
+    run = command(digits_folder, tmp_path, "optim.betas=[2,2]")
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"stage sft failed; log in {tmp_path / 'log.txt'}, its last errors:" in done.stderr
-    assert "max_length=8" in done.stderr
+    assert "Invalid beta parameter" in done.stderr
     assert not (tmp_path / "policy").exists()
 
 

@@ -17,6 +17,7 @@ ALL_STAGES = (
     "image.",
     "data.max_prompt_tokens",
     "data.max_response_tokens",
+    "data.overlong",
     "hardware.dtype",
 )
 # The position in the data is saved per data loader worker, so their number is included.
@@ -38,6 +39,7 @@ OF_STAGE: dict[Stage, tuple[str, ...]] = {
         "algorithm.",
         "reward.accuracy_weight",
         "reward.format_weight",
+        "reward.function",
         "reward.judge.model",
         "hardware.dataloader_workers",
     ),

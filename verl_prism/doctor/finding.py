@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import DictConfig
 
 from verl_prism.config import ON_RAY, Prism
-from verl_prism.data.checks import has_gpu
+from verl_prism.data.checks import InputReport, check_files, has_gpu
 
 if TYPE_CHECKING:
     from verl_prism.doctor.sizes import Sizes
@@ -66,6 +66,11 @@ class Case:
         if self.prism.stage == "eval":
             return next(iter(self.prism.eval.policies.values()))
         return self.prism.policy
+
+    @cached_property
+    def inputs(self) -> InputReport:
+        """What the check of models and data finds. Raises UserError for the first mistake."""
+        return check_files(self.prism)
 
     @cached_property
     def policy(self) -> "Sizes":

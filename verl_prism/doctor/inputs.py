@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from verl_prism.config import Prism
-from verl_prism.data.checks import check_files, data_files, model_folders
+from verl_prism.data.checks import check_number_of_rows, model_folders, summary
 from verl_prism.doctor.finding import Case, Finding, error, ok, warning
 
 # How an image is cut into patches: name in a model's config, name in its image processor.
@@ -25,8 +23,7 @@ def check_models_and_data(case: Case) -> Iterator[Finding]:
     Raises:
         UserError: the first mistake in a model folder or data file.
     """
-    check_files(case.prism)
-    yield ok(", ".join(str(folder) for folder in model_folders(case.prism).values()))
+    yield ok(summary(case.prism, case.inputs))
 
 
 def check_image_patches(case: Case) -> Iterator[Finding]:
@@ -130,36 +127,22 @@ def _check_rl_batches(prism: Prism, mini_batch_prompts: int, ranks: int) -> Iter
 
 
 def check_rows(case: Case) -> Iterator[Finding]:
-    """Check that the training data fills a batch. If not, verl would draw forever."""
-    prism = case.prism
-    files = {key: path for key, path, _ in data_files(prism)}
-    train = files.get("prism.data.train")
-    if train is None:
+    """Check that the training data fills a step. If not, verl would draw forever.
+
+    Raises:
+        UserError: it does not.
+    """
+    check_number_of_rows(case.prism, case.inputs)
+    rows, prompts = case.inputs.train_rows, case.prism.warmup.prompts
+    if rows is None:
         yield ok("no training data needed")
-        return
-    rows = pq.read_metadata(train).num_rows
-    key, needed = _rows_needed(prism)
-    if rows < needed and prism.stage == "warmup":
+    elif case.prism.stage == "warmup" and rows < prompts:
         yield warning(
-            f"{train} has {rows} rows; all of them are used instead of {key}={needed}",
-            f"add rows, or set {key}={rows}",
-        )
-    elif rows < needed:
-        yield error(
-            f"{train} has {rows} rows, fewer than one batch: {key}={needed}",
-            f"add rows, or lower {key}",
+            f"prism.data.train has {rows} rows; all of them are used instead of "
+            f"prism.warmup.prompts={prompts}",
+            f"add rows, or set prism.warmup.prompts={rows}",
         )
     yield ok(f"{rows} rows")
-
-
-def _rows_needed(prism: Prism) -> tuple[str, int]:
-    """Return a config key and its value, the number of rows that the stage needs at least."""
-    match prism.stage:
-        case "sft":
-            return "prism.sft.examples_per_step", prism.sft.examples_per_step
-        case "warmup":
-            return "prism.warmup.prompts", prism.warmup.prompts
-    return "prism.rollout.prompts_per_step", prism.rollout.prompts_per_step
 
 
 def check_weight_bucket(case: Case) -> Iterator[Finding]:

@@ -213,15 +213,27 @@ def command(config_file: Path) -> list[str]:
     return [sys.executable, "-m", "verl_prism.stages.run", str(config_file)]
 
 
+def logger_environment(run: RunFolder) -> dict[str, str]:
+    """Return the variables that keep what verl's loggers write below the output folder."""
+    return {
+        "TENSORBOARD_DIR": str(run.path / "tensorboard"),
+        "WANDB_DIR": str(run.path),
+        "SWANLAB_LOG_DIR": str(run.path / "swanlog"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{run.path / 'mlruns.db'}",
+    }
+
+
 def environment(prism: Prism, scratch: Path) -> dict[str, str]:
     """Return the environment of the stage's process, which Ray's workers inherit.
 
-    The user's own variables take precedence over the defaults for the network and the CPU only.
+    The user's own variables take precedence over the defaults for the network, the CPU and the
+    loggers only.
     """
     single_node = prism.hardware.nodes == 1 and prism.hardware.ray_address is None
     variables = network_environment(single_node, prism.hub.offline, scratch)
     if prism.hardware.device == "cpu":
         variables |= cpu_environment()
+    variables |= logger_environment(RunFolder(prism.output))
     variables |= os.environ
     if prism.reproducible:
         variables |= REPRODUCIBLE

@@ -65,6 +65,8 @@ def cell(column: str, interval: Mapping[str, Any]) -> str:
     mean = interval["mean"]
     if mean is None:
         return "none"
-    scale = 1 if column == "length" else 100
     half = max(mean - interval["low"], interval["high"] - mean)
+    if column == "reward":
+        return f"{mean:.3f} ±{half:.3f}"
+    scale = 1 if column == "length" else 100
     return f"{scale * mean:.1f} ±{scale * half:.1f}"

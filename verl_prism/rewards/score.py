@@ -9,8 +9,7 @@ from verl_prism.response import Response, parse_response
 from verl_prism.rewards.grader import math_verify_pool
 from verl_prism.rewards.grader.grading import grade
 from verl_prism.rewards.opinion import Opinion
-
-Score = dict[str, float | str]
+from verl_prism.rewards.own import Score, own_score
 
 
 def compute_score(
@@ -82,6 +81,7 @@ async def compute_judged_score(
     *,
     judge: Mapping[str, Any],
     reward_workers: int,
+    function: str | None = None,
     accuracy_weight: float = 0.8,
     format_weight: float = 0.2,
     **_: Any,
@@ -91,6 +91,7 @@ async def compute_judged_score(
     The judge can only raise a score: it is not asked if the format is invalid.
 
     Args:
+        function: the user's own reward function as "path/to/file.py:name"; it replaces all of this.
         judge: the config section `prism.reward.judge`; without an endpoint, the judge is off.
         reward_workers: number of processes that share the judge's concurrency and budget evenly.
 
@@ -102,6 +103,10 @@ async def compute_judged_score(
         UserError: the endpoint is down (if `when_down: stop`) or refuses the model or the key.
     """
     response = parse_response(solution_str)
+    if function is not None:
+        return await asyncio.to_thread(
+            own_score, function, data_source, response, ground_truth, extra_info
+        )
     score = await asyncio.to_thread(
         score_response,
         response,

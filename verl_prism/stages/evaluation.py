@@ -5,7 +5,6 @@ with its marks), `results.json` and `results.md` (means with 95 % intervals over
 `examples.png` (what each policy answered to a few questions).
 """
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,9 @@ from verl_prism.report.metrics import MetricsLog
 from verl_prism.report.picture import draw_examples
 from verl_prism.report.table import results_markdown
 from verl_prism.response import FormatFault, Response, parse_response
+from verl_prism.rewards.own import Score, own_score
 from verl_prism.rewards.score import score_response
+from verl_prism.rewards.user_function import load_metrics
 from verl_prism.rollout.journal import Journal, JournalReader
 from verl_prism.rollout.sampling import Finished, Row, Sample, Sampling
 from verl_prism.run_folder import RunFolder
@@ -31,9 +32,10 @@ from verl_prism.stages.sampling import (
     sampling_job,
 )
 
-Marks = dict[str, bool | int | None]
+Marks = dict[str, bool | float | None]
 Measure = Callable[[Response, Row], Mapping[str, bool | None]]
-OWN_MARKS = ("accuracy", "format", "length")
+OWN_MARKS = ("accuracy", "format", "reward", "length")
+MEANS = ("reward", "length")  # marks that are not rates
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,8 @@ def grade_policies(
     marks = {}
     with open(folder.responses, "w", encoding="utf-8") as lines:
         for name in prism.eval.policies:
-            marks[name] = grade_policy(
-                name, rows, JournalReader(folder.samples(name)), measure, lines
-            )
+            responses = JournalReader(folder.samples(name))
+            marks[name] = grade_policy(name, rows, responses, measure, lines, prism.reward.function)
     return marks
 
 
@@ -138,12 +139,16 @@ def grade_policy(
     responses: Sequence[Sequence[Mapping[str, Any]]],
     measure: Measure,
     lines: TextIO,
+    reward: str | None = None,
 ) -> list[QuestionMarks]:
-    """Grade responses[Q][1 + S], the greedy one first; write each to `lines`; return marks[Q]."""
+    """Grade responses[Q][1 + S], the greedy one first; write each to `lines`; return marks[Q].
+
+    reward: `prism.reward.function`, None for the built-in grader.
+    """
     marks = []
     for question, row in enumerate(rows):
         samples = [Sample(**fields) for fields in responses[question]]
-        graded = [grade_sample(sample, row, measure) for sample in samples]
+        graded = [grade_sample(sample, row, measure, reward) for sample in samples]
         write_responses(lines, policy, question, row, graded)
         greedy, *sampled = [each.marks for each in graded]
         marks.append(QuestionMarks(greedy, sampled))
@@ -181,39 +186,23 @@ def read_questions(prism: Prism) -> Rows:
 
 
 def load_measure(spec: str | None) -> Measure:
-    """Return the function "path/to/file.py:function" that computes the task's own marks.
-
-    Without a name, there are no such marks.
-
-    Raises:
-        UserError: the file or the function does not exist.
-    """
-    if spec is None:
-        return lambda response, row: {}
-    path, _, name = spec.rpartition(":")
-    if not Path(path).is_file():
-        raise UserError(
-            f"prism.eval.metrics={spec}: no file {path!r}; write path/to/file.py:function"
-        )
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise UserError(f"prism.eval.metrics={spec}: {path} has no function {name!r}")
-    return getattr(module, name)
+    """Return the function that computes the task's own marks; without a name, there are none."""
+    return load_metrics(spec) if spec is not None else lambda response, row: {}
 
 
-def grade_sample(sample: Sample, row: Row, measure: Measure) -> GradedSample:
+def grade_sample(
+    sample: Sample, row: Row, measure: Measure, reward: str | None = None
+) -> GradedSample:
     """Grade one response.
 
     Its marks are accuracy and format (True or False), the task's own marks (None if undefined) and
-    the length in tokens.
+    the length in tokens. With a reward function of the user's own, the reward is a mark too, and a
+    response is accurate if its `acc` is 1.
+
+    reward: `prism.reward.function`, None for the built-in grader.
     """
     response = parse_response(sample.text)
-    gold = row["reward_model"]["ground_truth"]
-    score = score_response(response, gold, row.get("extra_info"))
+    score = _score(response, row, reward)
     own = measure(response, row)
     if clash := set(own) & set(OWN_MARKS):
         raise UserError(
@@ -226,7 +215,17 @@ def grade_sample(sample: Sample, row: Row, measure: Measure) -> GradedSample:
         "format": score["format"] == 1.0,
         "length": sample.tokens,
     }
+    if reward is not None:
+        marks["reward"] = float(score["score"])
     return GradedSample(sample, response.fault, marks)
+
+
+def _score(response: Response, row: Row, reward: str | None) -> Score:
+    gold = row["reward_model"]["ground_truth"]
+    extra_info = row.get("extra_info")
+    if reward is None:
+        return score_response(response, gold, extra_info)
+    return own_score(reward, row["data_source"], response, gold, extra_info)
 
 
 def summarize(
@@ -244,7 +243,7 @@ def intervals(marks: Sequence[QuestionMarks]) -> dict[str, Interval]:
     """Return an interval per mark over the sampled responses, and one for greedy accuracy."""
     result = {}
     for name in marks[0].greedy:
-        interval = mean_interval if name == "length" else rate_interval
+        interval = mean_interval if name in MEANS else rate_interval
         result[name] = interval([_values(name, each.samples) for each in marks])
     greedy = [_values("accuracy", [each.greedy]) for each in marks]
     return result | {"greedy_accuracy": rate_interval(greedy)}

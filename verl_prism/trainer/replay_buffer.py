@@ -135,8 +135,18 @@ def reward_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
     These are the mean of every number and the share of every format fault and, with a judge, of
     every opinion. Shares of 0 are included, so that every step has the same metrics.
+
+    Raises:
+        UserError: the rollouts have different entries.
     """
     metrics: dict[str, float] = {}
+    for info in infos:
+        if info.keys() != infos[0].keys():
+            differing = min(info.keys() ^ infos[0].keys())
+            raise UserError(
+                f"prism.reward.function returned {differing!r} for some responses only; "
+                "it has to return the same entries for all"
+            )
     for name, value in infos[0].items():
         if not isinstance(value, str):
             metrics[f"reward/{name}"] = sum(float(info[name]) for info in infos) / len(infos)

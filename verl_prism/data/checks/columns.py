@@ -1,0 +1,113 @@
+"""Checks of the columns of a parquet file and of their types, before any row is read."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_prism.errors import UserError
+
+OPTIONAL = ("images",)  # rows of a file without this column have no images
+MESSAGES_FORM = '[{"role": "user", "content": "<image>\\nWhat is …?"}]'
+SHARE_GPT = (
+    'ShareGPT rows ({from, value}) are not supported; write {"from": "human", "value": …} as '
+    '{"role": "user", "content": …}, "gpt" as "assistant", and name the column'
+)
+
+
+def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
+    """Check that a parquet file has rows, and these columns with usable types."""
+    try:
+        schema = pq.read_schema(path)
+        rows = pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{key}={path}: not a parquet file, or a damaged one ({error})") from None
+    columns = [column for column in columns if column in schema.names or column not in OPTIONAL]
+    missing = [column for column in columns if column not in schema.names]
+    if missing:
+        raise UserError(
+            f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}"
+            + _share_gpt_hint(schema, missing)
+        )
+    for column in columns:
+        for problem in _type_problems(column, schema.field(column).type):
+            raise UserError(f"{key}={path}: {problem}")
+    if "extra_info" in schema.names and not _is(
+        schema.field("extra_info").type, pa.types.is_struct
+    ):
+        raise UserError(
+            f"{key}={path}: extra_info is {schema.field('extra_info').type}; it should be a "
+            'struct, such as {"index": 0}'
+        )
+    if rows == 0:
+        raise UserError(f"{key}={path}: no rows")
+
+
+def _share_gpt_hint(schema: pa.Schema, missing: list[str]) -> str:
+    if "conversations" in schema.names and missing[0] in ("messages", "prompt"):
+        return f". {SHARE_GPT} {missing[0]}"
+    return ""
+
+
+def _type_problems(column: str, kind: pa.DataType) -> Iterator[str]:
+    match column:
+        case "messages" | "prompt":
+            yield from _messages_problems(column, kind)
+        case "images":
+            yield from _images_problems(kind)
+        case "reward_model":
+            if not _is(kind, pa.types.is_struct) or kind.get_field_index("ground_truth") < 0:
+                yield (
+                    f"reward_model is {kind}; it should be a struct, such as "
+                    '{"style": "rule", "ground_truth": "9"}'
+                )
+        case "data_source" | "teacher_response":
+            if not _is_text(kind) and not pa.types.is_null(kind):
+                yield f"{column} is {kind}; it should be a string"
+
+
+def _messages_problems(column: str, kind: pa.DataType) -> Iterator[str]:
+    item = _item(kind)
+    names = [item.field(index).name for index in range(item.num_fields)] if item else []
+    if {"from", "value"} <= set(names):
+        yield f"{column}: {SHARE_GPT} {column}"
+    elif item is None or not {"role", "content"} <= set(names):
+        yield (
+            f"{column} is {kind}; it should be a list of {{role, content}}, such as {MESSAGES_FORM}"
+        )
+    else:
+        content = item.field("content").type
+        if not _is_text(content) and not pa.types.is_null(content):
+            yield (
+                f"{column}: content is {content}; it should be a string, with <image> where an "
+                "image belongs"
+            )
+
+
+def _images_problems(kind: pa.DataType) -> Iterator[str]:
+    if pa.types.is_null(kind):
+        return
+    item = _item(kind)
+    form = 'it should be a list of {bytes}, such as [{"bytes": open(path, "rb").read()}]'
+    if item is None:
+        yield f"images is {kind}; {form}"
+    elif pa.types.is_null(item):
+        return
+    elif _is_text(item):
+        yield f"images holds paths; {form}"
+    elif not pa.types.is_struct(item) or item.get_field_index("bytes") < 0:
+        yield f"images holds {item}; {form}"
+
+
+def _item(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type of a list's items, None if it is not a list."""
+    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is(kind: pa.DataType, wanted: object) -> bool:
+    return pa.types.is_null(kind) or wanted(kind)  # type: ignore[operator]

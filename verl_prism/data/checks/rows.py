@@ -1,0 +1,240 @@
+"""One pass over the rows of a data file, in memory that does not grow with the file."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_prism.config import Prism
+from verl_prism.data.checks.answers import check_answer
+from verl_prism.data.checks.images import check_images
+from verl_prism.data.checks.lengths import (
+    Conversation,
+    TeacherCounter,
+    TokenCounter,
+    teacher_response,
+)
+from verl_prism.data.checks.messages import check_messages
+from verl_prism.data.checks.models import model_folders
+from verl_prism.data.checks.problem import RowError
+from verl_prism.data.images import ImageSettings
+from verl_prism.errors import UserError
+from verl_prism.response import View
+
+BATCH_BYTES = 2**23
+MAX_BATCH_ROWS = 256
+READ_BYTES = 2**20  # size of the buffer through which a column is read
+EXAMPLES = 3
+
+Row = dict[str, Any]
+Progress = Callable[[int], None]  # is given the number of rows since the last call
+
+
+@dataclass(frozen=True)
+class Overlong:
+    """A row that is too long: its number in its batch, and what is too long."""
+
+    row: int
+    text: str
+
+
+@dataclass
+class FileReport:
+    """What a pass over a file found.
+
+    Attributes:
+        rows: number of rows.
+        longest: tokens of the longest prompt or demonstration that is not too long.
+        overlong: numbers of the rows that are too long.
+        examples: the first few of them, in words.
+    """
+
+    rows: int = 0
+    longest: int = 0
+    overlong: list[int] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, rows: int, longest: int, overlong: Iterable[Overlong]) -> None:
+        """Add what a batch of `rows` rows has; the rows in `overlong` count from its start."""
+        for found in sorted(overlong, key=lambda item: item.row):
+            number = self.rows + found.row
+            if number not in self.overlong[-1:]:
+                self.overlong.append(number)
+            if len(self.examples) < EXAMPLES:
+                self.examples.append(f"row {number}: {found.text}")
+        self.longest = max(self.longest, longest)
+        self.rows += rows
+
+
+class RowChecker:
+    """Checks batches of rows of one split, for the stage of `prism`.
+
+    settings: what the result depends on, besides the rows and the model.
+    """
+
+    def __init__(self, prism: Prism, columns: Sequence[str]) -> None:
+        key, model = next(iter(model_folders(prism).items()))
+        self.columns = tuple(columns)
+        self.text_column = "messages" if "messages" in columns else "prompt"
+        self._graded = "reward_model" in columns
+        self._needs_gold = prism.stage in ("rlvr", "eval") and prism.reward.function is None
+        self._images = ImageSettings.of(prism.image, model)
+        self._counter = TokenCounter(key, model)
+        self._teacher = TeacherCounter(key, model) if "teacher_response" in columns else None
+        if self.text_column == "messages":
+            self._limit_key = "prism.hardware.max_tokens_per_device"
+            self._limit = prism.hardware.max_tokens_per_device
+        else:
+            self._limit_key = "prism.data.max_prompt_tokens"
+            self._limit = prism.data.max_prompt_tokens
+        limits = prism.discriminator
+        self._view_limits = {
+            View.PERCEPTION: ("max_perception_tokens", limits.max_perception_tokens),
+            View.REASONING: ("max_reasoning_tokens", limits.max_reasoning_tokens),
+        }
+        self.settings = {
+            "columns": list(columns),
+            "needs_gold": self._needs_gold,
+            "limit": self._limit,
+            "views": list(self._view_limits.values()) if self._teacher else [],
+            "image": prism.image.model_dump(),
+        }
+
+    def check(self, rows: Sequence[Row]) -> tuple[int, list[Overlong]]:
+        """Check a batch. Return the tokens of its longest conversation and what is too long.
+
+        Raises:
+            RowErrorAt: the first mistake.
+        """
+        conversations = [_at(number, self._check_row, row) for number, row in enumerate(rows)]
+        lengths = self._counter.lengths(conversations)
+        overlong = []
+        longest = 0
+        for number, length in enumerate(lengths):
+            if isinstance(length, RowError):
+                raise RowErrorAt(number, str(length))
+            if length > self._limit:
+                overlong.append(Overlong(number, self._too_long(length, conversations[number])))
+            else:
+                longest = max(longest, length)
+        if self._teacher is not None:
+            overlong += self._overlong_views(self._teacher, rows)
+        return longest, overlong
+
+    def _check_row(self, row: Row) -> Conversation:
+        messages = check_messages(row, self.text_column)
+        image_tokens = check_images(row, self._images)
+        if self._graded:
+            check_answer(row, needs_gold=self._needs_gold)
+        if self._teacher is not None:
+            teacher_response(row)
+        return self._counter.conversation(
+            messages, image_tokens, add_generation_prompt=self.text_column == "prompt"
+        )
+
+    def _too_long(self, length: int, conversation: Conversation) -> str:
+        images = sum(conversation.image_tokens)
+        share = f", {images:,} of them for images" if images else ""
+        return (
+            f"{self.text_column} has {length:,} tokens{share}, over {self._limit_key}={self._limit}"
+        )
+
+    def _overlong_views(self, counter: TeacherCounter, rows: Sequence[Row]) -> Iterator[Overlong]:
+        lengths = counter.lengths([row["teacher_response"] for row in rows])
+        for number, views in enumerate(lengths):
+            for view, (key, limit) in self._view_limits.items():
+                if views[view] > limit:
+                    yield Overlong(
+                        number,
+                        f"teacher_response: its {view} is {views[view]} tokens long, over "
+                        f"prism.discriminator.{key}={limit}",
+                    )
+
+
+class RowErrorAt(Exception):
+    """A mistake in the row with this number in a batch."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+def _at(number: int, check: Callable[[Row], Conversation], row: Row) -> Conversation:
+    try:
+        return check(row)
+    except RowError as error:
+        raise RowErrorAt(number, str(error)) from None
+
+
+def check_rows(file: Path, checker: RowChecker, on_progress: Progress) -> FileReport:
+    """Check all rows of a file.
+
+    Raises:
+        UserError: names the file, the first wrong row and the fix.
+    """
+    report = FileReport()
+    for batch in _batches(file, checker.columns):
+        rows = _to_rows(file, report.rows, batch)
+        try:
+            longest, overlong = checker.check(rows)
+        except RowErrorAt as error:
+            raise UserError(f"{file}, row {report.rows + error.number}: {error}") from None
+        report.add(len(rows), longest, overlong)
+        on_progress(len(rows))
+    return report
+
+
+def _batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Read a file through a small buffer; pyarrow would else read a whole row group at once."""
+    row = 0
+    try:
+        with pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False) as source:
+            for batch in source.iter_batches(
+                batch_size=_batch_rows(source.metadata),
+                columns=_columns_to_read(source.schema_arrow, columns),
+                use_threads=False,
+            ):
+                yield batch
+                row += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{file}: cannot be read from row {row} on ({error}); write or copy the file again"
+        ) from None
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    row_bytes = sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows)
+    return min(MAX_BATCH_ROWS, max(1, BATCH_BYTES // max(1, row_bytes)))
+
+
+def _columns_to_read(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    """Add `extra_info` if it holds equivalent answers; other facts of a task are not checked."""
+    present = [column for column in columns if column in schema.names]
+    if "reward_model" in columns and "extra_info" in schema.names:
+        kind = schema.field("extra_info").type
+        if pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0:
+            present.append("extra_info")
+    return present
+
+
+def _to_rows(file: Path, start: int, batch: pa.RecordBatch) -> list[Row]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            _check_utf8(f"{file}, row {start + number}", batch.slice(number, 1))
+        raise
+
+
+def _check_utf8(place: str, row: pa.RecordBatch) -> None:
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            column.to_pylist()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{place}: {name} is not UTF-8 ({error}); write the text as UTF-8"
+            ) from None

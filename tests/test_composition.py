@@ -134,7 +134,7 @@ def test_workers_of_stage_align_get_our_node():
             ["stage=rlvr", "prism.rollout.samples_per_promt=3"],
             "did you mean prism.rollout.samples_per_prompt?",
         ),
-        (["stage=rlvr", "prism.reward.bonus=1"], "prism.reward has accuracy_weight, format_weight"),
+        (["stage=rlvr", "prism.reward.bonus=1"], "prism.reward has function, accuracy_weight"),
         (["stage=sft", "algoritm=grpo"], "unknown key algoritm; did you mean algorithm?"),
         (["stage=sft", "actor_rollout_ref.rollout.n=3"], "unknown key actor_rollout_ref.rollout.n"),
         (["stage=rlvr", "+prism.extra=1"], "prism.extra=1: extra inputs are not permitted"),

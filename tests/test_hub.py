@@ -266,7 +266,10 @@ def run_main(server: HubServer, home: Path, *arguments: str) -> subprocess.Compl
 
 
 def test_the_command_checks_a_model_on_the_hub(server, tmp_path, data):
-    done = run_main(server, tmp_path, "stage=sft", "prism.policy=org/tiny@v1", data, "--check")
+    one_epoch = "prism.epochs=1"
+    done = run_main(
+        server, tmp_path, "stage=sft", "prism.policy=org/tiny@v1", data, one_epoch, "--check"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "prism.policy=org/tiny@v1: 0.00" in done.stdout
     done = run_main(server, tmp_path, "stage=sft", "prism.policy=org/typo", data, "--check")

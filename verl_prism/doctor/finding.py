@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from verl_prism.config import ON_RAY, Prism
 from verl_prism.data.checks import InputReport, check_files, has_gpu
+from verl_prism.errors import UserError
 
 if TYPE_CHECKING:
     from verl_prism.doctor.sizes import Sizes
@@ -67,10 +68,24 @@ class Case:
             return next(iter(self.prism.eval.policies.values()))
         return self.prism.policy
 
-    @cached_property
+    @property
     def inputs(self) -> InputReport:
         """What the check of models and data finds. Raises UserError for the first mistake."""
-        return check_files(self.prism)
+        if isinstance(self._inputs, UserError):
+            raise self._inputs
+        return self._inputs
+
+    @property
+    def has_wrong_inputs(self) -> bool:
+        """Whether there is a mistake in the models or the data."""
+        return isinstance(self._inputs, UserError)
+
+    @cached_property
+    def _inputs(self) -> InputReport | UserError:
+        try:
+            return check_files(self.prism)
+        except UserError as error:
+            return error
 
     @cached_property
     def policy(self) -> "Sizes":

@@ -132,6 +132,8 @@ def check_rows(case: Case) -> Iterator[Finding]:
     Raises:
         UserError: it does not.
     """
+    if case.has_wrong_inputs:  # the check of models and data says so
+        return
     check_number_of_rows(case.prism, case.inputs)
     rows, prompts = case.inputs.train_rows, case.prism.warmup.prompts
     if rows is None:

@@ -91,7 +91,6 @@ def test_align_takes_the_shortcut():
         "prism.rollout.old_log_probs=always",
         "actor_rollout_ref.actor.ppo_epochs=2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-        "actor_rollout_ref.actor.policy_loss.loss_mode=clip_cov",
         "actor_rollout_ref.rollout.calculate_log_probs=false",
         "algorithm.use_kl_in_reward=true",
         "algorithm.rollout_correction.rollout_is=token",

@@ -25,7 +25,7 @@ from vllm import SamplingParams
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from verl_prism.alignment.trainer import AdversarialOPDTrainer
+from verl_prism.alignment.groups import keys_by_group
 from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
 from verl_prism.rollout.sampling import request_seed
@@ -196,19 +196,10 @@ def buffer(**options: Any) -> ConfiguredReplayBuffer:
 
 def test_the_discriminator_gets_groups_in_the_order_of_the_batch():
     """verl's group names are random, and balancing over ranks may separate the rows of a group."""
-    seen: list[KVBatchMeta] = []
-
-    def update(rollouts: KVBatchMeta) -> SimpleNamespace:
-        seen.append(rollouts)
-        return SimpleNamespace(extra_info={"metrics": [{}]})
-
-    trainer = SimpleNamespace(discriminator_wg=SimpleNamespace(update_discriminator=update))
     keys = ["z_0_0", "a_1_0", "pad_0_0", "z_1_0", "a_0_0"]
     tags = [{"is_padding": True} if key.startswith("pad") else {} for key in keys]
-    AdversarialOPDTrainer._update_discriminator(
-        trainer, KVBatchMeta(partition_id="train", keys=keys, tags=tags), {}
-    )
-    assert seen[0].keys == ["z_0_0", "z_1_0", "a_1_0", "a_0_0"]
+    batch = KVBatchMeta(partition_id="train", keys=keys, tags=tags)
+    assert keys_by_group(batch) == [["z_0_0", "z_1_0"], ["a_1_0", "a_0_0"]]
 
 
 def test_nothing_changes_unless_it_is_set():

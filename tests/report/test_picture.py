@@ -57,5 +57,6 @@ def test_any_response_can_be_drawn(tmp_path, text):
     responses = [(text, marks)] * 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_examples(tmp_path / "x.png", [row] * 3, {"SFT": responses, "RL": responses})
+        rows = [row, row | {"images": None}, row | {"images": []}]
+        draw_examples(tmp_path / "x.png", rows, {"SFT": responses, "RL": responses})
     assert Image.open(tmp_path / "x.png").height > 300

@@ -145,8 +145,9 @@ def _grid(figure: Figure, heights: Sequence[float], policies: int) -> np.ndarray
 
 def _draw_question(axes: Axes, row: Mapping[str, Any]) -> None:
     axes.axis("off")
-    width = 0.92 / max(1, len(row["images"]))
-    for number, image in enumerate(row["images"]):
+    images = row.get("images") or []
+    width = 0.92 / max(1, len(images))
+    for number, image in enumerate(images):
         inset = axes.inset_axes((number * width, 0.42, width * 0.96, 0.58))
         inset.imshow(Image.open(io.BytesIO(image["bytes"])).convert("RGB"), interpolation="nearest")
         inset.set_anchor("NW")

@@ -198,7 +198,7 @@ def test_message_about_the_command_line_has_no_secrets():
 
 def test_logger_that_uploads_the_config_gets_no_secrets(composed):
     check_uploads(composed)
-    composed.trainer.logger = ["file", "wandb"]
+    composed.prism.loggers = ["file", "wandb"]
     with pytest.raises(
         UserError,
         match=r"wandb would upload the whole config, and prism\.reward\.judge\.endpoint in",

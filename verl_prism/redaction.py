@@ -136,7 +136,7 @@ def check_uploads(config: DictConfig) -> None:
 
     All of verl's loggers do, except console, file and tensorboard.
     """
-    chosen = OmegaConf.select(config, "trainer.logger") or []
+    chosen = OmegaConf.select(config, "prism.loggers") or []
     uploading = {chosen} if isinstance(chosen, str) else set(chosen)
     uploading -= {"console", "file", "tensorboard"}
     if not uploading:
@@ -144,7 +144,7 @@ def check_uploads(config: DictConfig) -> None:
     key = next((key for key, _ in config_secrets(config)), None)
     if key is not None:
         raise UserError(
-            f"trainer.logger: {', '.join(sorted(uploading))} would upload the whole config, and "
+            f"prism.loggers: {', '.join(sorted(uploading))} would upload the whole config, and "
             f"{key} in it is a secret; pass that in an environment variable instead"
         )
 

@@ -297,6 +297,13 @@ def test_an_output_below_a_file(runs, tmp_path):
         check_inputs(prism)
 
 
+def test_a_logger_that_is_not_installed(runs, monkeypatch):
+    monkeypatch.setattr("verl_prism.data.checks.host.LOGGER_PACKAGES", {"wandb": "no_such"})
+    prism = runs["warmup"].model_copy(update={"loggers": ["file", "wandb"]})
+    with pytest.raises(UserError, match=r"prism\.loggers: wandb needs the package no_such"):
+        check_inputs(prism)
+
+
 def test_a_second_check_reads_no_row(report, runs, monkeypatch):
     first = report("rlvr", QUESTION, QUESTION)
     monkeypatch.setattr("verl_prism.data.checks.inputs.check_rows", None)

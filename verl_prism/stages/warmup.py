@@ -36,6 +36,7 @@ from verl_prism.stages.sampling import (
 )
 from verl_prism.stages.warmup_data import WarmupData, prompt_rows
 from verl_prism.stages.warmup_training import WarmupTraining
+from verl_prism.trainer.tracking import TrackedMetrics
 
 Row = Mapping[str, Any]
 Summary = dict[str, float | str]
@@ -124,7 +125,7 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Su
     """
     torch.use_deterministic_algorithms(prism.reproducible, warn_only=True)
     folder = RunFolder(prism.output)
-    with process_group(prism.hardware.device) as ranks, _open_log(folder, ranks) as log:
+    with process_group(prism.hardware.device) as ranks, _open_log(prism, ranks) as log:
         if log:
             log.note("pairing")
         data = WarmupData(prism, JournalReader(folder.rollouts), ranks)
@@ -139,8 +140,8 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Su
         return summary, training.step
 
 
-def _open_log(folder: RunFolder, ranks: Ranks) -> MetricsLog | nullcontext[None]:
-    return MetricsLog(folder) if ranks.rank == 0 else nullcontext()
+def _open_log(prism: Prism, ranks: Ranks) -> MetricsLog | nullcontext[None]:
+    return TrackedMetrics(prism) if ranks.rank == 0 else nullcontext()
 
 
 def train(prism: Prism, training: WarmupTraining, data: WarmupData, log: MetricsLog | None) -> None:

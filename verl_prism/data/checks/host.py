@@ -1,12 +1,23 @@
 """Checks of the devices, the number of nodes and the output folder."""
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from verl_prism.config import Hardware
 from verl_prism.errors import UserError
 
+LOGGER_PACKAGES = {
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "vemlp_wandb": "volcengine_ml_platform",
+    "tensorboard": "tensorboard",
+    "clearml": "clearml",
+    "trackio": "trackio",
+    "rl_insight": "rl_insight",
+}
 GPU_FILES = (
     Path("/dev/nvidiactl"),  # NVIDIA
     Path("/dev/kfd"),  # AMD
@@ -40,6 +51,17 @@ def check_nodes(hardware: Hardware) -> None:
             "python -m verl_prism.cluster --hosts=... starts it, or set prism.hardware.ray_address "
             "to one that is running"
         )
+
+
+def check_loggers(loggers: Sequence[str]) -> None:
+    """Check that the packages of the loggers are installed."""
+    for logger in loggers:
+        package = LOGGER_PACKAGES.get(logger)
+        if package is not None and find_spec(package) is None:
+            raise UserError(
+                f"prism.loggers: {logger} needs the package {package}, which is not installed; "
+                "install it, or remove the logger"
+            )
 
 
 def check_output(output: Path) -> None:

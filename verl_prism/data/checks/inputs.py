@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from verl_prism.config import Prism
 from verl_prism.data.checks.cache import read_result, result_key, write_result
 from verl_prism.data.checks.columns import check_columns
-from verl_prism.data.checks.host import check_nodes, check_output
+from verl_prism.data.checks.host import check_loggers, check_nodes, check_output
 from verl_prism.data.checks.models import check_models, model_folders
 from verl_prism.data.checks.rows import FileReport, RowChecker, check_rows
 from verl_prism.data.epochs import MANY_EPOCHS, epochs_of, steps_per_epoch
@@ -72,6 +72,7 @@ def check_inputs(prism: Prism, on_progress: Progress = lambda done, total: None)
     """
     check_nodes(prism.hardware)
     check_output(prism.output)
+    check_loggers(prism.loggers)
     report = check_files(prism, on_progress)
     check_number_of_rows(prism, report)
     return report

@@ -23,7 +23,7 @@ from verl_prism.discriminator import (  # noqa: E402
     tokenize_spans,
 )
 from verl_prism.response import parse_response  # noqa: E402
-from verl_prism.stages.warmup import encode_row  # noqa: E402
+from verl_prism.stages.warmup_data import encode_row  # noqa: E402
 
 WRONG = "<caption>A 1 and a 2.</caption><think>The sum is {}.</think><answer>5</answer>"
 

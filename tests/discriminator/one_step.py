@@ -23,7 +23,6 @@ from verl_prism.discriminator import (
     Optimization,
     Prompt,
     Ranks,
-    Runtime,
     StepSettings,
     load_discriminator,
     process_group,
@@ -116,7 +115,7 @@ def main(dtype: str, ranks: Ranks) -> None:
         model,
         StepSettings(micro_batch_tokens=4096),
         Optimization(update, optimizer.zero_grad),
-        Runtime(ranks),
+        ranks,
         Path(folder),
     )
     before = {name: tensor.full_tensor().clone() for name, tensor in model.named_parameters()}

@@ -23,7 +23,6 @@ from verl_prism.discriminator import (
     Optimization,
     Prompt,
     Ranks,
-    Runtime,
     StepSettings,
     assign,
     group_sizes,
@@ -84,9 +83,7 @@ class Discriminator:
     def step(self, groups: list[Group], plan, balance: float) -> dict:
         settings = StepSettings(MAX_TOKENS, LossSettings(balance_coef=balance))
         optimization = Optimization(self.keep, self.model.zero_grad)
-        step = DiscriminatorStep(
-            self.model, settings, optimization, Runtime(self.ranks), Path("unused")
-        )
+        step = DiscriminatorStep(self.model, settings, optimization, self.ranks, Path("unused"))
         held, packs = local_plan(plan)
         parts = []
         for group, members in held:

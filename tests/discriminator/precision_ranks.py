@@ -21,7 +21,6 @@ from verl_prism.discriminator import (
     Optimization,
     PrismDiscriminatorForTokenClassification,
     Ranks,
-    Runtime,
     StepSettings,
     process_group,
     shard,
@@ -70,10 +69,10 @@ def run(dtype: torch.dtype, ranks: Ranks) -> dict:
         model,
         StepSettings(micro_batch_tokens=1, loss=LossSettings(balance_coef=1.0)),
         Optimization(keep, model.zero_grad),
-        Runtime(ranks),
+        ranks,
         Path(tempfile.gettempdir()),
     )
-    result = step(ranks.share(groups))
+    result = step(groups[ranks.rank :: ranks.world_size])
     return {
         "gradients": gradients,
         "metrics": result.metrics,

@@ -13,7 +13,6 @@ from verl_prism.discriminator import (
     Optimization,
     Prompt,
     Ranks,
-    Runtime,
     StepSettings,
     load_discriminator,
     process_group,
@@ -83,10 +82,10 @@ def run(folder, train, case: str, ranks: Ranks) -> dict:
         model,
         StepSettings(micro_batch_tokens=100, loss=LossSettings(balance_coef=0.0)),
         Optimization(keep, model.zero_grad),
-        Runtime(ranks),
+        ranks,
         folder,
     )
-    result = step(ranks.share(build_groups(folder, train, case)))
+    result = step(build_groups(folder, train, case)[ranks.rank :: ranks.world_size])
     return {"gradients": kept, "metrics": result.metrics}
 
 

@@ -13,7 +13,7 @@ from verl_prism.discriminator import (
     GroupEncoder,
     MiniBatch,
     Optimization,
-    Runtime,
+    Ranks,
     StepSettings,
     load_discriminator,
     score_groups,
@@ -51,7 +51,7 @@ def make_step_of(tmp_path):
             return norm
 
         optimization = Optimization(change, optimizer.zero_grad)
-        return DiscriminatorStep(discriminator, settings, optimization, Runtime(), tmp_path)
+        return DiscriminatorStep(discriminator, settings, optimization, Ranks(), tmp_path)
 
     return make
 
@@ -82,7 +82,7 @@ def test_step_learns_and_returns_the_scores_from_before(
     make_step, discriminator, groups, unchanged
 ):
     batch = MiniBatch(GroupEncoder(discriminator.config), groups, 400)
-    before = score_groups(discriminator, batch, Runtime())
+    before = score_groups(discriminator, batch, Ranks())
     result = make_step()(groups)
     torch.testing.assert_close(result.scores.student, before.student, atol=0, rtol=0)
     assert not unchanged()

@@ -17,7 +17,7 @@ from verl_prism.discriminator.batch import (
 from verl_prism.discriminator.loss import pair_metrics, pair_sums, pairwise_loss
 from verl_prism.discriminator.model import load_discriminator
 from verl_prism.discriminator.plan import Part
-from verl_prism.discriminator.ranks import Runtime
+from verl_prism.discriminator.ranks import Ranks
 from verl_prism.discriminator.settings import LossSettings
 from verl_prism.discriminator.spans import VIEWS, tokenize_spans
 from verl_prism.discriminator.upcycling import upcycle
@@ -32,7 +32,7 @@ from verl_prism.discriminator.update import (
 from verl_prism.response import parse_response
 
 PAIRS_ONLY = LossSettings(balance_coef=0.0)  # the load-balancing loss depends on the micro-batches
-RUNTIME = Runtime()
+RANKS = Ranks()
 
 
 def response(caption: str, think: str, answer: str) -> str:
@@ -89,7 +89,7 @@ def encoder(discriminator):
 def gradients(model, batch: MiniBatch, settings=PAIRS_ONLY, totals=None):
     """Loss, scores and the gradient of every parameter that has one."""
     model.zero_grad()
-    done = backward_groups(model, batch, settings, RUNTIME, totals)
+    done = backward_groups(model, batch, settings, RANKS, totals)
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return done.loss, done.scores, grads
 
@@ -110,7 +110,7 @@ def test_identical_text_of_teacher_and_student_scores_exactly_the_same(
     groups = [
         Group(prompt, teacher, [teacher]) for prompt, teacher in zip(prompts, teachers, strict=True)
     ]
-    scores = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RUNTIME)
+    scores = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RANKS)
     metrics = pair_metrics(pair_sums(scores))
     for view in VIEWS:
         assert metrics[f"{view}/accuracy"] == 0.5
@@ -118,9 +118,9 @@ def test_identical_text_of_teacher_and_student_scores_exactly_the_same(
 
 
 def test_score_does_not_depend_on_the_rest_of_the_pack(discriminator, encoder, groups):
-    together = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RUNTIME)
+    together = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RANKS)
     for g, group in enumerate(groups):
-        alone = score_groups(discriminator, MiniBatch(encoder, [group], 100_000), RUNTIME)
+        alone = score_groups(discriminator, MiniBatch(encoder, [group], 100_000), RANKS)
         valid = together.valid[g]
         torch.testing.assert_close(
             alone.student[:, 0, valid], together.student[:, g, valid], atol=1e-5, rtol=1e-4
@@ -135,8 +135,8 @@ def test_scores_of_an_update_equal_those_of_a_scoring_pass(
     discriminator, encoder, groups, max_tokens
 ):
     batch = MiniBatch(encoder, groups, max_tokens)
-    scored = score_groups(discriminator.eval(), batch, RUNTIME)
-    updated = backward_groups(discriminator.train(), batch, LossSettings(), RUNTIME).scores
+    scored = score_groups(discriminator.eval(), batch, RANKS)
+    updated = backward_groups(discriminator.train(), batch, LossSettings(), RANKS).scores
     for ours, theirs in ((updated.student, scored.student), (updated.teacher, scored.teacher)):
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
@@ -194,11 +194,11 @@ def test_rank_without_groups_only_runs_placeholders(discriminator, encoder):
 
 
 def test_planned_packs_give_each_student_its_own_score(discriminator, encoder, groups):
-    whole = score_groups(discriminator, MiniBatch(encoder, groups[:2], 100_000), RUNTIME)
+    whole = score_groups(discriminator, MiniBatch(encoder, groups[:2], 100_000), RANKS)
     plan = ((Part(1, (3, 0)), Part(0, (1, 2))), (Part(0, (3, 0)), Part(1, (1, 2))))
     batch = MiniBatch(encoder, groups[:2], 1, plan)
     assert len(batch) == 2
-    planned = score_groups(discriminator, batch, RUNTIME)
+    planned = score_groups(discriminator, batch, RANKS)
     assert planned.valid.equal(whole.valid)
     torch.testing.assert_close(
         planned.student[:, whole.valid], whole.student[:, whole.valid], atol=1e-5, rtol=1e-4
@@ -250,7 +250,7 @@ def test_routers_learn_from_only_the_balance_loss(dense_folder, tmp_path, encode
 
 
 def test_invalid_students_are_left_out(discriminator, encoder, groups):
-    scores = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RUNTIME)
+    scores = score_groups(discriminator, MiniBatch(encoder, groups, 100_000), RANKS)
     assert scores.valid.tolist() == [
         [spans is not None for spans in group.students] for group in groups
     ]
@@ -277,10 +277,10 @@ def test_gradient_penalty_estimates_the_gradients_of_the_scores(discriminator, e
     ) / 4
 
     torch.manual_seed(0)
-    alone = backward_groups(discriminator, batch, PAIRS_ONLY, RUNTIME).loss
+    alone = backward_groups(discriminator, batch, PAIRS_ONLY, RANKS).loss
     penalized = replace(PAIRS_ONLY, gradient_penalty=1.0)
     draws = [
-        backward_groups(discriminator, batch, penalized, RUNTIME).loss - alone for _ in range(60)
+        backward_groups(discriminator, batch, penalized, RANKS).loss - alone for _ in range(60)
     ]
     assert sum(draws) / len(draws) == pytest.approx(expected.item(), rel=0.4)
     assert NOISE < 0.1
@@ -294,7 +294,7 @@ def test_gradient_penalty_decreases_in_training(discriminator, encoder, groups):
     losses = []
     for step in range(8):
         torch.manual_seed(step % 2)
-        losses.append(backward_groups(discriminator, batch, heavy, RUNTIME).loss)
+        losses.append(backward_groups(discriminator, batch, heavy, RANKS).loss)
         optimizer.step()
         optimizer.zero_grad()
     assert sum(losses[-2:]) < sum(losses[:2])
@@ -326,7 +326,7 @@ def test_few_steps_separate_teacher_and_policy(discriminator, encoder, groups):
     batch = MiniBatch(encoder, groups, 100_000)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)
     for _ in range(12):
-        scores = backward_groups(discriminator, batch, LossSettings(), RUNTIME).scores
+        scores = backward_groups(discriminator, batch, LossSettings(), RANKS).scores
         optimizer.step()
         optimizer.zero_grad()
     metrics = pair_metrics(pair_sums(scores))

@@ -71,10 +71,10 @@ def test_experts_in_fp32_are_found(options, record, monkeypatch):
 def test_a_size_that_does_not_fit_is_tried_in_smaller_packs(options, record, monkeypatch):
     make_step = sizes.make_step
 
-    def small_device(model, optimizer, runtime, tokens, folder):
+    def small_device(model, optimizer, ranks, tokens, folder):
         if tokens > 20000:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
-        return make_step(model, optimizer, runtime, tokens, folder)
+        return make_step(model, optimizer, ranks, tokens, folder)
 
     monkeypatch.setattr(sizes, "make_step", small_device)
     sizes.measure_size(options, record, 800, 300, 700, 34)

@@ -11,7 +11,7 @@ from verl.workers.engine.fsdp import FSDPEngine
 from verl_prism.discriminator.batch import Group
 from verl_prism.discriminator.model import load_discriminator
 from verl_prism.discriminator.plan import RankPlan
-from verl_prism.discriminator.ranks import Ranks, Runtime
+from verl_prism.discriminator.ranks import Ranks
 from verl_prism.discriminator.settings import StepSettings
 from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepResult
 
@@ -41,7 +41,7 @@ class DiscriminatorEngine(FSDPEngine):
             self.module,
             settings,
             Optimization(self.optimizer_step, self.optimizer_zero_grad),
-            Runtime(Ranks(get_device_id(), self.get_data_parallel_group())),
+            Ranks(get_device_id(), self.get_data_parallel_group()),
             dump_folder,
             steps,
         )

@@ -4,7 +4,7 @@
 |------------------|-----------------------------------|---------------------------|
 | messages         | list of {role, content}           | sft                       |
 | prompt           | list of {role, content}           | warmup, align, rlvr, eval |
-| images           | list of {bytes}, PNG or JPEG      | all                       |
+| images           | list of {bytes}, may be missing   | all                       |
 | data_source      | string                            | align, rlvr, eval         |
 | reward_model     | {style: "rule", ground_truth}     | align, rlvr, eval         |
 | teacher_response | string: a whole response          | warmup, align             |

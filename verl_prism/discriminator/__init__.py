@@ -31,7 +31,6 @@ from verl_prism.discriminator.prompts import encode_prompt, prompt_text
 from verl_prism.discriminator.published import convert_published
 from verl_prism.discriminator.ranks import (
     Ranks,
-    Runtime,
     on_ranks,
     process_group,
     shard,
@@ -68,7 +67,6 @@ __all__ = [
     "Prompt",
     "RankPlan",
     "Ranks",
-    "Runtime",
     "SpanIds",
     "Spans",
     "StepResult",

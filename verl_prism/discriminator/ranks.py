@@ -4,7 +4,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
@@ -15,7 +15,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from verl_prism.discriminator.batch import Group
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
 from verl_prism.errors import UserError
 
@@ -67,18 +66,6 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op=operation, group=self.group)
         return tensor.tolist()
-
-    def share(self, groups: Sequence[Group]) -> list[Group]:
-        """Return this rank's groups, or one without a valid response if there are too few."""
-        mine = list(groups[self.rank :: self.world_size])
-        return mine or [Group(groups[0].prompt, groups[0].teacher, [None])]
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How a rank computes. The dtype of activations is that of the model, or is set by `shard`."""
-
-    ranks: Ranks = field(default_factory=Ranks)
 
 
 def shard(model: Discriminator, ranks: Ranks, dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ from verl_prism.discriminator.batch import Group, GroupEncoder
 from verl_prism.discriminator.loss import GroupScores, mean_accuracy, pair_metrics, pair_sums
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
 from verl_prism.discriminator.plan import RankPlan
-from verl_prism.discriminator.ranks import Runtime
+from verl_prism.discriminator.ranks import Ranks
 from verl_prism.discriminator.settings import StepSettings
 from verl_prism.discriminator.spans import VIEWS, Spans
 from verl_prism.discriminator.update import (
@@ -75,7 +75,7 @@ class DiscriminatorStep:
         model: Discriminator,
         settings: StepSettings,
         optimization: Optimization,
-        runtime: Runtime,
+        ranks: Ranks,
         dump_folder: Path,
         steps: int = 0,
     ):
@@ -88,7 +88,7 @@ class DiscriminatorStep:
         self._encoder = GroupEncoder(model.config)
         self._settings = settings
         self._optimization = optimization
-        self._runtime = runtime
+        self._ranks = ranks
         self._dump_folder = dump_folder
         self._steps = steps
         self._consecutive_nonfinite = 0
@@ -107,10 +107,10 @@ class DiscriminatorStep:
         """
         self._steps += 1
         batch = self._mini_batch(groups, plan)
-        totals = Totals.of(batch, self._runtime.ranks)
+        totals = Totals.of(batch, self._ranks)
         scores = None
         if self._settings.updates_per_step > 1:
-            scores = score_groups(self._model, batch, self._runtime, totals)
+            scores = score_groups(self._model, batch, self._ranks, totals)
         updates: list[_Update] = []
         for _ in range(self._settings.updates_per_step):
             updates.append(self._update(batch, totals))
@@ -122,14 +122,14 @@ class DiscriminatorStep:
 
     def score(self, groups: Sequence[Group]) -> GroupScores:
         """Score this rank's groups without learning from them. All ranks call it together."""
-        return score_groups(self._model, self._mini_batch(groups), self._runtime)
+        return score_groups(self._model, self._mini_batch(groups), self._ranks)
 
     def _mini_batch(self, groups: Sequence[Group], plan: RankPlan | None = None) -> MiniBatch:
         return MiniBatch(self._encoder, groups, self._settings.micro_batch_tokens, plan)
 
     def _update(self, batch: MiniBatch, totals: Totals) -> _Update:
         """Make one update, unless no rank has a valid pair or the accuracy is high enough."""
-        backward = backward_groups(self._model, batch, self._settings.loss, self._runtime, totals)
+        backward = backward_groups(self._model, batch, self._settings.loss, self._ranks, totals)
         metrics, finite = self._reduce(batch, backward)
         if not finite or not totals.pairs or self._accurate_enough(metrics):
             self._optimization.clear()
@@ -150,7 +150,7 @@ class DiscriminatorStep:
         choices = backward.expert_choices
         nonfinite = float(not backward.finite)
         own = [*sums.values(), backward.loss, nonfinite, *choices.flatten().tolist()]
-        total = self._runtime.ranks.sum(own)
+        total = self._ranks.sum(own)
         metrics = pair_metrics(dict(zip(sums, total, strict=False)))
         loss, num_nonfinite, *total_choices = total[len(sums) :]
         if num_nonfinite:
@@ -165,7 +165,7 @@ class DiscriminatorStep:
         self._consecutive_nonfinite += 1
         if self._consecutive_nonfinite < self._settings.max_nonfinite:
             return
-        ranks = self._runtime.ranks
+        ranks = self._ranks
         file = self._dump_folder / f"nonfinite-{self._steps}-rank{ranks.rank}.pt"
         write_batch(file, groups, result.scores)
         ranks.wait()  # a rank that exits ends the others too

@@ -23,7 +23,7 @@ from verl_prism.discriminator.batch import (
 from verl_prism.discriminator.loss import GroupScores, gradient_penalty, pairwise_loss
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
 from verl_prism.discriminator.plan import RankPlan
-from verl_prism.discriminator.ranks import Ranks, Runtime
+from verl_prism.discriminator.ranks import Ranks
 from verl_prism.discriminator.settings import LossSettings
 from verl_prism.discriminator.spans import VIEWS
 
@@ -127,13 +127,13 @@ class Backward:
 
 @torch.no_grad()
 def score_groups(
-    model: Discriminator, batch: MiniBatch, runtime: Runtime, totals: Totals | None = None
+    model: Discriminator, batch: MiniBatch, ranks: Ranks, totals: Totals | None = None
 ) -> GroupScores:
     """Score groups without gradients. All ranks call it together."""
-    totals = totals or Totals.of(batch, runtime.ranks)
+    totals = totals or Totals.of(batch, ranks)
     parts = []
     for pack, index, counts in batch.micro_batches(totals.num_micro_batches):
-        spans, _ = model(pack.to(runtime.ranks.device))
+        spans, _ = model(pack.to(ranks.device))
         if counts:
             parts.append(GroupScores.gather(spans, index).detach())
     return batch.merge_scores(parts)
@@ -143,7 +143,7 @@ def backward_groups(
     model: Discriminator,
     batch: MiniBatch,
     settings: LossSettings,
-    runtime: Runtime,
+    ranks: Ranks,
     totals: Totals | None = None,
 ) -> Backward:
     """Accumulate the gradient of the loss, and return the scores of the same forward pass.
@@ -153,7 +153,6 @@ def backward_groups(
     of the pairs. The load-balancing loss is the mean over the micro-batches of all ranks, each with
     the same weight; a rank with more micro-batches contributes more to it.
     """
-    ranks = runtime.ranks
     totals = totals or Totals.of(batch, ranks)
     parts = []
     total_loss = torch.zeros(())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForTokenClassification
 
-from verl_prism.discriminator import DiscriminatorConfig, Runtime, process_group, shard
+from verl_prism.discriminator import DiscriminatorConfig, process_group, shard
 from verl_prism.discriminator import PrismDiscriminatorForTokenClassification as Discriminator
 from verl_prism.gpu_check.device import attending, now, peak_gib, reset_peak
 from verl_prism.gpu_check.problem import Setting, config_fields
@@ -57,18 +57,17 @@ def compare_precision(options: Options, record: Record) -> None:
     outcomes: dict[str, Outcome] = {}
     with process_group(options.device) as ranks:
         torch.backends.cudnn.allow_tf32 = False
-        runtime = Runtime(ranks)
         with attending("blocks", options.device):
-            outcomes["fp32"] = backward(model, groups, runtime)
+            outcomes["fp32"] = backward(model, groups, ranks)
         record.add(loss=outcomes["fp32"].loss)
         with record.part("fp32 FlexAttention"), attending("flex", options.device):
-            _compare(record, "fp32 flex", outcomes["fp32"], backward(model, groups, runtime), 1e-2)
+            _compare(record, "fp32 flex", outcomes["fp32"], backward(model, groups, ranks), 1e-2)
         for kind in ("flex", "blocks"):
             with record.part(f"bf16 {kind}"), attending(kind, options.device):
                 # A model of its own: a pass that fails leaves a sharded one in an unknown state.
                 model = random_model(setting)
                 shard(model, ranks, torch.bfloat16)
-                outcomes[kind] = backward(model, groups, runtime)
+                outcomes[kind] = backward(model, groups, ranks)
                 _compare(record, f"bf16 {kind}", outcomes["fp32"], outcomes[kind])
     if "flex" in outcomes and "blocks" in outcomes:
         _compare(record, "bf16 flex against blocks", outcomes["blocks"], outcomes["flex"])
@@ -92,8 +91,7 @@ def watch_experts(options: Options, record: Record) -> None:
     checkpoint_activations(model)
     with process_group(options.device) as ranks, watched_experts() as seen:
         shard(model, ranks, torch.bfloat16)
-        runtime = Runtime(ranks)
-        outcome = backward(model, small_groups(setting), runtime)
+        outcome = backward(model, small_groups(setting), ranks)
     record.add(loss=outcome.loss, calls=sum(seen.values()))
     record.require("dtypes in grouped_mm", sorted(seen), ["bfloat16 x bfloat16"])
     dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
@@ -123,12 +121,11 @@ def compare_checkpointing(options: Options, record: Record) -> None:
     outcomes = []
     with process_group(options.device) as ranks:
         shard(model, ranks, torch.bfloat16)
-        runtime = Runtime(ranks)
         for checkpointing in (False, True):
             if checkpointing:
                 checkpoint_activations(model)
             reset_peak(options.device)
-            outcomes.append(backward(model, groups, runtime))
+            outcomes.append(backward(model, groups, ranks))
             name = "with" if checkpointing else "without"
             record.add(**{f"peak_gib_{name}_checkpointing": peak_gib(options.device)})
     plain, checkpointed = outcomes
@@ -149,9 +146,8 @@ def learn(options: Options, record: Record) -> None:
     seconds = []
     with process_group(options.device) as ranks:
         shard(model, ranks, torch.bfloat16)
-        runtime = Runtime(ranks)
         optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-        step = make_step(model, optimizer, runtime, MAX_TOKENS, options.work)
+        step = make_step(model, optimizer, ranks, MAX_TOKENS, options.work)
         for _ in range(LEARNING_STEPS):
             start = now(options.device)
             metrics = step(groups).metrics

@@ -17,7 +17,6 @@ from verl_prism.discriminator import (
     MiniBatch,
     PrismDiscriminatorForTokenClassification,
     Ranks,
-    Runtime,
     backward_groups,
 )
 from verl_prism.gpu_check.problem import Setting, config_fields, make_groups, make_samples
@@ -105,7 +104,7 @@ def run_ours(
     """Do as `run_reference`. The scores are those of the update's own forward pass."""
     s = problem.setting
     batch = MiniBatch(GroupEncoder(model.config), problem.groups, s.max_tokens)
-    result = backward_groups(model, batch, LOSS, Runtime(Ranks(s.device)))
+    result = backward_groups(model, batch, LOSS, Ranks(s.device))
     return result.scores.student, result.loss
 
 

@@ -13,7 +13,6 @@ from verl_prism.discriminator import (
     DiscriminatorStep,
     Group,
     Ranks,
-    Runtime,
     StepSettings,
     group_sizes,
     process_group,
@@ -108,7 +107,7 @@ def _fits(
         record.add(parameters=sum(each.numel() for each in model.parameters()))
         record.add(model_gib=allocated_gib(options.device))
         optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-        step = make_step(model, optimizer, Runtime(ranks), tokens, options.work)
+        step = make_step(model, optimizer, ranks, tokens, options.work)
         _time_steps(step, groups, options, record)
         with record.part("profile"):
             record.add(milliseconds=_profile(step, groups, options.device))
@@ -173,7 +172,7 @@ def count_recompilations(options: Options, record: Record) -> None:
     with process_group(options.device) as ranks:
         shard(model, ranks, torch.bfloat16)
         optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-        step = make_step(model, optimizer, Runtime(ranks), 8192, options.work)
+        step = make_step(model, optimizer, ranks, 8192, options.work)
         for number in range(STEPS):
             groups = changing_groups(setting, number, options.quick)
             start = now(options.device)

@@ -15,7 +15,7 @@ from verl_prism.discriminator import (
     MiniBatch,
     Optimization,
     Prompt,
-    Runtime,
+    Ranks,
     StepSettings,
     backward_groups,
 )
@@ -74,11 +74,11 @@ def _twice(prompt: Prompt) -> Prompt:
     )
 
 
-def backward(model: Discriminator, groups: list[Group], runtime: Runtime) -> Outcome:
+def backward(model: Discriminator, groups: list[Group], ranks: Ranks) -> Outcome:
     """Compute the gradients of a mini-batch, and leave none in the model."""
     model.zero_grad()
     batch = MiniBatch(GroupEncoder(model.config), groups, MAX_TOKENS)
-    result = backward_groups(model, batch, LOSS, runtime)
+    result = backward_groups(model, batch, LOSS, ranks)
     gradients = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -115,7 +115,7 @@ def score_error(expected: Outcome, actual: Outcome) -> float:
 def make_step(
     model: Discriminator,
     optimizer: torch.optim.Optimizer,
-    runtime: Runtime,
+    ranks: Ranks,
     micro_batch_tokens: int,
     folder: Path,
 ) -> DiscriminatorStep:
@@ -128,4 +128,4 @@ def make_step(
 
     settings = StepSettings(micro_batch_tokens, LOSS)
     optimization = Optimization(change, optimizer.zero_grad)
-    return DiscriminatorStep(model, settings, optimization, runtime, folder)
+    return DiscriminatorStep(model, settings, optimization, ranks, folder)

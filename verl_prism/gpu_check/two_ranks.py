@@ -3,7 +3,7 @@
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record as recorded
 
-from verl_prism.discriminator import Ranks, Runtime, on_ranks, process_group, shard
+from verl_prism.discriminator import Ranks, on_ranks, process_group, shard
 from verl_prism.gpu_check.precision import GRADIENT_LIMIT, checkpoint_activations, random_model
 from verl_prism.gpu_check.record import Options, Record
 from verl_prism.gpu_check.small import (
@@ -48,6 +48,6 @@ def _outcomes(device: str, quick: bool, ranks: Ranks) -> dict[torch.dtype, Outco
         model = random_model(setting)
         checkpoint_activations(model)
         shard(model, ranks, dtype)
-        own = backward(model, groups, Runtime(ranks))
+        own = backward(model, groups, ranks)
         outcomes[dtype] = Outcome(own.scores, ranks.sum([own.loss])[0], own.gradients)
     return outcomes

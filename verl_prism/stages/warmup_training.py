@@ -19,7 +19,6 @@ from verl_prism.discriminator import (
     Optimization,
     PrismDiscriminatorForTokenClassification,
     Ranks,
-    Runtime,
     StepSettings,
     load_discriminator,
     pair_metrics,
@@ -64,7 +63,7 @@ class WarmupTraining:
             self.model,
             replace(step_settings, updates_per_step=1, skip_above_accuracy=None),
             Optimization(self._step_optimizer, self._optimizer.zero_grad),
-            Runtime(ranks),
+            ranks,
             folder.path,
             self.step,
         )

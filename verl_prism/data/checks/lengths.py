@@ -1,6 +1,7 @@
 """Lengths in tokens, counted as the policy's processor counts them but without pixels."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from verl_prism.data.checks.models import load_tokenizer
 from verl_prism.data.checks.problem import RowError
 from verl_prism.data.messages import chat_messages
 from verl_prism.response import View, parse_response
+
+NEVER = r"(?!)"  # a pattern that matches nothing
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class TokenCounter:
         self._template = ChatTemplate(model)
         self._tokenizer = load_tokenizer(key, model)
         self._image_token: int = json.loads((model / "config.json").read_text())["image_token_id"]
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        control = [re.escape(token.content) for token in added if token.special]
+        self._control_token = re.compile("|".join(control) or NEVER)
 
     def conversation(
         self,
@@ -41,14 +47,25 @@ class TokenCounter:
         """Render messages.
 
         Raises:
-            RowError: the chat template does not accept them.
+            RowError: a text contains a control token, or the chat template does not accept them.
         """
+        for number, message in enumerate(messages):
+            self._check_control_tokens(number, message["content"])
         parts = chat_messages({"prompt": messages})
         try:
             text = self._template.render(parts, add_generation_prompt=add_generation_prompt)
         except jinja2.TemplateError as error:
             raise RowError(f"the model's chat template refuses the messages: {error}") from None
         return Conversation(text, image_tokens)
+
+    def _check_control_tokens(self, number: int, text: str) -> None:
+        """Refuse a text that the tokenizer would read as the end of a message or as an image."""
+        found = self._control_token.search(text)
+        if found:
+            raise RowError(
+                f"message {number} contains {found[0]}, a control token of the model; remove it, "
+                "and write <image> for an image"
+            )
 
     def lengths(self, conversations: Sequence[Conversation]) -> list[int | RowError]:
         """Return the number of tokens of each conversation, or what is wrong with it."""
@@ -62,10 +79,9 @@ class TokenCounter:
     def _length(self, ids: list[int], image_tokens: Sequence[int]) -> int | RowError:
         places = ids.count(self._image_token)
         if places != len(image_tokens):
-            token = self._tokenizer.id_to_token(self._image_token)
             return RowError(
-                f"the messages contain {places} {token} after the chat template, but the row has "
-                f"{len(image_tokens)} images; write <image>, and never {token}"
+                f"the model's chat template writes {places} images, but the row has "
+                f"{len(image_tokens)}"
             )
         return len(ids) - places + sum(image_tokens)
 

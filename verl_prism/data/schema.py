@@ -1,21 +1,32 @@
-"""The columns of the parquet files, one row per question.
+"""The columns of the parquet files, one row per question or demonstration.
 
-| column           | type                              | read by                   |
-|------------------|-----------------------------------|---------------------------|
-| messages         | list of {role, content}           | sft                       |
-| prompt           | list of {role, content}           | warmup, align, rlvr, eval |
-| images           | list of {bytes}, may be missing   | all                       |
-| data_source      | string                            | align, rlvr, eval         |
-| reward_model     | {style: "rule", ground_truth}     | align, rlvr, eval         |
-| teacher_response | string: a whole response          | warmup, align             |
-| extra_info       | struct: index, facts of a task,   | optional                  |
-|                  | equivalent_answers: list of texts |                           |
-
-Each `<image>` in a message is a placeholder for the next item of `images`. Stage align does not use
-`reward_model`, but verl's reward loop requires the column.
+A file with all columns serves every stage; each stage reads only the columns that it needs.
+`docs/data.md` describes each column. Each `<image>` in a message is a placeholder for the next item
+of `images`. Stage align does not use `reward_model`, but verl's reward loop requires the column.
 """
 
+from collections.abc import Iterable
+
+import pyarrow as pa
+
 from verl_prism.config import Stage
+
+MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+IMAGES = pa.list_(pa.struct({"bytes": pa.binary()}))
+REWARD_MODEL = pa.struct({"style": pa.string(), "ground_truth": pa.string()})
+EXTRA_INFO = pa.struct({"index": pa.int64(), "equivalent_answers": pa.list_(pa.string())})
+
+COLUMNS: dict[str, pa.DataType] = {
+    "id": pa.string(),  # optional: the row's name in messages and journals, unique
+    "prompt": MESSAGES,
+    "images": IMAGES,  # optional: rows of a file without it have no images
+    "data_source": pa.string(),
+    "reward_model": REWARD_MODEL,
+    "extra_info": EXTRA_INFO,  # optional: index, further gold answers, and facts about the task
+    "teacher_response": pa.string(),  # a whole response
+    "messages": MESSAGES,  # the prompt and a response, as a demonstration
+    "student_responses": pa.list_(pa.string()),  # optional: the policy's own responses
+}
 
 _QUESTION = ("prompt", "images", "data_source", "reward_model")
 
@@ -33,3 +44,8 @@ HELDOUT_COLUMNS: dict[Stage, tuple[str, ...]] = {
     "rlvr": _QUESTION,
     "eval": _QUESTION,
 }
+
+
+def schema(columns: Iterable[str]) -> pa.Schema:
+    """Return the schema of a file with these columns."""
+    return pa.schema([(name, COLUMNS[name]) for name in columns])

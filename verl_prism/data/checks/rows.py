@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_prism.config import Prism
+from verl_prism.data.batches import read_batches, to_rows
 from verl_prism.data.checks.answers import check_answer
 from verl_prism.data.checks.images import check_images
 from verl_prism.data.checks.lengths import (
@@ -24,9 +25,6 @@ from verl_prism.data.images import ImageSettings
 from verl_prism.errors import UserError
 from verl_prism.response import View
 
-BATCH_BYTES = 2**23
-MAX_BATCH_ROWS = 256
-READ_BYTES = 2**20  # size of the buffer through which a column is read
 EXAMPLES = 3
 
 Row = dict[str, Any]
@@ -176,8 +174,9 @@ def check_rows(file: Path, checker: RowChecker, on_progress: Progress) -> FileRe
         UserError: names the file, the first wrong row and the fix.
     """
     report = FileReport()
-    for batch in _batches(file, checker.columns):
-        rows = _to_rows(file, report.rows, batch)
+    columns = _columns_to_read(file, checker.columns)
+    for batch in read_batches(file, columns):
+        rows = to_rows(file, report.rows, batch)
         try:
             longest, overlong = checker.check(rows)
         except RowErrorAt as error:
@@ -187,54 +186,12 @@ def check_rows(file: Path, checker: RowChecker, on_progress: Progress) -> FileRe
     return report
 
 
-def _batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Read a file through a small buffer; pyarrow would else read a whole row group at once."""
-    row = 0
-    try:
-        with pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False) as source:
-            for batch in source.iter_batches(
-                batch_size=_batch_rows(source.metadata),
-                columns=_columns_to_read(source.schema_arrow, columns),
-                use_threads=False,
-            ):
-                yield batch
-                row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file}: cannot be read from row {row} on ({error}); write or copy the file again"
-        ) from None
-
-
-def _batch_rows(metadata: pq.FileMetaData) -> int:
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    row_bytes = sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows)
-    return min(MAX_BATCH_ROWS, max(1, BATCH_BYTES // max(1, row_bytes)))
-
-
-def _columns_to_read(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+def _columns_to_read(file: Path, columns: Sequence[str]) -> list[str]:
     """Add `extra_info` if it holds equivalent answers; other facts of a task are not checked."""
+    schema = pq.read_schema(file)
     present = [column for column in columns if column in schema.names]
     if "reward_model" in columns and "extra_info" in schema.names:
         kind = schema.field("extra_info").type
         if pa.types.is_struct(kind) and kind.get_field_index("equivalent_answers") >= 0:
             present.append("extra_info")
     return present
-
-
-def _to_rows(file: Path, start: int, batch: pa.RecordBatch) -> list[Row]:
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        for number in range(batch.num_rows):
-            _check_utf8(f"{file}, row {start + number}", batch.slice(number, 1))
-        raise
-
-
-def _check_utf8(place: str, row: pa.RecordBatch) -> None:
-    for name, column in zip(row.schema.names, row.columns, strict=True):
-        try:
-            column.to_pylist()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{place}: {name} is not UTF-8 ({error}); write the text as UTF-8"
-            ) from None

@@ -1,0 +1,60 @@
+"""Rows in and out of parquet files."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl_prism.data.schema import schema
+from verl_prism.errors import UserError
+from verl_prism.prepare.rows import RowWriter, common_schema, read_rows, row_id, with_columns
+
+ROW = {"id": "a", "prompt": [{"role": "user", "content": "?"}], "images": [{"bytes": b"x" * 9000}]}
+
+
+def test_rows_are_written_in_small_groups_and_read_back(tmp_path):
+    file = tmp_path / "new" / "rows.parquet"
+    rows = [ROW | {"id": str(number)} for number in range(12_000)]
+    with RowWriter(file, schema(["id", "prompt", "images"])) as writer:
+        for row in rows:
+            writer.write(row)
+        assert not file.exists()
+    assert pq.read_metadata(file).num_row_groups >= 3
+    assert list(read_rows([file])) == rows
+
+
+def test_an_exception_leaves_the_old_file(tmp_path):
+    file = tmp_path / "rows.parquet"
+    file.write_bytes(b"old")
+    writer = RowWriter(file, schema(["id"]))
+    writer.write(ROW)
+    with pytest.raises(KeyError), writer:
+        raise KeyError
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_no_rows_make_a_file_without_rows(tmp_path):
+    with RowWriter(tmp_path / "rows.parquet", schema(["id"])):
+        pass
+    assert pq.read_metadata(tmp_path / "rows.parquet").num_rows == 0
+
+
+def test_the_id_is_the_rows_or_its_contents():
+    assert row_id(ROW) == "a"
+    nameless = ROW | {"id": None}
+    assert row_id(nameless) == row_id(dict(nameless))
+    assert row_id(nameless) != row_id(nameless | {"images": [{"bytes": b"y"}]})
+
+
+def test_columns_that_do_not_fit_together_name_the_files(tmp_path):
+    for name, kind in (("a", pa.string()), ("b", pa.int64())):
+        pq.write_table(pa.table({"id": pa.array([], kind)}), tmp_path / f"{name}.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet, .*b\.parquet: the columns do not fit"):
+        common_schema([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+
+
+def test_a_column_is_added_or_replaced():
+    source = schema(["id", "images"])
+    changed = with_columns(source, {"id": pa.int64(), "teacher_response": pa.string()})
+    assert changed.names == ["id", "images", "teacher_response"]
+    assert changed.field("id").type == pa.int64()

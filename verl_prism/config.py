@@ -26,8 +26,9 @@ from pydantic_core import ErrorDetails
 
 from verl_prism.errors import UserError
 
-Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
+Stage = Literal["sft", "warmup", "align", "rlvr", "sample", "eval"]
 ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # whose trainer is verl's PPO trainer on Ray
+ONLY_SAMPLE: tuple[Stage, ...] = ("sample", "eval")  # which train nothing
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 DataFiles = AbsolutePath | tuple[AbsolutePath, ...]  # files, folders or globs
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -254,6 +255,7 @@ class Discriminator(Section):
 class Warmup(Section):
     """Stage warmup: the data that the discriminator is first trained on."""
 
+    responses: Literal["sample", "file"]
     prompts: PositiveInt
     samples_per_prompt: PositiveInt
     pairs_per_step: PositiveInt
@@ -423,10 +425,11 @@ class Prism(Section):
 
     @model_validator(mode="after")
     def _only_training_has_epochs(self) -> "Prism":
-        if self.stage == "eval" and self.epochs is not None:
+        if self.stage in ONLY_SAMPLE and self.epochs is not None:
+            limit = "; prism.eval.max_questions limits the questions"
             raise ValueError(
-                "prism.epochs: stage eval does not train; prism.eval.max_questions "
-                "limits the questions"
+                f"prism.epochs: stage {self.stage} does not train"
+                + (limit if self.stage == "eval" else "")
             )
         return self
 

@@ -28,6 +28,8 @@ class RunFolder:
         match stage:
             case "warmup":
                 return self.discriminator
+            case "sample":
+                return self.samples_file
             case "eval":
                 return self.path
         return self.policy
@@ -92,8 +94,13 @@ class RunFolder:
         return self.path / "skipped_rows.json"
 
     @property
+    def samples_file(self) -> Path:
+        """Stage sample: the questions with the policy's responses, as parquet."""
+        return self.path / "samples.parquet"
+
+    @property
     def rollouts(self) -> Path:
-        """Stage warmup: journal of the policy's responses, one JSON line per prompt."""
+        """Stages warmup and sample: journal of the policy's responses, one JSON line per prompt."""
         return self.path / "rollouts.jsonl"
 
     @property

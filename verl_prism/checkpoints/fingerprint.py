@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_prism.checkpoints.store import CheckpointStore
-from verl_prism.config import DataFiles, Prism, Stage, flatten
+from verl_prism.config import ONLY_SAMPLE, DataFiles, Prism, Stage, flatten
 from verl_prism.data.rows import parquet_files
 from verl_prism.hub_cache import hub_name
 from verl_prism.run_folder import RunFolder
@@ -73,12 +73,12 @@ def checkpoint_store(prism: Prism) -> CheckpointStore:
 
 
 def fingerprint(prism: Prism) -> dict[str, Any]:
-    """Return full key -> value. Stage eval saves no checkpoints and has none.
+    """Return full key -> value. Stages sample and eval save no checkpoints and have none.
 
     A model from the Hub is `org/name@commit`, wherever its folder is.
     `prism.steps` is included only if the learning rate depends on it.
     """
-    if prism.stage == "eval":
+    if prism.stage in ONLY_SAMPLE:
         return {}
     included = (*ALL_STAGES, *OF_STAGE[prism.stage])
     excluded = EXCLUDED[prism.stage]

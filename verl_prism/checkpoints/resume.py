@@ -79,7 +79,10 @@ def _counts(world_sizes: Mapping[str, int]) -> str:
 
 
 def _check_warmup_files(checkpoint: Checkpoint, run: RunFolder) -> None:
-    for path in (run.rollouts, run.upcycled):
+    files = [run.upcycled]
+    if checkpoint.fingerprint["prism.warmup.responses"] == "sample":
+        files.append(run.rollouts)
+    for path in files:
         if not path.exists():
             raise UserError(
                 f"prism.resume=true, but {path} is missing, and {checkpoint.folder} needs it. "

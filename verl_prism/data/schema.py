@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from verl_prism.config import Stage
+from verl_prism.config import Prism, Stage
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 IMAGES = pa.list_(pa.struct({"bytes": pa.binary()}))
@@ -35,6 +35,7 @@ TRAIN_COLUMNS: dict[Stage, tuple[str, ...]] = {
     "warmup": ("prompt", "images", "teacher_response"),
     "align": (*_QUESTION, "teacher_response"),
     "rlvr": _QUESTION,
+    "sample": ("prompt", "images"),
     "eval": (),
 }
 HELDOUT_COLUMNS: dict[Stage, tuple[str, ...]] = {
@@ -42,8 +43,19 @@ HELDOUT_COLUMNS: dict[Stage, tuple[str, ...]] = {
     "warmup": (),
     "align": _QUESTION,
     "rlvr": _QUESTION,
+    "sample": (),
     "eval": _QUESTION,
 }
+
+
+def stage_columns(prism: Prism, split: str) -> tuple[str, ...]:
+    """Return the columns that the stage of `prism` reads of `train` or `heldout`; none if none."""
+    if split == "heldout":
+        return HELDOUT_COLUMNS[prism.stage]
+    columns = TRAIN_COLUMNS[prism.stage]
+    if prism.stage == "warmup" and prism.warmup.responses == "file":
+        return (*columns, "student_responses")
+    return columns
 
 
 def schema(columns: Iterable[str]) -> pa.Schema:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from omegaconf import DictConfig
 
-from verl_prism.config import ON_RAY, Prism
+from verl_prism.config import ON_RAY, ONLY_SAMPLE, Prism
 from verl_prism.data.checks import InputReport, check_files, has_gpu
 from verl_prism.errors import UserError
 
@@ -52,7 +52,7 @@ class Case:
     def uses_ray(self) -> bool:
         """Whether the stage uses Ray: for its trainer, several nodes, or several vLLM engines."""
         hardware = self.prism.hardware
-        samples = self.prism.stage in ("warmup", "eval")
+        samples = self.prism.stage in (*ONLY_SAMPLE, "warmup")
         several_engines = hardware.devices_per_node > hardware.tensor_parallel_size
         return self.on_ray or hardware.nodes > 1 or (samples and several_engines)
 

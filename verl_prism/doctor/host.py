@@ -10,6 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from verl_prism import plugin
+from verl_prism.config import ONLY_SAMPLE
 from verl_prism.doctor.finding import GIB, Case, Finding, error, gib, ok, warning
 from verl_prism.doctor.memory_estimate import checkpoint_bytes
 
@@ -199,7 +200,7 @@ def check_output(case: Case) -> Iterator[Finding]:
 
 
 def _checkpoint_size(case: Case) -> int:
-    if case.prism.stage == "eval":
+    if case.prism.stage in ONLY_SAMPLE:
         return 0
     policy = 0 if case.prism.stage == "warmup" else case.policy.total
     discriminator = 0 if case.discriminator is None else case.discriminator.total

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from verl_prism.config import Prism
+from verl_prism.config import ONLY_SAMPLE, Prism
 from verl_prism.data.checks import check_number_of_rows, model_folders, summary
 from verl_prism.doctor.finding import Case, Finding, error, ok, warning
 
@@ -104,7 +104,7 @@ def check_batches(case: Case) -> Iterator[Finding]:
         yield from _check_rl_batches(prism, mini_batch_prompts, ranks)
     longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
     limit = hardware.max_tokens_per_device
-    if prism.stage not in ("eval", "warmup") and longest > limit:
+    if prism.stage not in (*ONLY_SAMPLE, "warmup") and longest > limit:
         yield error(
             f"a sequence may have {longest} tokens, but a pass holds {limit} tokens per device",
             f"set prism.hardware.max_tokens_per_device={longest}, "

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import psutil
 
+from verl_prism.config import ONLY_SAMPLE
 from verl_prism.doctor.devices import visible_gpus
 from verl_prism.doctor.finding import GIB, Case, Finding, error, gib, ok, warning
 from verl_prism.doctor.memory_estimate import DeviceMemory, Phase, host_memory, phases
@@ -68,7 +69,7 @@ def check_host_memory(case: Case) -> Iterator[Finding]:
     if case.prism.hardware.device == "cpu":
         yield ok("part of device memory")
         return
-    if case.prism.stage == "eval":
+    if case.prism.stage in ONLY_SAMPLE:
         yield ok("no model is offloaded")
         return
     needed = host_memory(case.prism, case.policy, case.discriminator)

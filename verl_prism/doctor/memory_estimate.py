@@ -211,7 +211,7 @@ def phases(
     device = DeviceMemory(prism.hardware, prism.data)
     processes = device.processes()
     match prism.stage:
-        case "eval":
+        case "sample" | "eval":
             return [Phase(GENERATION, processes | device.vllm(policy, device_memory))]
         case "sft":
             update = device.policy_update(policy, trainable_parameters(prism, policy))

@@ -15,7 +15,7 @@ from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.preemption import EXIT_SAVED, ignore_requests, listen_for_requests
 from verl_prism.checkpoints.resume import checkpoint_to_resume, resume_notes
 from verl_prism.checkpoints.store import Checkpoint, published
-from verl_prism.config import ON_RAY, Prism, Stage, flatten
+from verl_prism.config import ON_RAY, ONLY_SAMPLE, Prism, Stage, flatten
 from verl_prism.cpu.environment import cpu_environment
 from verl_prism.data.checks import model_folders
 from verl_prism.errors import UserError
@@ -39,6 +39,7 @@ FIRST_PHASE: dict[Stage, str] = {
     "warmup": "loading the policy",
     "align": "starting Ray, the policy, vLLM and the discriminator",
     "rlvr": "starting Ray, the policy and vLLM",
+    "sample": "loading the policy",
     "eval": "loading the policy",
 }
 
@@ -111,7 +112,7 @@ def prepare_output(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) 
     run.path.mkdir(parents=True, exist_ok=True)
     run.outcome.unlink(missing_ok=True)
     run.end_request.unlink(missing_ok=True)
-    if prism.stage == "eval":
+    if prism.stage in ONLY_SAMPLE:
         return
     _check_inputs_are_kept(prism, run)
     for folder in (run.policy, run.discriminator, run.unfinished_checkpoints):
@@ -174,7 +175,7 @@ def _console(prism: Prism, run: RunFolder, first_step: int, redact: Redactor) ->
     return StageConsole(
         prism.stage,
         run,
-        total_steps=None if prism.stage == "eval" else prism.steps,
+        total_steps=None if prism.stage in ONLY_SAMPLE else prism.steps,
         shown=shown_metrics(prism.stage, prism.algorithm.dynamic_sampling),
         first_step=first_step,
         redact=redact,

@@ -1,158 +1,21 @@
-"""Rows of parquet files in, rows of a parquet file out, one at a time."""
+"""Moved to `verl_prism.data.row_files`."""
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-from uuid import uuid4
+from verl_prism.data.row_files import (
+    Row,
+    RowWriter,
+    common_schema,
+    count_rows,
+    read_rows,
+    row_id,
+    with_columns,
+)
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from verl_prism.data.batches import read_batches, to_rows
-from verl_prism.errors import UserError
-from verl_prism.files import sync
-
-Row = dict[str, Any]
-
-GROUP_BYTES = 2**25  # of a row group, before compression
-GROUP_ROWS = 10_000
-
-
-def read_rows(files: Sequence[Path], columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Yield the rows of parquet files, one file after another.
-
-    columns: which columns to read; None: all. Those that a file lacks are left out.
-
-    Raises:
-        UserError: a file is damaged, or a text is not UTF-8; with the row.
-    """
-    for file in files:
-        row = 0
-        for batch in read_batches(file, columns):
-            yield from to_rows(file, row, batch)
-            row += batch.num_rows
-
-
-def count_rows(files: Sequence[Path]) -> int:
-    """Return the number of rows of parquet files.
-
-    Raises:
-        UserError: a file is not a parquet file.
-    """
-    return sum(_metadata(file).num_rows for file in files)
-
-
-def common_schema(files: Sequence[Path]) -> pa.Schema:
-    """Return the schema of parquet files that go into one file; a column may be missing in some.
-
-    Raises:
-        UserError: a column has different types in two files.
-    """
-    schemas = [_metadata(file).schema.to_arrow_schema().remove_metadata() for file in files]
-    try:
-        return pa.unify_schemas(schemas)
-    except pa.ArrowException as error:
-        names = ", ".join(str(file) for file in files)
-        raise UserError(f"{names}: the columns do not fit together: {error}") from None
-
-
-def row_id(row: Row) -> str:
-    """Return a row's `id`, or else a digest of its question and images."""
-    if row.get("id") is not None:
-        return row["id"]
-    digest = hashlib.sha256()
-    messages = row.get("prompt") or row.get("messages") or []
-    digest.update(json.dumps(messages, ensure_ascii=False).encode())
-    for image in row.get("images") or []:
-        digest.update(hashlib.sha256(image["bytes"]).digest())
-    return digest.hexdigest()[:16]
-
-
-def with_columns(source: pa.Schema, columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    """Return a schema with these columns added, or replaced if there are such columns."""
-    for name, kind in columns.items():
-        index = source.get_field_index(name)
-        column = pa.field(name, kind)
-        source = source.append(column) if index < 0 else source.set(index, column)
-    return source
-
-
-class RowWriter:
-    """Writes rows to a parquet file that appears when the block ends without an exception.
-
-    Row groups are small, so that other programs can read the file in pieces too.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-
-    def __init__(self, file: Path, schema: pa.Schema) -> None:
-        self.file = file
-        self.rows = 0
-        self._schema = schema
-        self._unfinished = file.with_name(f"{file.name}.{uuid4().hex}.unfinished")
-        self._waiting: list[Row] = []
-        self._bytes = 0
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._unfinished, schema, compression="zstd")
-        except OSError as error:
-            raise UserError(f"{file}: cannot be written: {error.strerror or error}") from None
-
-    def write(self, row: Row) -> None:
-        """Add a row. Columns that it lacks are null; other ones of it are not written."""
-        self._waiting.append(row)
-        self._bytes += _size(row)
-        self.rows += 1
-        if self._bytes >= GROUP_BYTES or len(self._waiting) >= GROUP_ROWS:
-            self._flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-            self._writer.close()
-            if kind is None:
-                sync(self._unfinished)
-                os.replace(self._unfinished, self.file)
-                sync(self.file.parent)
-        finally:
-            self._unfinished.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        if self._waiting:
-            table = pa.Table.from_pylist(self._waiting, schema=self._schema)
-            self._writer.write_table(table)
-        self._waiting = []
-        self._bytes = 0
-
-
-def _metadata(file: Path) -> pq.FileMetaData:
-    try:
-        return pq.read_metadata(file)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a parquet file, or a damaged one ({error})") from None
-
-
-def _size(value: Any) -> int:
-    """Return about the number of bytes of a value."""
-    match value:
-        case bytes() | str():
-            return len(value)
-        case dict():
-            return sum(_size(item) for item in value.values())
-        case list() | tuple():
-            return sum(_size(item) for item in value)
-    return 8
+__all__ = [
+    "Row",
+    "RowWriter",
+    "common_schema",
+    "count_rows",
+    "read_rows",
+    "row_id",
+    "with_columns",
+]

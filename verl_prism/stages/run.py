@@ -51,6 +51,10 @@ def run_stage(config: DictConfig, prism: Prism) -> dict[str, float | str]:
             from verl_prism.stages.rl import run_rl
 
             return run_rl(config, prism)
+        case "sample":
+            from verl_prism.stages.sample import run_sample
+
+            return run_sample(prism)
         case "eval":
             from verl_prism.stages.evaluation import run_eval
 

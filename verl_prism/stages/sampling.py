@@ -1,4 +1,4 @@
-"""Sampling of a policy to a journal, for stages warmup and eval."""
+"""Sampling of a policy to a journal, for stages warmup, sample and eval."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

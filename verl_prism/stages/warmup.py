@@ -24,7 +24,7 @@ from verl_prism.files import atomic_folder
 from verl_prism.launcher.ranks import on_all_devices
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
-from verl_prism.rollout.journal import Journal, JournalReader
+from verl_prism.rollout.journal import Journal
 from verl_prism.rollout.sampling import Sampling
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.sampling import (
@@ -34,7 +34,7 @@ from verl_prism.stages.sampling import (
     sampling_devices,
     sampling_job,
 )
-from verl_prism.stages.warmup_data import WarmupData, prompt_rows
+from verl_prism.stages.warmup_data import WarmupData, policy_responses, prompt_rows
 from verl_prism.stages.warmup_training import WarmupTraining
 from verl_prism.trainer.tracking import TrackedMetrics
 
@@ -68,7 +68,8 @@ def prepare(prism: Prism) -> None:
     folder = RunFolder(prism.output)
     rows = prompt_rows(prism)
     with MetricsLog(folder) as log:
-        sample_policy(prism, rows, log)
+        if prism.warmup.responses == "sample":
+            sample_policy(prism, rows, log)
         make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
 
 
@@ -128,7 +129,7 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Su
     with process_group(prism.hardware.device) as ranks, _open_log(prism, ranks) as log:
         if log:
             log.note("pairing")
-        data = WarmupData(prism, JournalReader(folder.rollouts), ranks)
+        data = WarmupData(prism, policy_responses(prism), ranks)
         training = WarmupTraining(
             folder, prism.discriminator, prism.hardware, prism.steps, ranks, checkpoint
         )

@@ -46,9 +46,11 @@ from verl_prism.discriminator import (
     view_limits,
 )
 from verl_prism.errors import UserError
+from verl_prism.rollout.journal import JournalReader
 from verl_prism.run_folder import RunFolder
 
 Row = Mapping[str, Any]
+RESPONSES = "student_responses"
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,26 @@ class WarmupData:
 def prompt_rows(prism: Prism, *columns: str) -> Rows:
     """Return the training rows whose prompts the policy answers, with these columns or all."""
     return train_rows(prism, columns or None)[: prism.warmup.prompts]
+
+
+def policy_responses(prism: Prism) -> Sequence[Sequence[str]]:
+    """Return the policy's responses to each prompt: as sampled by this run, or from the file."""
+    if prism.warmup.responses == "sample":
+        return JournalReader(RunFolder(prism.output).rollouts)
+    return FileResponses(prompt_rows(prism, RESPONSES))
+
+
+class FileResponses(Sequence[Sequence[str]]):
+    """The column `student_responses`, read by row."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, prompt: int) -> Sequence[str]:  # type: ignore[override]
+        return self._rows[prompt][RESPONSES]
 
 
 def encode_row(processor: ProcessorMixin, row: Row, limits: Image = MODEL_LIMITS) -> Prompt:

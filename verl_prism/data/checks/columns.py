@@ -65,6 +65,10 @@ def _type_problems(column: str, kind: pa.DataType) -> Iterator[str]:
         case "data_source" | "teacher_response":
             if not _is_text(kind) and not pa.types.is_null(kind):
                 yield f"{column} is {kind}; it should be a string"
+        case "student_responses":
+            item = _item(kind)
+            if item is None or not _is_text(item):
+                yield f"{column} is {kind}; it should be a list of strings"
 
 
 def _messages_problems(column: str, kind: pa.DataType) -> Iterator[str]:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from verl_prism.config import Prism
+from verl_prism.config import ONLY_SAMPLE, Prism
 from verl_prism.data.checks.cache import read_result, result_key, write_result
 from verl_prism.data.checks.columns import check_columns
 from verl_prism.data.checks.host import check_loggers, check_nodes, check_output
 from verl_prism.data.checks.models import check_models, model_folders
 from verl_prism.data.checks.rows import FileReport, RowChecker, check_rows
 from verl_prism.data.epochs import MANY_EPOCHS, epochs_of, steps_per_epoch
-from verl_prism.data.rows import parquet_files
-from verl_prism.data.schema import HELDOUT_COLUMNS, TRAIN_COLUMNS
+from verl_prism.data.rows import SPLITS, parquet_files
+from verl_prism.data.schema import stage_columns
 from verl_prism.errors import UserError
 from verl_prism.files import write_atomically
 from verl_prism.rewards.own import load_reward
@@ -32,7 +32,6 @@ MODEL_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
 )
-COLUMNS = {"train": TRAIN_COLUMNS, "heldout": HELDOUT_COLUMNS}
 
 Progress = Callable[[int, int], None]  # is given the rows so far and in total
 
@@ -97,14 +96,14 @@ def check_functions(prism: Prism) -> None:
 
 def data_files(prism: Prism) -> Iterator[tuple[str, Path, tuple[str, ...]]]:
     """Yield config key, path and required columns of each data file that the stage reads."""
-    for split in ("train", "heldout"):
+    for split in SPLITS:
         for file in split_files(prism, split):
-            yield f"prism.data.{split}", file, COLUMNS[split][prism.stage]
+            yield f"prism.data.{split}", file, stage_columns(prism, split)
 
 
 def split_files(prism: Prism, split: str) -> list[Path]:
     """Return the files of `prism.data.train` or `prism.data.heldout`; none if they are not read."""
-    if not COLUMNS[split][prism.stage]:
+    if not stage_columns(prism, split):
         return []
     return parquet_files(f"prism.data.{split}", getattr(prism.data, split))
 
@@ -113,7 +112,7 @@ def count_rows(prism: Prism) -> int:
     """Return the number of training rows, before any is left out."""
     files = split_files(prism, "train")
     for file in files:
-        check_columns("prism.data.train", file, TRAIN_COLUMNS[prism.stage])
+        check_columns("prism.data.train", file, stage_columns(prism, "train"))
     return sum(pq.read_metadata(file).num_rows for file in files)
 
 
@@ -127,10 +126,10 @@ def _check_splits(prism: Prism, on_progress: Progress) -> dict[str, SplitReport]
         on_progress(done, total)
 
     reports = {}
-    for split, columns in COLUMNS.items():
+    for split in SPLITS:
         files = split_files(prism, split)
         if files:
-            checker = RowChecker(prism, columns[prism.stage])
+            checker = RowChecker(prism, stage_columns(prism, split))
             found = [(file, _check_file(prism, file, checker, advance)) for file in files]
             reports[split] = _join(prism, f"prism.data.{split}", found)
     return reports
@@ -205,7 +204,7 @@ def rows_per_step(prism: Prism) -> tuple[str, int]:
             return "prism.sft.examples_per_step", prism.sft.examples_per_step
         case "align" | "rlvr":
             return "prism.rollout.prompts_per_step", prism.rollout.prompts_per_step
-    return "prism.warmup.prompts", 1  # the warm-up uses the rows that there are
+    return "prism.data.train", 1  # these stages use the rows that there are
 
 
 def summary(prism: Prism, report: InputReport) -> str:
@@ -213,7 +212,7 @@ def summary(prism: Prism, report: InputReport) -> str:
     split = "heldout" if prism.stage == "eval" else "train"
     found = report.splits[split]
     parts = [f"{found.rows:,} rows"]
-    if prism.stage != "eval":
+    if prism.stage not in ONLY_SAMPLE:
         parts.append(f"{epochs_of(prism, found.rows):.3g} epochs")
     kind = "demonstration" if prism.stage == "sft" else "prompt"
     parts.append(f"longest {kind} {found.longest:,} tokens")
@@ -230,7 +229,7 @@ def notes(prism: Prism, report: InputReport) -> Iterator[str]:
                 "(prism.data.overlong=filter)"
             )
     rows = report.train_rows
-    if rows is None:
+    if rows is None or prism.stage in ONLY_SAMPLE:
         return
     epochs = epochs_of(prism, rows)
     if epochs > MANY_EPOCHS:

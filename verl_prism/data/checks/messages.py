@@ -27,6 +27,17 @@ def check_messages(row: Mapping[str, Any], column: str) -> list[Mapping[str, str
     return messages
 
 
+def check_student_responses(row: Mapping[str, Any]) -> None:
+    """Check that a row has at least one response of the policy; their format is not checked."""
+    responses = row["student_responses"]
+    if not responses:
+        raise RowError(
+            "student_responses is empty; python -m verl_prism.data sample writes responses"
+        )
+    if None in responses:
+        raise RowError(f"student_responses[{responses.index(None)}] is null")
+
+
 def _check_message(place: str, message: Mapping[str, Any] | None) -> None:
     if message is None:
         raise RowError(f"{place} is null; it should be {{role, content}}")

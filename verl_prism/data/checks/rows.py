@@ -18,7 +18,7 @@ from verl_prism.data.checks.lengths import (
     TokenCounter,
     teacher_response,
 )
-from verl_prism.data.checks.messages import check_messages
+from verl_prism.data.checks.messages import check_messages, check_student_responses
 from verl_prism.data.checks.models import model_folders
 from verl_prism.data.checks.problem import RowError
 from verl_prism.data.images import ImageSettings
@@ -129,6 +129,8 @@ class RowChecker:
             check_answer(row, needs_gold=self._needs_gold)
         if self._teacher is not None:
             teacher_response(row)
+        if "student_responses" in self.columns:
+            check_student_responses(row)
         return self._counter.conversation(
             messages, image_tokens, add_generation_prompt=self.text_column == "prompt"
         )

@@ -4,9 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from verl_prism.data.row_files import RowWriter, common_schema, read_rows, row_id, with_columns
 from verl_prism.data.schema import schema
 from verl_prism.errors import UserError
-from verl_prism.prepare.rows import RowWriter, common_schema, read_rows, row_id, with_columns
 
 ROW = {"id": "a", "prompt": [{"role": "user", "content": "?"}], "images": [{"bytes": b"x" * 9000}]}
 

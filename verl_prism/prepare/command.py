@@ -33,7 +33,12 @@ class Command:
         return module.Settings, module.run, module.__doc__ or ""
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "sample": Command("sample", "the policy's own responses to each question"),
+    "filter": Command("filter", "keep questions that the policy solves sometimes"),
+    "pairs": Command("pairs", "the policy's responses that pair fairly with the teacher's"),
+    "recipe": Command("recipe", "run all steps of a recipe file and write a data card"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

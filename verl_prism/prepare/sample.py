@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from verl_prism.config import AbsolutePath, Section
+from verl_prism.config import AbsolutePath, ModelPath, Section
 from verl_prism.data.row_files import count_rows
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
@@ -29,7 +29,7 @@ class Settings(Section):
 
     source: ParquetFiles
     output: Output = Field(description="parquet file to write")
-    policy: str = Field(description="folder of the policy, or its id on the Hugging Face Hub")
+    policy: ModelPath = Field(description="folder of the policy, or its id on the Hugging Face Hub")
     n: PositiveInt = Field(16, description="responses to each question")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature")
     max_response_tokens: PositiveInt | None = Field(

@@ -113,6 +113,8 @@ def _shown(default: Any) -> str:
         return "null"
     if isinstance(default, bool):
         return str(default).lower()
+    if isinstance(default, tuple):
+        return ", ".join(map(str, default)) or "none"
     return str(default)
 
 

@@ -1,0 +1,87 @@
+"""Recipes and data cards."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from question_rows import question, respond
+
+from verl_prism.prepare.command import main
+
+RIGHT = respond("A 3 and a 4.", "3 + 4 is 7.", "7")
+WRONG = respond("A 3 and a 5.", "3 + 5 is 8.", "8")
+RECIPE = """\
+name: digits
+steps:
+  - filter: {source: source.parquet, output: kept.parquet, min: 0.5}
+  - pairs: {source: kept.parquet, output: pairs.parquet, config: pairs.yaml}
+"""
+
+
+@pytest.fixture
+def recipe(write_rows, tmp_path):
+    solved = [question(number, "7", [RIGHT, WRONG]) for number in range(5)]
+    write_rows([*solved, question(5, "7", [WRONG, WRONG])])
+    (tmp_path / "pairs.yaml").write_text("match_length: false\nper_question: 1\n")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+def test_a_recipe_makes_the_data_and_a_card(recipe, tmp_path, capsys):
+    assert main(["recipe", f"file={recipe}"]) == 0
+    assert pq.read_table(tmp_path / "pairs.parquet").num_rows == 5
+    record = json.loads((tmp_path / "data_card.json").read_text())
+    assert [step["command"] for step in record["steps"]] == ["filter", "pairs"]
+    first, second = record["steps"]
+    assert first["rejects"] == {"pass rate below 0.5": 1}
+    output = str(tmp_path / "kept.parquet")
+    assert first["outputs"][output] == second["inputs"][output]
+    card = (tmp_path / "DATA_CARD.md").read_text()
+    assert "| 0 | filter | 6 rows read, 5 rows kept | 1 |" in card
+    assert "left out, pass rate below 0.5: 1" in card
+    assert first["outputs"][output] in card
+
+
+def test_only_changed_steps_run_again(recipe, tmp_path, capsys):
+    main(["recipe", f"file={recipe}"])
+    capsys.readouterr()
+    recipe.write_text(
+        RECIPE + "  - filter: {source: pairs.parquet, output: last.parquet, max: 1}\n"
+    )
+    assert main(["recipe", f"file={recipe}"]) == 0
+    shown = capsys.readouterr().out
+    assert "steps[0] filter: unchanged" in shown
+    assert "steps[1] pairs: unchanged" in shown
+    assert "steps[2] filter\n" in shown
+    (tmp_path / "kept.parquet").unlink()
+    main(["recipe", f"file={recipe}"])
+    shown = capsys.readouterr().out
+    assert "steps[0] filter\n" in shown
+    assert "steps[1] pairs: unchanged" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\n", "steps is not set"),
+        ("name: x\nsteps: []\n", "steps=[]: tuple should have at least 1 item"),
+        ("name: x\nsteps: [{distil: {}}]\n", "steps[0]: unknown command distil; use "),
+        ("name: x\nsteps: [{recipe: {}}]\n", "steps[0]: unknown command recipe; use "),
+        ("name: x\nsteps: [{filter: {}, pairs: {}}]\n", "steps[0]: write one command"),
+        (
+            "name: x\nsteps: [{filter: {source: a, outptu: b}}]\n",
+            "unknown key steps[0].filter.outptu; did you mean output?",
+        ),
+        (
+            "name: x\nsteps: [{filter: {source: a, output: b.parquet}}]\n",
+            "steps[0].filter: source=",
+        ),
+        ("name: [\n", "recipe.yaml: not a YAML file"),
+    ],
+)
+def test_a_mistake_names_the_step(text, message, tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    assert main(["recipe", f"file={file}"]) == 2
+    assert message in capsys.readouterr().err

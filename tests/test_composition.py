@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from verl_prism.compose import compose_run, trainer_configs_dir
 from verl_prism.errors import UserError
 
-STAGES = ("sft", "warmup", "align", "rlvr", "eval")
+STAGES = ("sft", "warmup", "align", "rlvr", "sample", "eval")
 ALGORITHMS = ("grpo", "dapo", "gspo", "opd_whitebox")
 MODELS = ("digits", "qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
 HARDWARE = ("cpu", "cuda", "8xh100", "1gpu_lora")
@@ -115,8 +115,8 @@ def test_workers_of_stage_align_get_our_node():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "choose the stage to run: stage=align|eval|rlvr|sft|warmup"),
-        (["stage=foo"], "unknown stage foo; stage= is one of align, eval, rlvr, sft, warmup"),
+        ([], "choose the stage to run: stage=align|eval|rlvr|sample|sft|warmup"),
+        (["stage=foo"], "unknown stage foo; stage= is one of align, eval, rlvr, sample, sft, warmup"),
         (
             ["stage=rlvr", "algorithm=ppo"],
             "unknown algorithm ppo; algorithm= is one of dapo, grpo, gspo",

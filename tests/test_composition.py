@@ -116,7 +116,10 @@ def test_workers_of_stage_align_get_our_node():
     ("overrides", "message"),
     [
         ([], "choose the stage to run: stage=align|eval|rlvr|sample|sft|warmup"),
-        (["stage=foo"], "unknown stage foo; stage= is one of align, eval, rlvr, sample, sft, warmup"),
+        (
+            ["stage=foo"],
+            "unknown stage foo; stage= is one of align, eval, rlvr, sample, sft, warmup",
+        ),
         (
             ["stage=rlvr", "algorithm=ppo"],
             "unknown algorithm ppo; algorithm= is one of dapo, grpo, gspo",

@@ -2,7 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from openai_endpoint import RIGHT, Endpoint
 
@@ -141,3 +144,58 @@ def test_gspo_with_a_judge_that_goes_down(pipeline):
     assert all(step["reward/judged"] == 1 - step["reward/opinion/down"] < 1 for step in steps[1:])
     # Nothing is clipped in a step without advantages, so not every step needs to clip.
     assert any(step["actor/pg_clipfrac"] > 0 for step in steps)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("stage", ["sft", "warmup", "rlvr", "eval"])
+def test_long_rows_are_left_out_and_the_users_reward_counts(pipeline, tmp_path, stage):
+    """Every other row is too long. Each stage runs on the others, with a reward of the user's."""
+    files = {}
+    for name in ("sft", "train", "heldout"):
+        source = pipeline.root / "data" / f"{name}.parquet"
+        files[name] = write_long_rows(source, tmp_path / f"{name}.parquet", rows=48)
+    (tmp_path / "own.py").write_text(
+        "def reward(data_source, solution_str, ground_truth, extra_info):\n"
+        "    return {'score': 0.25 + 0.5 * ('<answer>' in solution_str), 'seen': 1.0}\n"
+    )
+    output = tmp_path / stage
+    steps = pipeline.run(
+        stage,
+        *(() if stage == "sft" else (f"prism.policy={pipeline.root}/sft/policy",)),
+        f"prism.data.train={files['sft' if stage == 'sft' else 'train']}",
+        f"prism.data.heldout={files['heldout']}",
+        "prism.data.overlong=filter",
+        "prism.steps=2",
+        "prism.sft.examples_per_step=12",
+        "prism.warmup.samples_per_prompt=2",
+        "prism.rollout.prompts_per_step=4",
+        "prism.rollout.samples_per_prompt=4",
+        f"prism.reward.function={tmp_path}/own.py:reward",
+        output=output,
+    )
+    skipped = json.loads((output / "skipped_rows.json").read_text())
+    kind = "heldout" if stage == "eval" else "train"
+    assert skipped[kind] == list(range(1, 48, 2))
+    match stage:
+        case "rlvr":
+            assert steps[0]["reward/seen"] == 1.0
+            assert 0.25 <= steps[0]["critic/score/min"] <= steps[0]["critic/score/max"] <= 0.75
+        case "eval":
+            results = json.loads((output / "results.json").read_text())
+            assert results["questions"] == 24
+            assert 0.25 < results["policies"]["policy"]["reward"]["mean"] <= 0.75
+        case "warmup":
+            assert len((output / "rollouts.jsonl").read_text().splitlines()) == 24
+
+
+def write_long_rows(source: Path, target: Path, rows: int) -> Path:
+    """Write the first rows of a file of the digits, every other one with a far longer question."""
+    table = pq.read_table(source).slice(0, rows)
+    column = "messages" if "messages" in table.column_names else "prompt"
+    changed = table.to_pylist()
+    for row in changed[1::2]:
+        user = next(message for message in row[column] if message["role"] == "user")
+        user["content"] += " sum" * 2000
+    pq.write_table(pa.Table.from_pylist(changed, schema=table.schema), target)
+    return target

@@ -82,6 +82,7 @@ class PrismSFTTrainer(SFTTrainer):
 
     def _build_dataloader(self) -> None:
         super()._build_dataloader()
+        self.train_sampler.seed = self.config.prism.seed  # verl's sampler always has seed 0
         loader: StatefulDataLoader = self.train_dataloader
         self.train_dataloader: StepLoader = StepLoader(loader, self._after_step)
 

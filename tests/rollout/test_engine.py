@@ -1,3 +1,4 @@
+import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -62,3 +63,15 @@ def test_policy_engine(dense_folder, rows, vllm_for_cpu):
 
     assert torch.set_num_threads is set_num_threads
     assert not torch.distributed.is_initialized()
+
+
+def test_prompts_that_do_not_fit_into_one_step(dense_folder, digits_folder, vllm_for_cpu):
+    """All rows together have more prompt tokens than vLLM computes in a step (4,096)."""
+    table = pq.read_table(digits_folder / "data" / "train.parquet").slice(0, 120)
+    hardware = compose_run(["stage=eval"])[1].hardware
+    short = Sampling(n=1, temperature=1.0, top_p=1.0, max_tokens=2)
+    job = SamplingJob(dense_folder, (short,), hardware, MODEL_LIMITS, 3, False)
+    engine = PolicyEngine(job)
+    done = dict(engine.advance(list(enumerate(table.to_pylist())), keep=0))
+    engine.close()
+    assert sorted(done) == list(range(120))

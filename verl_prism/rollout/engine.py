@@ -169,6 +169,9 @@ def llm_arguments(policy: str, hardware: Hardware, seed: int) -> dict[str, Any]:
     if hardware.device == "cpu":
         arguments["block_size"] = CPU_BLOCK_TOKENS
         arguments["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+        # After a part of a prompt vLLM sets the request's random generator back, which a generator
+        # of a CPU cannot do.
+        arguments["enable_chunked_prefill"] = False
     else:
         arguments["gpu_memory_utilization"] = hardware.gpu_memory_utilization
     return arguments

@@ -54,10 +54,8 @@ def test_a_killed_rank_of_sft_ends_the_run(start_stage, digits_folder):
         "prism.steps=1000",
     )
     run.reach('"data"')
-    torchrun = run.descendants[0]
-    victim = [
-        rank for rank in torchrun.children() if "verl_prism.stages.run" in command_line(rank)
-    ][-1]
+    children = run.descendants[0].children()
+    *_, victim = [child for child in children if "spawn_main" in command_line(child)]
     victim.kill()
     status, stderr, seconds = run.end(LIMIT)
     print(f"\nkilled: a rank of sft; ended after {seconds:.1f} s\n{stderr}")

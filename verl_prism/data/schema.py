@@ -5,6 +5,7 @@ A file with all columns serves every stage; each stage reads only the columns th
 of `images`. Stage align does not use `reward_model`, but verl's reward loop requires the column.
 """
 
+import base64
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -15,6 +16,11 @@ MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 IMAGES = pa.list_(pa.struct({"bytes": pa.binary()}))
 REWARD_MODEL = pa.struct({"style": pa.string(), "ground_truth": pa.string()})
 EXTRA_INFO = pa.struct({"index": pa.int64(), "equivalent_answers": pa.list_(pa.string())})
+
+RESPONSE = "<caption>A 3 and a 4.</caption><think>3 + 4 = 7</think><answer>7</answer>"
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
 
 COLUMNS: dict[str, pa.DataType] = {
     "id": pa.string(),  # optional: the row's name in messages and journals, unique
@@ -27,6 +33,27 @@ COLUMNS: dict[str, pa.DataType] = {
     "messages": MESSAGES,  # the prompt and a response, as a demonstration
     "student_responses": pa.list_(pa.string()),  # optional: the policy's own responses
 }
+
+EXAMPLE: dict[str, object] = {
+    "id": "question-17",
+    "prompt": [
+        {"role": "system", "content": "Reply with <caption>, <think> and <answer>."},
+        {"role": "user", "content": "<image>\nWhat is the sum of the two digits?"},
+    ],
+    # the content of an image file, of which this is the smallest: a PNG of one white pixel
+    "images": [{"bytes": base64.b64decode(PIXEL)}],
+    "data_source": "digits",
+    "reward_model": {"style": "rule", "ground_truth": "7"},
+    "extra_info": {"index": 17, "equivalent_answers": ["seven"]},
+    "teacher_response": RESPONSE,
+    "messages": [
+        {"role": "system", "content": "Reply with <caption>, <think> and <answer>."},
+        {"role": "user", "content": "<image>\nWhat is the sum of the two digits?"},
+        {"role": "assistant", "content": RESPONSE},
+    ],
+    "student_responses": ["<caption>A 3.</caption><think>3</think><answer>3</answer>"],
+}
+"""A row with all columns, which serves every stage."""
 
 _QUESTION = ("prompt", "images", "data_source", "reward_model")
 
@@ -56,6 +83,11 @@ def stage_columns(prism: Prism, split: str) -> tuple[str, ...]:
     if prism.stage == "warmup" and prism.warmup.responses == "file":
         return (*columns, "student_responses")
     return columns
+
+
+def example_row(prism: Prism, split: str) -> dict[str, object]:
+    """Return a row with the columns that the stage of `prism` reads of `train` or `heldout`."""
+    return {name: EXAMPLE[name] for name in stage_columns(prism, split)}
 
 
 def schema(columns: Iterable[str]) -> pa.Schema:

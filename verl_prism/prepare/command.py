@@ -33,7 +33,9 @@ class Command:
         return module.Settings, module.run, module.__doc__ or ""
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "convert": Command("convert", "turn questions or demonstrations in another form into parquet"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -100,6 +100,7 @@ class RowMaker:
             return None
         if isinstance(found, bool) or not isinstance(found, str | int):
             raise Rejected("id is neither a text nor a number", repr(found)[:100])
+        _check_texts(found)
         return str(found)
 
     def question_row(self, values: Values) -> Row:

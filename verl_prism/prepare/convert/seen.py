@@ -23,8 +23,9 @@ class SeenIds:
         Raises:
             Rejected: it was there before; with the other place.
         """
+        shown = str(place).encode("utf-8", "replace").decode()
         try:
-            self._table.execute("INSERT INTO seen VALUES (?, ?)", (name, str(place)))
+            self._table.execute("INSERT INTO seen VALUES (?, ?)", (name, shown))
         except sqlite3.IntegrityError:
             query = "SELECT place FROM seen WHERE id = ?"
             first = self._table.execute(query, (name,)).fetchone()[0]

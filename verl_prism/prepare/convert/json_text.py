@@ -154,7 +154,7 @@ def _check_end(rest: bytes, stream: IO[bytes]) -> None:
 
 def _record(place: Place, content: bytes) -> Record:
     try:
-        return Record(place, _object(content))
+        return Record(place, _object(content.strip()))
     except Rejected as problem:
         return Record(place, problem=problem)
 

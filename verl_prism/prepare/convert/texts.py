@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from decimal import Decimal
 from typing import Any
 
@@ -100,12 +100,17 @@ def options_of(value: Any) -> dict[str, str]:
     if isinstance(value, Mapping):
         texts = {str(key): str(text) for key, text in value.items() if text is not None}
     elif isinstance(value, list) and all(_simple(item) for item in value):
+        _check_number(value)
         texts = _lettered([str(item) for item in value])
     else:
         raise Rejected("options are not a list of texts", repr(value)[:100])
-    if len(texts) > len(LETTERS):
-        raise Rejected("too many options", f"{len(texts)}")
+    _check_number(texts)
     return texts
+
+
+def _check_number(options: Sized) -> None:
+    if len(options) > len(LETTERS):
+        raise Rejected("too many options", f"{len(options)}, more than letters")
 
 
 def _simple(item: Any) -> bool:
@@ -127,7 +132,7 @@ def _lettered(texts: Sequence[str]) -> dict[str, str]:
     labels = [match[1].upper() if match else None for match in matches]
     if labels == list(LETTERS[: len(texts)]):
         return {match[1].upper(): match[2].strip() for match in matches if match}
-    return dict(zip(LETTERS, texts, strict=False))
+    return dict(zip(LETTERS[: len(texts)], texts, strict=True))
 
 
 def with_options(question: str, options: Mapping[str, str]) -> str:

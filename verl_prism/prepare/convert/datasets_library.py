@@ -130,7 +130,7 @@ class LibrarySource:
         names = ", ".join(splits)
         wanted = self._settings.split
         if wanted is None and len(splits) > 1:
-            raise UserError(f"source={self.name} has several splits; set split={names}")
+            raise UserError(f"source={self.name} has several splits; set split= to one of {names}")
         name = wanted or next(iter(splits))
         if name not in splits:
             raise UserError(f"split={name}: {self.name} has {names}")

@@ -26,6 +26,7 @@ setup(
         "verl_prism": ["py.typed"],
         "verl_prism.checkpoints": ["*.jinja"],
         "verl_prism.prepare": ["*.jinja"],
+        "verl_prism.prepare.convert": ["*.txt"],
         "verl_prism.trainer_configs": ["*.yaml", "*/*.yaml"],
     },
     cmdclass={"build_py": BuildWithPth},

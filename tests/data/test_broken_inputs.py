@@ -156,9 +156,9 @@ BROKEN_COLUMNS = [
     (
         "sft",
         only(messages=SHARE_GPT),
-        'ShareGPT rows ({from, value}) are not supported; write {"fr',
+        "messages holds ShareGPT rows ({from, value}), not {role, content}; python -m verl_prism",
     ),
-    ("sft", only(messages=None, conversations=SHARE_GPT), "name the column messages"),
+    ("sft", only(messages=None, conversations=SHARE_GPT), "-m verl_prism.data convert source="),
     ("rlvr", only(images=["a.png"]), "images holds paths; it should be a list of {bytes}"),
     ("rlvr", only(images=[PNG]), "images holds binary; it should be a list of {bytes}"),
     ("rlvr", only(images=IMAGE), "it should be a list of {bytes}, such as"),

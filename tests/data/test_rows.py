@@ -120,3 +120,20 @@ def test_a_disk_that_is_too_small_is_named(file, tmp_path, monkeypatch):
     monkeypatch.setattr(arrow_copy.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"prism.data.cache=.*set prism.data.cache to a larger"):
         Rows([file], tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.zip", "a.tar.gz", "A.JSONL"])
+def test_another_form_is_refused_with_the_command_that_converts_it(name, tmp_path):
+    file = tmp_path / name
+    file.write_text("{}")
+    with pytest.raises(UserError) as refused:
+        parquet_files("prism.data.train", file)
+    stem = name.split(".")[0]
+    assert str(refused.value) == (
+        f"prism.data.train={file} is not parquet; python -m verl_prism.data convert "
+        f"source={file} output={tmp_path}/{stem}.parquet converts it"
+    )
+    with pytest.raises(
+        UserError, match=r"no \*\.parquet in this folder; python -m verl_prism\.data"
+    ):
+        parquet_files("prism.data.train", tmp_path)

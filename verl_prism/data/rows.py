@@ -2,6 +2,7 @@
 
 import glob
 import json
+import shlex
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
@@ -18,6 +19,10 @@ from verl_prism.run_folder import RunFolder
 
 Row = dict[str, Any]
 SPLITS = ("train", "heldout")
+RAW_SUFFIXES = (
+    *(".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz"),
+    *(".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"),
+)
 
 
 def train_rows(prism: Prism, columns: Sequence[str] | None = None) -> "Rows":
@@ -49,9 +54,31 @@ def parquet_files(key: str, source: DataFiles) -> list[Path]:
         found = _files_at(path)
         if not found:
             kind = "no *.parquet in this folder" if path.is_dir() else "no such file"
-            raise UserError(f"{key}={path}: {kind}")
+            raise UserError(f"{key}={path}: {kind}{_raw_hint(path)}")
+        for file in found:
+            if file.name.lower().endswith(RAW_SUFFIXES):
+                raise UserError(f"{key}={file} is not parquet; {convert_command(file)} converts it")
         files += found
     return files
+
+
+def convert_command(source: Path) -> str:
+    """Return the command that turns a file or folder into the parquet that the stages read."""
+    stem = source.name.split(".")[0] or "data"
+    output = f"{stem}.converted" if source.suffix == ".parquet" else stem
+    file = source.with_name(f"{output}.parquet")
+    return (
+        f"python -m verl_prism.data convert source={shlex.quote(str(source))} "
+        f"output={shlex.quote(str(file))}"
+    )
+
+
+def _raw_hint(folder: Path) -> str:
+    """Return what to do about a folder that holds files in other forms."""
+    names = [path.name.lower() for path in folder.iterdir()] if folder.is_dir() else []
+    if any(name.endswith((*RAW_SUFFIXES, ".arrow")) for name in names):
+        return f"; {convert_command(folder)} converts it"
+    return ""
 
 
 def _files_at(path: Path) -> list[Path]:

@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "filter": Command("filter", "keep questions that the policy solves sometimes"),
     "pairs": Command("pairs", "the policy's responses that pair fairly with the teacher's"),
     "recipe": Command("recipe", "run all steps of a recipe file and write a data card"),
+    "convert": Command("convert", "turn questions or demonstrations in another form into parquet"),
 }
 
 

@@ -6,14 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_prism.data.rows import convert_command
 from verl_prism.errors import UserError
 
 OPTIONAL = ("images",)  # rows of a file without this column have no images
 MESSAGES_FORM = '[{"role": "user", "content": "<image>\\nWhat is …?"}]'
-SHARE_GPT = (
-    'ShareGPT rows ({from, value}) are not supported; write {"from": "human", "value": …} as '
-    '{"role": "user", "content": …}, "gpt" as "assistant", and name the column'
-)
+CONVERTED = ("messages", "prompt", "images")  # whose other forms `convert` reads
 
 
 def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
@@ -28,11 +26,11 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
     if missing:
         raise UserError(
             f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}"
-            + _share_gpt_hint(schema, missing)
+            + _hint(path, missing)
         )
     for column in columns:
         for problem in _type_problems(column, schema.field(column).type):
-            raise UserError(f"{key}={path}: {problem}")
+            raise UserError(f"{key}={path}: {problem}{_hint(path, [column])}")
     if "extra_info" in schema.names and not _is(
         schema.field("extra_info").type, pa.types.is_struct
     ):
@@ -44,10 +42,11 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
         raise UserError(f"{key}={path}: no rows")
 
 
-def _share_gpt_hint(schema: pa.Schema, missing: list[str]) -> str:
-    if "conversations" in schema.names and missing[0] in ("messages", "prompt"):
-        return f". {SHARE_GPT} {missing[0]}"
-    return ""
+def _hint(path: Path, columns: list[str]) -> str:
+    """Return the command that converts a file, if these columns of it may be in another form."""
+    if not set(columns) & set(CONVERTED):
+        return ""
+    return f"; {convert_command(path)} converts files in other forms"
 
 
 def _type_problems(column: str, kind: pa.DataType) -> Iterator[str]:
@@ -75,7 +74,7 @@ def _messages_problems(column: str, kind: pa.DataType) -> Iterator[str]:
     item = _item(kind)
     names = [item.field(index).name for index in range(item.num_fields)] if item else []
     if {"from", "value"} <= set(names):
-        yield f"{column}: {SHARE_GPT} {column}"
+        yield f"{column} holds ShareGPT rows ({{from, value}}), not {{role, content}}"
     elif item is None or not {"role", "content"} <= set(names):
         yield (
             f"{column} is {kind}; it should be a list of {{role, content}}, such as {MESSAGES_FORM}"

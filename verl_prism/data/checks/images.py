@@ -38,7 +38,7 @@ def _tokens(place: str, image: Mapping[str, Any] | None, settings: ImageSettings
         kind = f"has a path ({path}) and no bytes" if path else "has no bytes"
         raise RowError(f"{place} {kind}; {FORM}")
     try:
-        width, height = _size(content)
+        width, height = readable_size(content)
     except UNREADABLE as error:
         message = f"{place}: unreadable image ({error}); replace it or remove the row"
         raise RowError(message) from None
@@ -48,10 +48,13 @@ def _tokens(place: str, image: Mapping[str, Any] | None, settings: ImageSettings
         raise RowError(f"{place}: {error}; crop the image or remove the row") from None
 
 
-def _size(content: bytes) -> tuple[int, int]:
-    """Return width and height, after a check that the file is complete.
+def readable_size(content: bytes) -> tuple[int, int]:
+    """Return width and height of an encoded image, after a check that it is complete.
 
     A PNG has checksums, and a JPEG has an end marker. Only without these are pixels decoded.
+
+    Raises:
+        UNREADABLE: it is not complete, or no image.
     """
     with Image.open(io.BytesIO(content)) as image:
         size = image.size

@@ -25,6 +25,7 @@ setup(
     package_data={
         "verl_prism": ["py.typed"],
         "verl_prism.checkpoints": ["*.jinja"],
+        "verl_prism.prepare.distill": ["*.txt"],
         "verl_prism.trainer_configs": ["*.yaml", "*/*.yaml"],
     },
     cmdclass={"build_py": BuildWithPth},

@@ -33,7 +33,9 @@ class Command:
         return module.Settings, module.run, module.__doc__ or ""
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "distill": Command("distill", "ask a teacher to answer the questions"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ setup(
         "verl_prism.checkpoints": ["*.jinja"],
         "verl_prism.prepare": ["*.jinja"],
         "verl_prism.prepare.convert": ["*.txt"],
+        "verl_prism.prepare.distill": ["*.txt"],
         "verl_prism.trainer_configs": ["*.yaml", "*/*.yaml"],
     },
     cmdclass={"build_py": BuildWithPth},

@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "pairs": Command("pairs", "the policy's responses that pair fairly with the teacher's"),
     "recipe": Command("recipe", "run all steps of a recipe file and write a data card"),
     "convert": Command("convert", "turn questions or demonstrations in another form into parquet"),
+    "distill": Command("distill", "ask a teacher to answer the questions"),
 }
 
 

@@ -57,16 +57,19 @@ class JudgeClient:
 
     Both limits are shared evenly by `processes` processes. Equal questions that arrive together
     are asked once. A question costs one call of the budget, however often it is retried.
+
+    key: where the settings stand in the user's config, for messages.
     """
 
-    def __init__(self, settings: Judge, processes: int = 1):
+    def __init__(self, settings: Judge, processes: int = 1, key: str = "prism.reward.judge"):
         assert settings.endpoint is not None
         assert settings.model is not None
         self._settings = settings
+        self._key = key
         self._model = settings.model
         self._client = openai.AsyncOpenAI(
             base_url=settings.endpoint,
-            api_key=_api_key(settings.api_key_env),
+            api_key=_api_key(key, settings.api_key_env),
             timeout=settings.timeout_seconds,
             max_retries=settings.retries,  # exponential backoff: 408, 409, 429, 5xx, no connection
         )
@@ -132,7 +135,7 @@ class JudgeClient:
         reason = f"{self._name} is down: {type(error).__name__}: {error} (after {retries} retries)"
         if self._settings.when_down == "stop":
             raise UserError(
-                f"{reason}. Start it, or continue without it: prism.reward.judge.when_down=unjudged"
+                f"{reason}. Start it, or continue without it: {self._key}.when_down=unjudged"
             ) from None
         logger.info(reason)
         return Opinion.DOWN
@@ -140,7 +143,7 @@ class JudgeClient:
     @property
     def _name(self) -> str:
         endpoint = self._settings.endpoint
-        return f"the judge {self._model} at prism.reward.judge.endpoint={endpoint}"
+        return f"the judge {self._model} at {self._key}.endpoint={endpoint}"
 
 
 def read_verdict(reply: object) -> Opinion:
@@ -189,12 +192,12 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
-def _api_key(variable: str | None) -> str:
+def _api_key(key: str, variable: str | None) -> str:
     if variable is None:
         return "none"  # the client library requires a key even if the server does not
     if variable not in os.environ:
         raise UserError(
-            f"prism.reward.judge.api_key_env={variable}: no such environment variable. "
+            f"{key}.api_key_env={variable}: no such environment variable. "
             "Set it, or use api_key_env=null for a server without keys"
         )
     return os.environ[variable]

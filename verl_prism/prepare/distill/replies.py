@@ -1,0 +1,67 @@
+"""What an endpoint replies to a request."""
+
+from dataclasses import dataclass
+from typing import Any
+
+CONTENT_FILTER = "content_filter"
+REFUSED_STATUS = (400, 413, 422)  # the endpoint refuses this request, and would again
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of the teacher, or a refusal.
+
+    Attributes:
+        text: the answer; of a refusal, the endpoint's reason.
+        finish: why it ends: "stop", "length", …; "refused": the endpoint refused the request.
+        input_tokens, output_tokens: as the endpoint counts them; None if it does not.
+    """
+
+    text: str
+    finish: str
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the request was refused for good."""
+        return self.finish in ("refused", CONTENT_FILTER)
+
+
+def refusal(reason: str) -> Answer:
+    """Return the answer of an endpoint that refuses a request. It costs nothing."""
+    return Answer(reason, "refused", 0, 0)
+
+
+def read_completion(body: Any) -> Answer | None:
+    """Return the answer in the JSON of a chat completion, None if there is none.
+
+    Only `content` counts: the separate reasoning of a reasoning model is ignored.
+    """
+    match body:
+        case {"choices": [{"message": {**message}, **choice}, *_]}:
+            content = message.get("content")
+            finish = choice.get("finish_reason") or "stop"
+        case _:
+            return None
+    if content is None and isinstance(message.get("refusal"), str):
+        content, finish = message["refusal"], "teacher refuses"
+    if not isinstance(content, str | None) or not isinstance(finish, str):
+        return None
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    tokens = [_count(usage.get(f"{kind}_tokens")) for kind in ("prompt", "completion")]
+    text = (content or "").encode("utf-8", "backslashreplace").decode()
+    return Answer(text, finish, *tokens)
+
+
+def error_text(body: Any) -> str:
+    """Return the message in the JSON of an error, or else all of it, at most 500 characters."""
+    match body:
+        case {"error": {"message": str(text)}} | {"error": str(text)} | {"message": str(text)}:
+            return text[:500]
+    return str(body)[:500]
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None

@@ -30,18 +30,17 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
             f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}"
             + _share_gpt_hint(schema, missing)
         )
-    for column in columns:
-        for problem in _type_problems(column, schema.field(column).type):
-            raise UserError(f"{key}={path}: {problem}")
-    if "extra_info" in schema.names and not _is(
-        schema.field("extra_info").type, pa.types.is_struct
-    ):
-        raise UserError(
-            f"{key}={path}: extra_info is {schema.field('extra_info').type}; it should be a "
-            'struct, such as {"index": 0}'
-        )
+    for problem in type_problems(schema, [*columns, "extra_info"]):
+        raise UserError(f"{key}={path}: {problem}")
     if rows == 0:
         raise UserError(f"{key}={path}: no rows")
+
+
+def type_problems(schema: pa.Schema, columns: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with the types of columns; those that the schema lacks are left out."""
+    for column in columns:
+        if column in schema.names:
+            yield from _type_problems(column, schema.field(column).type)
 
 
 def _share_gpt_hint(schema: pa.Schema, missing: list[str]) -> str:
@@ -62,9 +61,16 @@ def _type_problems(column: str, kind: pa.DataType) -> Iterator[str]:
                     f"reward_model is {kind}; it should be a struct, such as "
                     '{"style": "rule", "ground_truth": "9"}'
                 )
-        case "data_source" | "teacher_response":
-            if not _is_text(kind) and not pa.types.is_null(kind):
+        case "extra_info":
+            if not _is(kind, pa.types.is_struct):
+                yield f'extra_info is {kind}; it should be a struct, such as {{"index": 0}}'
+        case "id" | "data_source" | "teacher_response":
+            if not _is(kind, _is_text):
                 yield f"{column} is {kind}; it should be a string"
+        case "student_responses":
+            item = _item(kind)
+            if not pa.types.is_null(kind) and (item is None or not _is(item, _is_text)):
+                yield f"student_responses is {kind}; it should be a list of strings"
 
 
 def _messages_problems(column: str, kind: pa.DataType) -> Iterator[str]:
@@ -98,6 +104,8 @@ def _images_problems(kind: pa.DataType) -> Iterator[str]:
         yield f"images holds paths; {form}"
     elif not pa.types.is_struct(item) or item.get_field_index("bytes") < 0:
         yield f"images holds {item}; {form}"
+    elif not _is(item.field("bytes").type, _is_binary):
+        yield f"images holds bytes as {item.field('bytes').type}; {form}"
 
 
 def _item(kind: pa.DataType) -> pa.DataType | None:
@@ -107,6 +115,10 @@ def _item(kind: pa.DataType) -> pa.DataType | None:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _is(kind: pa.DataType, wanted: object) -> bool:

@@ -11,7 +11,7 @@ import jinja2
 
 from verl_prism.data.chat_template import ChatTemplate
 from verl_prism.data.checks.models import load_tokenizer
-from verl_prism.data.checks.problem import RowError
+from verl_prism.data.checks.problem import Reason, RowError
 from verl_prism.data.messages import chat_messages
 from verl_prism.response import View, parse_response
 
@@ -55,7 +55,9 @@ class TokenCounter:
         try:
             text = self._template.render(parts, add_generation_prompt=add_generation_prompt)
         except jinja2.TemplateError as error:
-            raise RowError(f"the model's chat template refuses the messages: {error}") from None
+            raise RowError(
+                Reason.CHAT_TEMPLATE, f"the model's chat template refuses the messages: {error}"
+            ) from None
         return Conversation(text, image_tokens)
 
     def _check_control_tokens(self, number: int, text: str) -> None:
@@ -63,8 +65,9 @@ class TokenCounter:
         found = self._control_token.search(text)
         if found:
             raise RowError(
+                Reason.CONTROL_TOKEN,
                 f"message {number} contains {found[0]}, a control token of the model; remove it, "
-                "and write <image> for an image"
+                "and write <image> for an image",
             )
 
     def lengths(self, conversations: Sequence[Conversation]) -> list[int | RowError]:
@@ -80,8 +83,9 @@ class TokenCounter:
         places = ids.count(self._image_token)
         if places != len(image_tokens):
             return RowError(
+                Reason.PLACEHOLDERS,
                 f"the model's chat template writes {places} images, but the row has "
-                f"{len(image_tokens)}"
+                f"{len(image_tokens)}",
             )
         return len(ids) - places + sum(image_tokens)
 
@@ -109,11 +113,15 @@ def teacher_response(row: Mapping[str, Any]) -> str:
     """Return the teacher's response of a row, after a check of its format."""
     text = row["teacher_response"]
     if not text:
-        raise RowError("teacher_response is empty; every question needs the teacher's response")
+        raise RowError(
+            Reason.NO_RESPONSE,
+            "teacher_response is empty; every question needs the teacher's response",
+        )
     fault = parse_response(text).fault
     if fault is not None:
         raise RowError(
+            f"{Reason.RESPONSE_FORMAT}: {fault}",
             "teacher_response is not in the format "
-            f"<caption>…</caption><think>…</think><answer>…</answer>: {fault}"
+            f"<caption>…</caption><think>…</think><answer>…</answer>: {fault}",
         )
     return text

@@ -33,7 +33,9 @@ class Command:
         return module.Settings, module.run, module.__doc__ or ""
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "check": Command("check", "check every row, and list all that is wrong"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

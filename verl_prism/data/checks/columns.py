@@ -28,7 +28,7 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
     if missing:
         raise UserError(
             f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}"
-            + _share_gpt_hint(schema, missing)
+            + share_gpt_hint(schema, missing)
         )
     for problem in type_problems(schema, [*columns, "extra_info"]):
         raise UserError(f"{key}={path}: {problem}")
@@ -43,7 +43,8 @@ def type_problems(schema: pa.Schema, columns: Iterable[str]) -> Iterator[str]:
             yield from _type_problems(column, schema.field(column).type)
 
 
-def _share_gpt_hint(schema: pa.Schema, missing: list[str]) -> str:
+def share_gpt_hint(schema: pa.Schema, missing: list[str]) -> str:
+    """Return what to do with ShareGPT rows, an empty text if these columns are not missing."""
     if "conversations" in schema.names and missing[0] in ("messages", "prompt"):
         return f". {SHARE_GPT} {missing[0]}"
     return ""

@@ -1,6 +1,5 @@
 """Lengths in tokens, counted as the policy's processor counts them but without pixels."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import jinja2
 
 from verl_prism.data.chat_template import ChatTemplate
-from verl_prism.data.checks.models import load_tokenizer
+from verl_prism.data.checks.models import load_tokenizer, read_json
 from verl_prism.data.checks.problem import Reason, RowError
 from verl_prism.data.messages import chat_messages
 from verl_prism.response import View, parse_response
@@ -32,7 +31,8 @@ class TokenCounter:
     def __init__(self, key: str, model: Path) -> None:
         self._template = ChatTemplate(model)
         self._tokenizer = load_tokenizer(key, model)
-        self._image_token: int = json.loads((model / "config.json").read_text())["image_token_id"]
+        settings = read_json(f"{key}={model}", model / "config.json")
+        self._image_token: int | None = settings.get("image_token_id")
         added = self._tokenizer.get_added_tokens_decoder().values()
         control = [re.escape(token.content) for token in added if token.special]
         self._control_token = re.compile("|".join(control) or NEVER)
@@ -79,8 +79,13 @@ class TokenCounter:
             for encoding, conversation in zip(encodings, conversations, strict=True)
         ]
 
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of texts alone."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding) for encoding in encodings]
+
     def _length(self, ids: list[int], image_tokens: Sequence[int]) -> int | RowError:
-        places = ids.count(self._image_token)
+        places = 0 if self._image_token is None else ids.count(self._image_token)
         if places != len(image_tokens):
             return RowError(
                 Reason.PLACEHOLDERS,

@@ -30,8 +30,8 @@ from verl_prism.data.schema import schema
 
 WORDS = (
     "the of shop second bar chart shows sales difference between first number with answer red "
-    "blue left right above below how many objects are there picture length width angle triangle circle "
-    "area equals therefore check again value table row column total highest lowest month price"
+    "blue left right above below how many objects are there picture length width angle triangle "
+    "circle area equals therefore check again value table row column total highest lowest month"
 )
 COLUMNS = ("id", "prompt", "images", "data_source", "reward_model", "teacher_response")
 SYSTEM = "Reply in the format <caption>…</caption><think>…</think><answer>…</answer>."

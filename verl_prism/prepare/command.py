@@ -35,6 +35,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "check": Command("check", "check every row, and list all that is wrong"),
+    "split": Command("split", "divide rows into splits that share no image and no question"),
 }
 
 

@@ -9,9 +9,8 @@ import pyarrow as pa
 
 from verl_prism.errors import UserError
 from verl_prism.prepare.batch_writer import batch_writer
-from verl_prism.prepare.check.files import SourceFile
+from verl_prism.prepare.check.files import SourceFile, readable_batches
 from verl_prism.prepare.check.settings import Settings
-from verl_prism.prepare.parallel import file_batches
 from verl_prism.prepare.rows import common_schema
 
 
@@ -44,9 +43,7 @@ class Copy:
         """
         with batch_writer(self.target, self.schema) as writer:
             for file in self.files:
-                for batch in file_batches(file.path):
-                    if batch.start >= file.readable:
-                        break
+                for batch in readable_batches(file):
                     first = file.first + batch.start
                     keep = ~broken[first : first + batch.data.num_rows]
                     writer.write(batch.data.filter(pa.array(keep)))

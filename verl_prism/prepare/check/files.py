@@ -1,6 +1,6 @@
 """The files of a check: what is wrong with a whole file, and its rows in batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,13 +70,14 @@ def _source_file(split: str, path: Path, first: int) -> SourceFile:
     file = SourceFile(split, path, first, metadata.num_rows, metadata.num_rows)
     if file.rows == 0:
         file.fail(0, RowReason.EMPTY_FILE, "no rows")
-    wrong = "; ".join(_column_problems(schema))
+    wrong = "; ".join(column_problems(schema, COLUMNS))
     if wrong:
         file.fail(0, RowReason.COLUMNS, wrong)
     return file
 
 
-def _column_problems(schema: pa.Schema) -> Iterator[str]:
+def column_problems(schema: pa.Schema, columns: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with columns: no messages, or a wrong type."""
     repeated = {name for name in schema.names if schema.names.count(name) > 1}
     if repeated:
         yield f"two columns have the name {min(repeated)}"
@@ -86,7 +87,21 @@ def _column_problems(schema: pa.Schema) -> Iterator[str]:
             f"no column prompt or messages; it has {', '.join(schema.names)}"
             + share_gpt_hint(schema, ["messages"])
         )
-    yield from type_problems(schema, COLUMNS)
+    yield from type_problems(schema, columns)
+
+
+def readable_batches(file: SourceFile) -> Iterator[Batch]:
+    """Yield the rows of a file before its damage, with all columns.
+
+    Raises:
+        UserError: a column that was not read before is damaged.
+    """
+    batches = file_batches(file.path)
+    row = 0
+    while row < file.readable:
+        batch = next(batches)
+        yield batch
+        row += batch.data.num_rows
 
 
 def read_files(files: list[SourceFile]) -> Iterator[Batch]:

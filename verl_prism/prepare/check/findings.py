@@ -103,8 +103,8 @@ def findings(listing: Path | None, rejects: dict[str, Path]) -> Iterator[Finding
     listing: file for all findings. rejects: for each split, file for the first problem of each row.
     """
     with ExitStack() as stack:
-        files = {split: stack.enter_context(_text_file(path)) for split, path in rejects.items()}
-        main = None if listing is None else stack.enter_context(_text_file(listing))
+        files = {split: stack.enter_context(text_file(path)) for split, path in rejects.items()}
+        main = None if listing is None else stack.enter_context(text_file(listing))
         yield Findings(main, files)
 
 
@@ -138,7 +138,8 @@ def _write(file: IO[str], line: dict[str, object]) -> None:
 
 
 @contextmanager
-def _text_file(path: Path) -> Iterator[IO[str]]:
+def text_file(path: Path) -> Iterator[IO[str]]:
+    """Yield a text file to write, which appears when the block ends without an exception."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (

@@ -36,6 +36,19 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 @contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a path to write, and move it to `target` if the block ends without an exception."""
+    unfinished = target.with_name(f"{target.name}.{uuid4().hex}.unfinished")
+    try:
+        yield unfinished
+        sync(unfinished)
+        os.replace(unfinished, target)
+        sync(target.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder to fill, and move it to `target` if the block ends without an exception.
 

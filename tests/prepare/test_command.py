@@ -41,7 +41,7 @@ def test_any_text_is_a_value(value):
     ("arguments", "message"),
     [
         ([], "source is not set; write source=..."),
-        (["source=a", "teacher.modle=b"], "unknown key teacher.modle; did you mean teacher.model?"),
+        (["source=a", "teacher.mdel=b"], "unknown key teacher.mdel; did you mean teacher.model?"),
         (["source=a", "tries=many"], "tries=many: input should be a valid integer"),
         (["source"], "source: write key=value"),
         (["source=a", "source.b=c"], "source.b: source is not a section"),

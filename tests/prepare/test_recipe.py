@@ -70,8 +70,8 @@ def test_only_changed_steps_run_again(recipe, tmp_path, capsys):
         ("name: x\nsteps: [{recipe: {}}]\n", "steps[0]: unknown command recipe; use "),
         ("name: x\nsteps: [{filter: {}, pairs: {}}]\n", "steps[0]: write one command"),
         (
-            "name: x\nsteps: [{filter: {source: a, outptu: b}}]\n",
-            "unknown key steps[0].filter.outptu; did you mean output?",
+            "name: x\nsteps: [{filter: {source: a, ouput_: b}}]\n",
+            "unknown key steps[0].filter.ouput_; did you mean output?",
         ),
         (
             "name: x\nsteps: [{filter: {source: a, output: b.parquet}}]\n",

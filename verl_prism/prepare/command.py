@@ -40,6 +40,8 @@ COMMANDS: dict[str, Command] = {
     "recipe": Command("recipe", "run all steps of a recipe file and write a data card"),
     "convert": Command("convert", "turn questions or demonstrations in another form into parquet"),
     "distill": Command("distill", "ask a teacher to answer the questions"),
+    "check": Command("check", "check every row, and list all that is wrong"),
+    "split": Command("split", "divide rows into splits that share no image and no question"),
 }
 
 

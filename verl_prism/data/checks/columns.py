@@ -26,27 +26,27 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
     if missing:
         raise UserError(
             f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}"
-            + _hint(path, missing)
+            + convert_hint(path, missing)
         )
-    for column in columns:
-        for problem in _type_problems(column, schema.field(column).type):
-            raise UserError(f"{key}={path}: {problem}{_hint(path, [column])}")
-    if "extra_info" in schema.names and not _is(
-        schema.field("extra_info").type, pa.types.is_struct
-    ):
-        raise UserError(
-            f"{key}={path}: extra_info is {schema.field('extra_info').type}; it should be a "
-            'struct, such as {"index": 0}'
-        )
+    for column, problem in type_problems(schema, [*columns, "extra_info"]):
+        raise UserError(f"{key}={path}: {problem}{convert_hint(path, [column])}")
     if rows == 0:
         raise UserError(f"{key}={path}: no rows")
 
 
-def _hint(path: Path, columns: list[str]) -> str:
+def convert_hint(path: Path, columns: Iterable[str]) -> str:
     """Return the command that converts a file, if these columns of it may be in another form."""
     if not set(columns) & set(CONVERTED):
         return ""
     return f"; {convert_command(path)} converts files in other forms"
+
+
+def type_problems(schema: pa.Schema, columns: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield column and text of what is wrong with types; columns that are missing are left out."""
+    for column in columns:
+        if column in schema.names:
+            for problem in _type_problems(column, schema.field(column).type):
+                yield column, problem
 
 
 def _type_problems(column: str, kind: pa.DataType) -> Iterator[str]:
@@ -61,13 +61,16 @@ def _type_problems(column: str, kind: pa.DataType) -> Iterator[str]:
                     f"reward_model is {kind}; it should be a struct, such as "
                     '{"style": "rule", "ground_truth": "9"}'
                 )
-        case "data_source" | "teacher_response":
-            if not _is_text(kind) and not pa.types.is_null(kind):
+        case "extra_info":
+            if not _is(kind, pa.types.is_struct):
+                yield f'extra_info is {kind}; it should be a struct, such as {{"index": 0}}'
+        case "id" | "data_source" | "teacher_response":
+            if not _is(kind, _is_text):
                 yield f"{column} is {kind}; it should be a string"
         case "student_responses":
             item = _item(kind)
-            if item is None or not _is_text(item):
-                yield f"{column} is {kind}; it should be a list of strings"
+            if not pa.types.is_null(kind) and (item is None or not _is(item, _is_text)):
+                yield f"student_responses is {kind}; it should be a list of strings"
 
 
 def _messages_problems(column: str, kind: pa.DataType) -> Iterator[str]:
@@ -101,6 +104,8 @@ def _images_problems(kind: pa.DataType) -> Iterator[str]:
         yield f"images holds paths; {form}"
     elif not pa.types.is_struct(item) or item.get_field_index("bytes") < 0:
         yield f"images holds {item}; {form}"
+    elif not _is(item.field("bytes").type, _is_binary):
+        yield f"images holds bytes as {item.field('bytes').type}; {form}"
 
 
 def _item(kind: pa.DataType) -> pa.DataType | None:
@@ -110,6 +115,10 @@ def _item(kind: pa.DataType) -> pa.DataType | None:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _is(kind: pa.DataType, wanted: object) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from verl_prism.data.checks.problem import RowError
+from verl_prism.data.checks.problem import Reason, RowError
 from verl_prism.data.images import ImageSettings, image_tokens
 
 FORM = 'store the encoded file: {"bytes": open(path, "rb").read()}'
@@ -32,20 +32,47 @@ def check_images(row: Mapping[str, Any], settings: ImageSettings) -> list[int]:
 
 
 def _tokens(place: str, image: Mapping[str, Any] | None, settings: ImageSettings) -> int:
+    try:
+        width, height = readable_size(encoded_image(place, image))
+    except UNREADABLE as error:
+        raise unreadable(place, error) from None
+    return checked_tokens(place, width, height, settings)
+
+
+def encoded_image(place: str, image: Mapping[str, Any] | None) -> bytes:
+    """Return the bytes of an item of `images`.
+
+    Raises:
+        RowError: it has none.
+    """
     content = image["bytes"] if image else None
     if content is None:
         path = image.get("path") if image else None
         kind = f"has a path ({path}) and no bytes" if path else "has no bytes"
-        raise RowError(f"{place} {kind}; {FORM}")
-    try:
-        width, height = readable_size(content)
-    except UNREADABLE as error:
-        message = f"{place}: unreadable image ({error}); replace it or remove the row"
-        raise RowError(message) from None
+        raise RowError(Reason.IMAGE_MISSING, f"{place} {kind}; {FORM}")
+    return content
+
+
+def unreadable(place: str, error: BaseException) -> RowError:
+    """Return the mistake that an exception of `UNREADABLE` stands for."""
+    return RowError(
+        Reason.IMAGE_UNREADABLE,
+        f"{place}: unreadable image ({error}); replace it or remove the row",
+    )
+
+
+def checked_tokens(place: str, width: int, height: int, settings: ImageSettings) -> int:
+    """Return the number of tokens of an image.
+
+    Raises:
+        RowError: the image is too long and narrow.
+    """
     try:
         return image_tokens(width, height, settings)
     except ValueError as error:
-        raise RowError(f"{place}: {error}; crop the image or remove the row") from None
+        raise RowError(
+            Reason.IMAGE_SHAPE, f"{place}: {error}; crop the image or remove the row"
+        ) from None
 
 
 def readable_size(content: bytes) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Lengths in tokens, counted as the policy's processor counts them but without pixels."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Any
 import jinja2
 
 from verl_prism.data.chat_template import ChatTemplate
-from verl_prism.data.checks.models import load_tokenizer
-from verl_prism.data.checks.problem import RowError
+from verl_prism.data.checks.models import load_tokenizer, read_json
+from verl_prism.data.checks.problem import Reason, RowError
 from verl_prism.data.messages import chat_messages
 from verl_prism.response import View, parse_response
 
@@ -32,7 +31,8 @@ class TokenCounter:
     def __init__(self, key: str, model: Path) -> None:
         self._template = ChatTemplate(model)
         self._tokenizer = load_tokenizer(key, model)
-        self._image_token: int = json.loads((model / "config.json").read_text())["image_token_id"]
+        settings = read_json(f"{key}={model}", model / "config.json")
+        self._image_token: int | None = settings.get("image_token_id")
         added = self._tokenizer.get_added_tokens_decoder().values()
         control = [re.escape(token.content) for token in added if token.special]
         self._control_token = re.compile("|".join(control) or NEVER)
@@ -55,7 +55,9 @@ class TokenCounter:
         try:
             text = self._template.render(parts, add_generation_prompt=add_generation_prompt)
         except jinja2.TemplateError as error:
-            raise RowError(f"the model's chat template refuses the messages: {error}") from None
+            raise RowError(
+                Reason.CHAT_TEMPLATE, f"the model's chat template refuses the messages: {error}"
+            ) from None
         return Conversation(text, image_tokens)
 
     def _check_control_tokens(self, number: int, text: str) -> None:
@@ -63,8 +65,9 @@ class TokenCounter:
         found = self._control_token.search(text)
         if found:
             raise RowError(
+                Reason.CONTROL_TOKEN,
                 f"message {number} contains {found[0]}, a control token of the model; remove it, "
-                "and write <image> for an image"
+                "and write <image> for an image",
             )
 
     def lengths(self, conversations: Sequence[Conversation]) -> list[int | RowError]:
@@ -76,12 +79,18 @@ class TokenCounter:
             for encoding, conversation in zip(encodings, conversations, strict=True)
         ]
 
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of texts alone."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding) for encoding in encodings]
+
     def _length(self, ids: list[int], image_tokens: Sequence[int]) -> int | RowError:
-        places = ids.count(self._image_token)
+        places = 0 if self._image_token is None else ids.count(self._image_token)
         if places != len(image_tokens):
             return RowError(
+                Reason.PLACEHOLDERS,
                 f"the model's chat template writes {places} images, but the row has "
-                f"{len(image_tokens)}"
+                f"{len(image_tokens)}",
             )
         return len(ids) - places + sum(image_tokens)
 
@@ -109,11 +118,15 @@ def teacher_response(row: Mapping[str, Any]) -> str:
     """Return the teacher's response of a row, after a check of its format."""
     text = row["teacher_response"]
     if not text:
-        raise RowError("teacher_response is empty; every question needs the teacher's response")
+        raise RowError(
+            Reason.NO_RESPONSE,
+            "teacher_response is empty; every question needs the teacher's response",
+        )
     fault = parse_response(text).fault
     if fault is not None:
         raise RowError(
+            f"{Reason.RESPONSE_FORMAT}: {fault}",
             "teacher_response is not in the format "
-            f"<caption>…</caption><think>…</think><answer>…</answer>: {fault}"
+            f"<caption>…</caption><think>…</think><answer>…</answer>: {fault}",
         )
     return text

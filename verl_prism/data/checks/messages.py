@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from verl_prism.data.checks.problem import RowError
+from verl_prism.data.checks.problem import Reason, RowError
 
 ROLES = ("system", "user", "assistant", "tool")
 LAST_ROLE = {"prompt": "user", "messages": "assistant"}
@@ -14,14 +14,15 @@ def check_messages(row: Mapping[str, Any], column: str) -> list[Mapping[str, str
     """Return the messages of a row, after a check of roles, texts and the number of images."""
     messages = row[column]
     if not messages:
-        raise RowError(f"{column} has no message; every row needs at least one")
+        raise RowError(Reason.NO_MESSAGES, f"{column} has no message; every row needs at least one")
     for number, message in enumerate(messages):
         _check_message(f"{column}[{number}]", message)
     last, expected = messages[-1]["role"], LAST_ROLE[column]
     if last != expected:
         raise RowError(
+            Reason.ROLE,
             f"{column} ends with role {last}; it should end with {expected}, because "
-            + ("the model answers it" if expected == "user" else "the model learns to answer")
+            + ("the model answers it" if expected == "user" else "the model learns to answer"),
         )
     _check_placeholders(messages, row.get("images") or [], column)
     return messages
@@ -32,19 +33,22 @@ def check_student_responses(row: Mapping[str, Any]) -> None:
     responses = row["student_responses"]
     if not responses:
         raise RowError(
-            "student_responses is empty; python -m verl_prism.data sample writes responses"
+            Reason.NO_RESPONSE,
+            "student_responses is empty; python -m verl_prism.data sample writes responses",
         )
     if None in responses:
-        raise RowError(f"student_responses[{responses.index(None)}] is null")
+        raise RowError(Reason.NO_RESPONSE, f"student_responses[{responses.index(None)}] is null")
 
 
 def _check_message(place: str, message: Mapping[str, Any] | None) -> None:
     if message is None:
-        raise RowError(f"{place} is null; it should be {{role, content}}")
+        raise RowError(Reason.MESSAGE, f"{place} is null; it should be {{role, content}}")
     if message["role"] not in ROLES:
-        raise RowError(f"{place} has role {message['role']!r}; use {', '.join(ROLES)}")
+        raise RowError(Reason.ROLE, f"{place} has role {message['role']!r}; use {', '.join(ROLES)}")
     if not isinstance(message["content"], str):
-        raise RowError(f"{place}.content is {message['content']!r}; it should be a string")
+        raise RowError(
+            Reason.MESSAGE, f"{place}.content is {message['content']!r}; it should be a string"
+        )
 
 
 def _check_placeholders(messages: list[Mapping[str, str]], images: list[Any], column: str) -> None:
@@ -52,9 +56,12 @@ def _check_placeholders(messages: list[Mapping[str, str]], images: list[Any], co
     placeholders = text.count("<image>")
     if placeholders != len(images):
         raise RowError(
+            Reason.PLACEHOLDERS,
             f"{placeholders} <image> in {column}, but {len(images)} in images; "
-            "write one <image> for each image"
+            "write one <image> for each image",
         )
     for other in OTHER_PLACEHOLDERS:
         if images and other in text:
-            raise RowError(f"{column} contains {other}; only <image> is supported")
+            raise RowError(
+                Reason.PLACEHOLDERS, f"{column} contains {other}; only <image> is supported"
+            )

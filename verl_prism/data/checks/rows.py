@@ -176,7 +176,7 @@ def check_rows(file: Path, checker: RowChecker, on_progress: Progress) -> FileRe
         UserError: names the file, the first wrong row and the fix.
     """
     report = FileReport()
-    columns = _columns_to_read(file, checker.columns)
+    columns = columns_to_read(file, checker.columns)
     for batch in read_batches(file, columns):
         rows = to_rows(file, report.rows, batch)
         try:
@@ -188,7 +188,7 @@ def check_rows(file: Path, checker: RowChecker, on_progress: Progress) -> FileRe
     return report
 
 
-def _columns_to_read(file: Path, columns: Sequence[str]) -> list[str]:
+def columns_to_read(file: Path, columns: Sequence[str]) -> list[str]:
     """Add `extra_info` if it holds equivalent answers; other facts of a task are not checked."""
     schema = pq.read_schema(file)
     present = [column for column in columns if column in schema.names]

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from verl_prism.data.row_files import Row
 from verl_prism.prepare.convert.columns import PAIR_TEXTS
 from verl_prism.prepare.convert.records import Place, Rejected, Values
 from verl_prism.prepare.convert.rows import RowMaker
 from verl_prism.prepare.convert.seen import Group, Groups, Line
 from verl_prism.prepare.convert.texts import check_response, joined_response
-from verl_prism.prepare.rows import Row
 
 
 def add_line(groups: Groups, plan: int, maker: RowMaker, place: Place, values: Values) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from verl_prism.data.checks.answers import check_answer
 from verl_prism.data.checks.messages import check_messages
 from verl_prism.data.checks.problem import RowError
+from verl_prism.data.row_files import Row
 from verl_prism.prepare.convert.columns import Mapped
 from verl_prism.prepare.convert.images import ImageReader, flat
 from verl_prism.prepare.convert.records import Rejected, Values
@@ -24,7 +25,6 @@ from verl_prism.prepare.convert.texts import (
     text_of,
     with_options,
 )
-from verl_prism.prepare.rows import Row
 from verl_prism.response import parse_response
 
 PLACED = "questions without <image> got one for each image, before the question"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from verl_prism.config import Stage
 from verl_prism.data.checks.columns import check_columns
+from verl_prism.data.row_files import Row, RowWriter
 from verl_prism.data.schema import COLUMNS, TRAIN_COLUMNS, schema
 from verl_prism.errors import UserError
 from verl_prism.prepare.convert.archives import SUFFIXES, is_archive, open_archive
@@ -26,7 +27,6 @@ from verl_prism.prepare.convert.settings import DEFAULT, DEFAULT_SYSTEM_PROMPT, 
 from verl_prism.prepare.convert.sources import open_sources, source_name
 from verl_prism.prepare.progress import Progress, progress
 from verl_prism.prepare.report import Report
-from verl_prism.prepare.rows import Row, RowWriter
 
 HEAD = 20  # rows by which the columns are found
 HEAD_BROKEN = 1000  # broken rows among which a sound one is looked for

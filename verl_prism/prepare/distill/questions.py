@@ -12,12 +12,12 @@ from typing import Any
 from PIL import Image
 
 from verl_prism.data.checks.answers import check_answer
-from verl_prism.data.checks.images import FORM, UNREADABLE
+from verl_prism.data.checks.images import UNREADABLE, encoded_image, unreadable
 from verl_prism.data.checks.messages import check_messages
-from verl_prism.data.checks.problem import RowError
+from verl_prism.data.checks.problem import Reason, RowError
 from verl_prism.data.messages import chat_messages
+from verl_prism.data.row_files import Row, read_rows, row_id
 from verl_prism.prepare.distill.settings import GOLD, Settings, prompt_text
-from verl_prism.prepare.rows import Row, read_rows, row_id
 from verl_prism.rewards.score import accepted_answers
 
 COLUMNS = ("id", "prompt", "images", "data_source", "reward_model", "extra_info")
@@ -171,22 +171,23 @@ class RequestMaker:
             return
         if not accepted(row):
             hint = "; grade=false keeps answers ungraded" if self._grade else ""
-            raise RowError(f"reward_model.ground_truth is missing{hint}")
+            raise RowError(Reason.GOLD_ANSWER, f"reward_model.ground_truth is missing{hint}")
         check_answer({**row, "data_source": ""}, needs_gold=True)
 
 
 def _check_images(row: Row) -> None:
     for number, image in enumerate(row.get("images") or []):
-        content = image["bytes"] if image else None
-        if content is None:
-            raise RowError(f"images[{number}] has no bytes; {FORM}")
+        place = f"images[{number}]"
+        content = encoded_image(place, image)
         try:
             with Image.open(io.BytesIO(content)) as opened:
                 kind = opened.format
         except UNREADABLE as error:
-            raise RowError(f"images[{number}]: unreadable image ({error})") from None
+            raise unreadable(place, error) from None
         if kind not in Image.MIME:
-            raise RowError(f"images[{number}] is a {kind} image; write it as PNG or JPEG")
+            raise RowError(
+                Reason.IMAGE_UNREADABLE, f"{place} is a {kind} image; write it as PNG or JPEG"
+            )
 
 
 def _shrunk(image: Image.Image, max_pixels: int) -> tuple[bytes, str, int]:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from verl_prism.data.checks.columns import check_columns
+from verl_prism.data.row_files import common_schema, count_rows
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
 from verl_prism.prepare.distill.asking import Asking, undecided
@@ -17,7 +18,6 @@ from verl_prism.prepare.distill.verdicts import Grader
 from verl_prism.prepare.distill.writing import NO_ANSWER, NOT_ASKED, Outcomes, write_output
 from verl_prism.prepare.progress import progress
 from verl_prism.prepare.report import Report
-from verl_prism.prepare.rows import common_schema, count_rows
 
 
 def distill(settings: Settings) -> Report:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from verl_prism.data.checks.messages import check_messages
 from verl_prism.data.checks.problem import RowError
+from verl_prism.data.row_files import Row
 from verl_prism.prepare.distill.journal import Journal, Try
 from verl_prism.prepare.distill.questions import accepted
 from verl_prism.prepare.distill.replies import Answer
 from verl_prism.prepare.distill.settings import Settings
-from verl_prism.prepare.rows import Row
 from verl_prism.response import parse_response
 from verl_prism.rewards import grade
 from verl_prism.rewards.grader import math_verify_pool

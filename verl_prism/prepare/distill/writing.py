@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from verl_prism.data.row_files import RowWriter, with_columns
 from verl_prism.data.schema import COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.files import sync
@@ -18,7 +19,6 @@ from verl_prism.prepare.distill.journal import Journal, Try
 from verl_prism.prepare.distill.questions import Question, RequestMaker
 from verl_prism.prepare.distill.settings import Settings
 from verl_prism.prepare.distill.verdicts import KEPT, Grader, demonstration
-from verl_prism.prepare.rows import RowWriter, with_columns
 
 DUPLICATE = "id of an earlier row"
 NO_ANSWER = "no answer"

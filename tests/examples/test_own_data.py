@@ -1,4 +1,4 @@
-"""From raw questions to a trained policy, with the digits policy behind vLLM's server as teacher."""
+"""From raw questions to a trained policy; the digits policy behind vLLM is the teacher."""
 
 import json
 import subprocess

@@ -34,6 +34,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
+    "estimate": Command("estimate", "estimate the costs and the time of distill from a sample"),
     "distill": Command("distill", "ask a teacher to answer the questions"),
 }
 

@@ -242,7 +242,9 @@ def test_passing_failures_are_survived(distill, endpoint):
                 return {"choices": []}
             case 4:
                 return web.json_response({}, status=503, headers={"Retry-After": formatdate(0)})
-        return web.Response(body=b'{"choi', headers={"Content-Length": "500"})
+        half = web.Response(body=b'{"choi', headers={"Content-Length": "500"})
+        half.force_close()
+        return half
 
     def reply(key, body):
         seen = endpoint.arrived[key]

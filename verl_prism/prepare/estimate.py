@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import Field, PositiveInt
 
 from verl_prism.prepare.distill import settings as distill_settings
+from verl_prism.prepare.distill.questions import COLUMNS, Question, RequestMaker
 from verl_prism.prepare.report import Report
 
 CONFIDENCE = 0.90
@@ -49,7 +50,6 @@ def run(settings: Settings) -> Report:
         UserError: as `distill`.
     """
     from verl_prism.prepare.distill.journal import Journal  # the others import openai
-    from verl_prism.prepare.distill.questions import RequestMaker
     from verl_prism.prepare.distill.running import ask, number_of_rows, source_files
     from verl_prism.prepare.distill.verdicts import Grader
     from verl_prism.prepare.distill.writing import Outcomes
@@ -133,12 +133,11 @@ def _figures(settings: Settings, rows: int, usage: list[Usage]) -> dict[str, flo
     return figures
 
 
-def _sample(files: list[Path], chosen: list[int]) -> "Iterator[Question]":  # noqa: F821
+def _sample(files: list[Path], chosen: list[int]) -> Iterator[Question]:
     """Yield the rows with these numbers, counted over all files; other row groups are not read."""
     import pyarrow.parquet as pq
 
     from verl_prism.data.batches import to_rows
-    from verl_prism.prepare.distill.questions import COLUMNS, Question
     from verl_prism.prepare.rows import row_id
 
     wanted = set(chosen)

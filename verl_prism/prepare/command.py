@@ -34,14 +34,15 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "sample": Command("sample", "the policy's own responses to each question"),
-    "filter": Command("filter", "keep questions that the policy solves sometimes"),
-    "pairs": Command("pairs", "the policy's responses that pair fairly with the teacher's"),
-    "recipe": Command("recipe", "run all steps of a recipe file and write a data card"),
     "convert": Command("convert", "turn questions or demonstrations in another form into parquet"),
-    "distill": Command("distill", "ask a teacher to answer the questions"),
     "check": Command("check", "check every row, and list all that is wrong"),
     "split": Command("split", "divide rows into splits that share no image and no question"),
+    "estimate": Command("estimate", "estimate the costs and the time of distill from a sample"),
+    "distill": Command("distill", "ask a teacher to answer the questions"),
+    "sample": Command("sample", "let the policy answer each question several times"),
+    "filter": Command("filter", "keep the questions that the policy solves sometimes"),
+    "pairs": Command("pairs", "choose responses that pair fairly with the teacher's"),
+    "recipe": Command("recipe", "run all steps of a recipe file, and write a data card"),
 }
 
 

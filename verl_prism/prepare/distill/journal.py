@@ -12,7 +12,7 @@ import queue
 import sqlite3
 import threading
 from asyncio import wrap_future
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,14 +185,13 @@ class Journal:
             seconds=sums[5],
         )
 
-    def usage(self, questions: Sequence[str]) -> Iterator[tuple[int, int, int]]:
-        """Yield the number of answers, input tokens and output tokens of each question."""
-        for question in questions:
-            yield self._select(
-                "SELECT count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0)"
-                " FROM answers WHERE id = ? AND finish != 'refused'",
-                (question,),
-            )[0]
+    def usage(self, question: str) -> tuple[int, int, int, float]:
+        """Return the number of answers to a question, their tokens in and out, and seconds."""
+        return self._select(
+            "SELECT count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),"
+            " coalesce(sum(seconds), 0) FROM answers WHERE id = ? AND finish != 'refused'",
+            (question,),
+        )[0]
 
     async def sent(
         self, question: str, digest: str, number: int, input_tokens: int, output_tokens: int

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from verl_prism.data.checks.columns import check_columns
@@ -12,7 +13,12 @@ from verl_prism.prepare.distill.asking import Asking, undecided
 from verl_prism.prepare.distill.batch import read_results, write_requests
 from verl_prism.prepare.distill.journal import KILLED, Journal
 from verl_prism.prepare.distill.limits import Meter
-from verl_prism.prepare.distill.questions import COLUMNS, RequestMaker, read_questions
+from verl_prism.prepare.distill.questions import (
+    COLUMNS,
+    Question,
+    RequestMaker,
+    read_questions,
+)
 from verl_prism.prepare.distill.settings import Settings
 from verl_prism.prepare.distill.verdicts import Grader
 from verl_prism.prepare.distill.writing import NO_ANSWER, NOT_ASKED, Outcomes, write_output
@@ -31,7 +37,9 @@ def distill(settings: Settings) -> Report:
             questions = read_questions(files, settings.limit)
             return write_requests(settings, maker, journal, grader, questions)
         figures = read_results(settings, journal, maker) if settings.batch == "read" else {}
-        out_of_budget = ask(settings, files, maker, journal, grader)
+        questions = read_questions(files, settings.limit, COLUMNS)
+        total = number_of_rows(settings, files)
+        out_of_budget = ask(settings, questions, total, maker, journal, grader)
         outcomes = Outcomes(settings, maker, journal, grader)
         written, rejects = write_output(
             settings,
@@ -71,22 +79,25 @@ def source_files(settings: Settings) -> list[Path]:
 
 def ask(
     settings: Settings,
-    files: list[Path],
+    questions: Iterable[Question],
+    total: int,
     maker: RequestMaker,
     journal: Journal,
     grader: Grader,
 ) -> bool:
-    """Ask and judge what is missing; return whether the budget ended it."""
+    """Ask and judge what is missing of `total` questions; return whether the budget ended it."""
     meter = Meter(settings, journal.totals())
-    total = count_rows(files)
-    if settings.limit is not None:
-        total = min(total, settings.limit)
-    with progress("distill", total) as bar:
+    with progress("asking", total) as bar:
         asking = Asking(settings, maker, journal, grader, meter, bar)
-        questions = read_questions(files, settings.limit, COLUMNS)
         left = undecided(questions, maker, journal, grader, bar)
         asyncio.run(asking.run(left, ask=settings.batch is None))
     return asking.out_of_budget
+
+
+def number_of_rows(settings: Settings, files: list[Path]) -> int:
+    """Return the number of rows of the source that are used."""
+    rows = count_rows(files)
+    return rows if settings.limit is None else min(rows, settings.limit)
 
 
 def spending(settings: Settings, journal: Journal) -> dict[str, float | str]:
@@ -123,7 +134,8 @@ def _problems(settings: Settings, rejects: dict[str, int], out_of_budget: bool) 
     problems = []
     if out_of_budget:
         problems.append(
-            f"budget={settings.budget:g} is spent; with a higher one, the same command continues"
+            f"budget={settings.budget:g} leaves no room for a further request; with a higher one, "
+            "the same command continues"
         )
     if rejects.get(NO_ANSWER):
         problems.append(

@@ -166,6 +166,16 @@ def test_the_first_good_answer_is_kept_and_the_others_are_told(distill, endpoint
         assert [verdict for (verdict,) in verdicts] == ["format: block is missing", "truncated", ""]
 
 
+def test_an_answer_with_parts_of_characters_is_not_kept(distill, endpoint, tmp_path):
+    def reply(key, body):
+        answer = right(key, body)
+        return answer.replace("Text", "Te\ufffd") if key.endswith("#0") else answer
+
+    endpoint.reply = reply
+    assert distill("tries=2").counts["answers"] == 2 * ROWS
+    assert "\ufffd" not in "".join(row["teacher_response"] for row in output_rows(tmp_path))
+
+
 def test_ungraded_answers_need_only_the_format(distill, endpoint, source):
     write_rows(source, [question(0, reward_model=None), question(1)])
     endpoint.reply = lambda key, body: GOOD.format("anything")

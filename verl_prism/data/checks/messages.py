@@ -1,5 +1,6 @@
 """Checks of a row's messages."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from verl_prism.data.checks.problem import Reason, RowError
 ROLES = ("system", "user", "assistant", "tool")
 LAST_ROLE = {"prompt": "user", "messages": "assistant"}
 OTHER_PLACEHOLDERS = ("<video>", "<audio>")  # verl would look for a video or a sound
+# Replacement characters, and control characters that no text has but wrongly decoded ones do.
+GARBLED = re.compile("[\x00\x80-\x84\x86-\x9f\ufffd]")
 
 
 def check_messages(row: Mapping[str, Any], column: str) -> list[Mapping[str, str]]:

@@ -1,6 +1,5 @@
 """The check of a batch of rows, in a worker process."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from verl_prism.data.checks.lengths import (
     TokenCounter,
     teacher_response,
 )
-from verl_prism.data.checks.messages import check_messages
+from verl_prism.data.checks.messages import GARBLED, check_messages
 from verl_prism.data.checks.problem import Reason, RowError
 from verl_prism.data.images import ImageSettings
 from verl_prism.errors import UserError
@@ -26,8 +25,6 @@ from verl_prism.prepare.parallel import Batch
 from verl_prism.prepare.pixels import PictureReader
 from verl_prism.response import View, parse_response
 
-# Replacement characters, and control characters that no text has but wrongly decoded ones do.
-GARBLED = re.compile("[\x00\x80-\x84\x86-\x9f\ufffd]")
 SHOWN = 20  # characters around what is wrong in a text
 VIEW_LIMITS = {
     View.PERCEPTION: "max_perception_tokens",
@@ -292,7 +289,10 @@ def _check_format(place: str, text: str) -> None:
 
 
 def _garbled(row: Row) -> Iterator[Fault]:
-    """Yield the first text of a row that was decoded wrongly before it was stored."""
+    """Yield the first text of a row that was decoded wrongly before it was stored.
+
+    A policy may sample parts of a character, so its own responses do not count.
+    """
     for place, text in _texts(row):
         found = None if text.isascii() and "\0" not in text else GARBLED.search(text)
         if found:
@@ -314,9 +314,6 @@ def _texts(row: Row) -> Iterator[tuple[str, str]]:
     for column in ("id", "data_source", "teacher_response"):
         if isinstance(row.get(column), str):
             yield column, row[column]
-    for number, text in enumerate(row.get("student_responses") or []):
-        if text is not None:
-            yield f"student_responses[{number}]", text
     gold = (row.get("reward_model") or {}).get("ground_truth")
     if isinstance(gold, str):
         yield "reward_model.ground_truth", gold

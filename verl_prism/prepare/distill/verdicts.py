@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 
-from verl_prism.data.checks.messages import check_messages
+from verl_prism.data.checks.messages import GARBLED, check_messages
 from verl_prism.data.checks.problem import RowError
 from verl_prism.data.row_files import Row
 from verl_prism.prepare.distill.journal import Journal, Try
@@ -102,6 +102,8 @@ class Grader:
         fault = parse_response(answer.text).fault
         if fault is not None:
             return f"format: {fault}"
+        if GARBLED.search(answer.text):
+            return "format: parts of characters"
         try:
             check_messages({**row, "messages": demonstration(row, answer.text)}, "messages")
         except RowError:

@@ -138,7 +138,7 @@ def _sample(files: list[Path], chosen: list[int]) -> Iterator[Question]:
     import pyarrow.parquet as pq
 
     from verl_prism.data.batches import to_rows
-    from verl_prism.prepare.rows import row_id
+    from verl_prism.data.row_files import row_id
 
     wanted = set(chosen)
     before = 0  # rows of the files and row groups before

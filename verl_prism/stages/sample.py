@@ -9,16 +9,9 @@ from verl_prism.data.row_files import RowWriter, common_schema, with_columns
 from verl_prism.data.rows import Rows, parquet_files, train_rows
 from verl_prism.data.schema import COLUMNS
 from verl_prism.report.metrics import MetricsLog
-from verl_prism.rollout.journal import Journal, JournalReader
-from verl_prism.rollout.sampling import Sampling
+from verl_prism.rollout.journal import JournalReader
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.sampling import (
-    TimeLeft,
-    journal_settings,
-    sample_to_journal,
-    sampling_devices,
-    sampling_job,
-)
+from verl_prism.stages.sampling import sample_training_rows
 
 RESPONSES = "student_responses"
 
@@ -35,41 +28,10 @@ def run_sample(prism: Prism) -> dict[str, float | str]:
     folder.samples_file.unlink(missing_ok=True)
     rows = train_rows(prism)
     with MetricsLog(folder) as log:
-        log.total(len(rows))
-        sample_policy(prism, rows, log)
+        sample_training_rows(prism, rows, prism.rollout.samples_per_prompt, log)
         log.note("writing the responses")
         write_samples(prism, rows, folder.samples_file)
-    return {"questions": str(len(rows)), "responses": str(_responses_per_question(prism))}
-
-
-def sample_policy(prism: Prism, rows: Rows, log: MetricsLog) -> None:
-    """Write the policy's responses to each row to the run's journal, on all devices."""
-    folder = RunFolder(prism.output)
-    sampling = Sampling(
-        n=_responses_per_question(prism),
-        temperature=prism.rollout.temperature,
-        top_p=prism.rollout.top_p,
-        max_tokens=prism.data.max_response_tokens,
-    )
-    job = sampling_job(prism, prism.policy, sampling)
-    settings = journal_settings(job, "prism.data.train", prism.data.train, len(rows))
-    journal = Journal(folder.rollouts, settings, prism.resume)
-    time_left = TimeLeft(len(rows))
-
-    def report(done: int) -> None:
-        log.step(done, {})
-        log.note(f"sampling the policy{time_left(done)}")
-
-    log.note("starting vLLM")
-    with sampling_devices(prism.hardware):
-        sample_to_journal(
-            job,
-            rows,
-            journal,
-            folder,
-            encode=lambda row: (row[0], [sample.text for sample in row[1]]),
-            report=report,
-        )
+    return {"questions": str(len(rows)), "responses": str(prism.rollout.samples_per_prompt)}
 
 
 def write_samples(prism: Prism, rows: Rows, target: Path) -> None:
@@ -83,7 +45,3 @@ def write_samples(prism: Prism, rows: Rows, target: Path) -> None:
 def _schema(prism: Prism) -> pa.Schema:
     files = parquet_files("prism.data.train", prism.data.train)
     return with_columns(common_schema(files), {RESPONSES: COLUMNS[RESPONSES]})
-
-
-def _responses_per_question(prism: Prism) -> int:
-    return prism.rollout.samples_per_prompt

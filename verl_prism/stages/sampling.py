@@ -9,9 +9,10 @@ from typing import Any
 
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.config import DataFiles, Hardware, Prism
-from verl_prism.data.rows import parquet_files
+from verl_prism.data.rows import Rows, parquet_files
 from verl_prism.errors import EndedEarly
 from verl_prism.launcher.ray_session import ray_session
+from verl_prism.report.metrics import MetricsLog
 from verl_prism.rollout.engines import engine_count
 from verl_prism.rollout.journal import Journal, policy_digest
 from verl_prism.rollout.sampler import sample_rows
@@ -77,6 +78,35 @@ def sample_to_journal(
         report(len(journal.done))
         if end_requested(run):
             raise EndedEarly(0)
+
+
+def sample_training_rows(prism: Prism, rows: Rows, n: int, log: MetricsLog) -> None:
+    """Write the policy's `n` responses to each training row to the run's journal, on all devices.
+
+    With `prism.resume` the responses that are there are kept.
+
+    Raises:
+        EndedEarly: an early end was requested; the journal has what was finished.
+    """
+    folder = RunFolder(prism.output)
+    rollout = prism.rollout
+    sampling = Sampling(n, rollout.temperature, rollout.top_p, prism.data.max_response_tokens)
+    job = sampling_job(prism, prism.policy, sampling)
+    settings = journal_settings(job, "prism.data.train", prism.data.train, len(rows))
+    journal = Journal(folder.rollouts, settings, prism.resume)
+    time_left = TimeLeft(len(rows))
+    log.note("starting vLLM")
+    with sampling_devices(prism.hardware):
+        sample_to_journal(
+            job,
+            rows,
+            journal,
+            folder,
+            encode=lambda row: (row[0], [sample.text for sample in row[1]]),
+            report=lambda done: log.note(
+                f"sampling the policy {done}/{len(rows)}{time_left(done)}"
+            ),
+        )
 
 
 @contextmanager

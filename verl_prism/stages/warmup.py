@@ -5,7 +5,7 @@ held-out prompts shows whether the discriminator has learned the difference or m
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,8 @@ from verl_prism.files import atomic_folder
 from verl_prism.launcher.ranks import on_all_devices
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
-from verl_prism.rollout.journal import Journal
-from verl_prism.rollout.sampling import Sampling
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.sampling import (
-    TimeLeft,
-    journal_settings,
-    sample_to_journal,
-    sampling_devices,
-    sampling_job,
-)
+from verl_prism.stages.sampling import sample_training_rows
 from verl_prism.stages.warmup_data import WarmupData, policy_responses, prompt_rows
 from verl_prism.stages.warmup_training import WarmupTraining
 from verl_prism.trainer.tracking import TrackedMetrics
@@ -69,35 +61,8 @@ def prepare(prism: Prism) -> None:
     rows = prompt_rows(prism)
     with MetricsLog(folder) as log:
         if prism.warmup.responses == "sample":
-            sample_policy(prism, rows, log)
+            sample_training_rows(prism, rows, prism.warmup.samples_per_prompt, log)
         make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
-
-
-def sample_policy(prism: Prism, rows: Sequence[Row], log: MetricsLog) -> None:
-    """Write the policy's responses to each row to the run's journal, on all devices."""
-    folder = RunFolder(prism.output)
-    sampling = Sampling(
-        n=prism.warmup.samples_per_prompt,
-        temperature=prism.rollout.temperature,
-        top_p=prism.rollout.top_p,
-        max_tokens=prism.data.max_response_tokens,
-    )
-    job = sampling_job(prism, prism.policy, sampling)
-    settings = journal_settings(job, "prism.data.train", prism.data.train, len(rows))
-    journal = Journal(folder.rollouts, settings, prism.resume)
-    time_left = TimeLeft(len(rows))
-    log.note("starting vLLM")
-    with sampling_devices(prism.hardware):
-        sample_to_journal(
-            job,
-            rows,
-            journal,
-            folder,
-            encode=lambda row: (row[0], [sample.text for sample in row[1]]),
-            report=lambda done: log.note(
-                f"sampling the policy {done}/{len(rows)}{time_left(done)}"
-            ),
-        )
 
 
 def make_discriminator(folder: Path, settings: Upcycle, seed: int, log: MetricsLog) -> None:

@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import random
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -167,17 +168,20 @@ def compare(options: argparse.Namespace, url: str, folder: Path, with_images: bo
     questions = read_questions([folder / "source.parquet"], None)
     bodies = [maker.request(question.row).body for question in questions]
     kind = "images" if with_images else "text"
+    ratios = []
     for number in range(options.rounds):
         bare(url, bodies, options.concurrency)
         bare_rate = rate(url)
         seconds = distill(folder, arguments)
         own_rate = rate(url)
+        ratios.append(own_rate / bare_rate)
         print(
             f"{kind}, round {number}: {len(bodies)} requests of {len(bodies[0]):,} bytes; "
-            f"bare {bare_rate:.1f}/s, distill {own_rate:.1f}/s, ratio {own_rate / bare_rate:.3f}; "
+            f"bare {bare_rate:.1f}/s, distill {own_rate:.1f}/s, ratio {ratios[-1]:.3f}; "
             f"whole {len(bodies) / seconds:.1f}/s",
             flush=True,
         )
+    print(f"{kind}: median ratio {statistics.median(ratios):.3f}", flush=True)
 
 
 def measure_limits(options: argparse.Namespace, url: str, folder: Path) -> None:
@@ -209,7 +213,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--latency", type=float, default=0.5, help="seconds")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests-per-minute", type=float)
     parser.add_argument("--tokens-per-minute", type=float)
     options = parser.parse_args()

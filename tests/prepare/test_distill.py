@@ -195,11 +195,12 @@ def test_rows_that_cannot_be_asked_are_left_out(distill, endpoint, source, tmp_p
         question(0),
         question(1, images=[]),
         question(2, images=[{"bytes": b"no image"}]),
+        question(3, id=None, images=[{"bytes": None}]),
         question(0),
     ]
     write_rows(source, rows)
     report = distill()
-    assert report.rejects == {"unusable prompt": 1, "unusable image": 1, "id of an earlier row": 1}
+    assert report.rejects == {"unusable prompt": 1, "unusable image": 2, "id of an earlier row": 1}
     assert "2 <image>" not in rejects(tmp_path)[0]["detail"]
     assert len(endpoint.requests) == 1
 

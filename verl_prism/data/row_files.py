@@ -68,7 +68,8 @@ def row_id(row: Row) -> str:
     messages = row.get("prompt") or row.get("messages") or []
     digest.update(json.dumps(messages, ensure_ascii=False).encode())
     for image in row.get("images") or []:
-        digest.update(hashlib.sha256(image["bytes"]).digest())
+        content = image and image["bytes"]  # one may be null, which is found later
+        digest.update(hashlib.sha256(content or b"").digest())
     return digest.hexdigest()[:16]
 
 

@@ -156,5 +156,5 @@ def _sample(files: list[Path], chosen: list[int]) -> Iterator[Question]:
                         if before + offset in wanted:
                             number = before + offset - start
                             (row,) = to_rows(file, number, batch.slice(offset, 1))
-                            yield Question(file, number, row_id(row), row)
+                            yield Question(file, number, str(row_id(row)), row)
                     before += batch.num_rows

@@ -35,7 +35,7 @@ def undecided(
     """
     journal.begin_pass()
     for question in questions:
-        if journal.first_time(question.id) and maker.fault(question.row) is None:
+        if maker.fault(question.row) is None and journal.first_time(question.id):
             digest = maker.digest(question.row)
             if not journal.same_question(question.id, digest):
                 raise UserError(

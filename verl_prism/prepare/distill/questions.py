@@ -71,7 +71,7 @@ def read_questions(
         for number, row in enumerate(read_rows([file], columns)):
             if left == 0:
                 return
-            yield Question(file, number, row_id(row), row)
+            yield Question(file, number, str(row_id(row)), row)
             left = None if left is None else left - 1
 
 
@@ -163,7 +163,8 @@ class RequestMaker:
             pixels = image.width * image.height
             if self._max_pixels is not None and pixels > self._max_pixels:
                 content, kind, pixels = _shrunk(image, self._max_pixels)
-        url = f"data:{Image.MIME[kind]};base64,{b64encode(content).decode()}"
+        mime = "image/jpeg" if kind == "MPO" else Image.MIME[kind]  # MPO: a JPEG of some cameras
+        url = f"data:{mime};base64,{b64encode(content).decode()}"
         return url, pixels
 
     def _check_gold(self, row: Row) -> None:
@@ -194,7 +195,7 @@ def _shrunk(image: Image.Image, max_pixels: int) -> tuple[bytes, str, int]:
     """Return an image with at most `max_pixels` pixels: a JPEG stays one, others become PNG."""
     scale = (max_pixels / (image.width * image.height)) ** 0.5
     size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
-    kind = "JPEG" if image.format == "JPEG" else "PNG"
+    kind = "JPEG" if image.format in ("JPEG", "MPO") else "PNG"
     mode = image.mode if image.mode in ("L", "RGB") or kind == "PNG" else "RGB"
     if image.mode == "P":
         mode = "RGBA"

@@ -118,7 +118,7 @@ def published(digits_folder, tmp_path_factory):
 
 def test_the_rl_data_can_be_used_as_it_is(published):
     figure = "stages that can also read the source as it is"
-    assert published["rl"].report.figures[figure] == "warmup, align, rlvr"
+    assert published["rl"].report.figures[figure] == "warmup, align, rlvr, sample"
     for row, question in zip(published["rl"].rows, published["questions"], strict=True):
         assert row["prompt"] == question["prompt"]
         assert row["reward_model"]["ground_truth"] == question["reward_model"]["ground_truth"]

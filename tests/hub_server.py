@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ COMMIT = web.RequestKey("commit", str)
 
 
 class HubServer:
-    """Serves the files of `folder` as the model `org/tiny`, on a free port.
+    """Serves the files of `folder` as the model and the data set `org/tiny`, on a free port.
 
     gated: only these tokens may read files; None: everyone may.
     down: answer every request with 503.
@@ -43,7 +44,7 @@ class HubServer:
             return web.Response(status=404)
         if f"{request.match_info['owner']}/{request.match_info['name']}" != "org/tiny":
             return self._error(401, "RepoNotFound")
-        revision = request.match_info["revision"]
+        revision = request.match_info.get("revision", "main")
         commit = {"main": MAIN, "v1": TAGGED, MAIN: MAIN, TAGGED: TAGGED}.get(revision)
         if commit is None:
             return self._error(404, "RevisionNotFound")
@@ -73,6 +74,22 @@ class HubServer:
         headers = {"X-Repo-Commit": request[COMMIT], "ETag": f'"{_etag(file)}"'}
         return web.Response(body=file.read_bytes(), headers=headers)
 
+    async def _no_folder(self, request: web.Request) -> web.Response:
+        return self._error(404, "EntryNotFound")
+
+    async def _paths(self, request: web.Request) -> web.Response:
+        wanted = (await request.post()).getall("paths", [])
+        entries = json.loads((await self._tree(request)).body)
+        return web.json_response([entry for entry in entries if entry["path"] in wanted])
+
+    async def _data_file(self, request: web.Request) -> web.StreamResponse:
+        """Serve a file of a data set; the library asks for parts of it."""
+        file = self.folder / request.match_info["file"]
+        if not file.is_file():
+            return self._error(404, "EntryNotFound")
+        headers = {"X-Repo-Commit": request[COMMIT], "ETag": f'"{_etag(file)}"'}
+        return web.FileResponse(file, headers=headers)
+
     def __enter__(self) -> "HubServer":
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
@@ -84,6 +101,12 @@ class HubServer:
         app.router.add_get(f"/api/models{model}/revision/{{revision}}", self._info)
         app.router.add_get(f"/api/models{model}/tree/{{revision}}", self._tree)
         app.router.add_get(f"{model}/resolve/{{revision}}/{{file}}", self._file)
+        app.router.add_get(f"/api/datasets{model}", self._info)
+        app.router.add_get(f"/api/datasets{model}/revision/{{revision}}", self._info)
+        app.router.add_get(f"/api/datasets{model}/tree/{{revision}}", self._tree)
+        app.router.add_get(f"/api/datasets{model}/tree/{{revision}}/{{below}}", self._no_folder)
+        app.router.add_post(f"/api/datasets{model}/paths-info/{{revision}}", self._paths)
+        app.router.add_get(f"/datasets{model}/resolve/{{revision}}/{{file}}", self._data_file)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)

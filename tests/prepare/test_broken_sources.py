@@ -218,7 +218,7 @@ BROKEN_CHATS = {
     "nested tag": (RESPONSE.replace("3 +", "<think>3"), "demonstration not in the response format"),
     "empty block": (
         RESPONSE.replace(">9<", "><"),
-        "demonstration not in the response format: bloc",
+        "demonstration not in the response format: bl",
     ),
     "special token": (RESPONSE.replace(">9<", "><|im_end|><"), "demonstration not in the response"),
     "placeholder inside": (

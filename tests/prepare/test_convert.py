@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_server import HubServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_sources import JPEG, PNG, RESPONSE, WEBP, convert, write_lines, write_pictures
@@ -502,6 +506,26 @@ def test_a_split_has_to_be_chosen(tmp_path):
     with pytest.raises(UserError, match=r"split=dev: .* has train, test"):
         convert(tmp_path / "both", "split=dev")
     assert only(convert(tmp_path / "both", "split=test"))["data_source"] == "both"
+
+
+@pytest.mark.parametrize("revision", ["", "@v1"])
+def test_a_data_set_on_the_hub_is_read_as_a_stream(revision, tmp_path):
+    (tmp_path / "set").mkdir()
+    parquet(ITEMS, tmp_path).rename(tmp_path / "set" / "train.parquet")
+    source = f"source=org/tiny{revision}"
+    with HubServer(tmp_path / "set") as server:
+        variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-m", "verl_prism.data", "convert", source, "output=out.parquet"],
+            cwd=tmp_path,
+            env=os.environ | variables | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [content(row) for row in rows] == ITEMS
+    assert {row["data_source"] for row in rows} == {"org/tiny"}
 
 
 def test_limit_and_a_list_of_sources(folder):

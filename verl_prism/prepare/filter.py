@@ -29,7 +29,7 @@ from verl_prism.data.row_files import (
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
 from verl_prism.prepare.progress import progress
-from verl_prism.prepare.rejects import Rejects
+from verl_prism.prepare.rejects import open_rejects
 from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import Output, ParquetFiles
 from verl_prism.response import parse_response
@@ -75,7 +75,7 @@ def run(settings: Settings) -> Report:
     total = count_rows(files)
     with (
         RowWriter(settings.output, with_columns(schema, {"pass_rate": pa.float64()})) as writer,
-        Rejects(settings.output) as rejects,
+        open_rejects(settings.output) as rejects,
         progress("grading", total) as bar,
     ):
         for row, rate in _rated(files, settings.reward):

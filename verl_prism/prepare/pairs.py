@@ -35,7 +35,7 @@ from verl_prism.data.row_files import (
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
 from verl_prism.prepare.progress import progress
-from verl_prism.prepare.rejects import Rejects
+from verl_prism.prepare.rejects import open_rejects
 from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import Output, ParquetFiles
 from verl_prism.response import Response, View, parse_response
@@ -114,7 +114,7 @@ def run(settings: Settings) -> Report:
             bar.add()
     with (
         RowWriter(settings.output, schema) as writer,
-        Rejects(settings.output) as rejects,
+        open_rejects(settings.output) as rejects,
         progress("choosing pairs", count_rows(files)) as bar,
     ):
         for row in read_rows(files):

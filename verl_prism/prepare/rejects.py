@@ -1,25 +1,23 @@
 """The file of the rows that a command leaves out, each with its reason."""
 
 import json
-import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-from uuid import uuid4
+from typing import IO, Any
+
+from verl_prism.errors import UserError
+from verl_prism.files import atomic_file
 
 
 class Rejects:
-    """Writes `<output>.rejects.jsonl` and counts rows by reason.
+    """Writes the rows that are left out and counts them by reason."""
 
-    The file appears when the block ends without an exception.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self.file = output.with_name(f"{output.name}.rejects.jsonl")
+    def __init__(self, file: Path, lines: IO[str]) -> None:
+        self.file = file
         self.counts: Counter[str] = Counter()
-        self._unfinished = self.file.with_name(f"{self.file.name}.{uuid4().hex}.unfinished")
-        self._lines = open(self._unfinished, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
+        self._lines = lines
 
     def add(self, name: str, reason: str, **details: Any) -> None:
         """Add a row: its id, why it is left out, and what helps to find out more."""
@@ -27,17 +25,29 @@ class Rejects:
         record = {"id": name, "reason": reason, **details}
         self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lines.close()
-        if kind is None:
-            os.replace(self._unfinished, self.file)
-        else:
-            self._unfinished.unlink(missing_ok=True)
+@contextmanager
+def open_rejects(output: Path) -> Iterator[Rejects]:
+    """Yield the rejects of an output; `<output>.rejects.jsonl` appears if the block succeeds."""
+    file = output.with_name(f"{output.name}.rejects.jsonl")
+    with text_file(file) as lines:
+        yield Rejects(file, lines)
+
+
+@contextmanager
+def text_file(path: Path) -> Iterator[IO[str]]:
+    """Yield a text file to write, which appears when the block ends without an exception.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_file(path) as unfinished,
+            open(unfinished, "w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            yield file
+            file.flush()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None

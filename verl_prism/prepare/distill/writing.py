@@ -1,24 +1,19 @@
 """The pass over the source that writes the rows with their answers, and the rejects."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
-from uuid import uuid4
+from typing import Any
 
 import pyarrow as pa
 
 from verl_prism.data.row_files import RowWriter, with_columns
 from verl_prism.data.schema import COLUMNS
-from verl_prism.errors import UserError
-from verl_prism.files import sync
 from verl_prism.prepare.distill.journal import Journal, Try
 from verl_prism.prepare.distill.questions import Question, RequestMaker
 from verl_prism.prepare.distill.settings import Settings
 from verl_prism.prepare.distill.verdicts import KEPT, Grader, demonstration
+from verl_prism.prepare.rejects import text_file
 
 DUPLICATE = "id of an earlier row"
 NO_ANSWER = "no answer"
@@ -77,7 +72,7 @@ def write_output(
     added = {name: COLUMNS[name] for name in ("teacher_response", "messages")}
     rejects: Counter[str] = Counter()
     with (
-        _replaced(settings.rejects) as rejected,
+        text_file(settings.rejects) as rejected,
         RowWriter(settings.output, with_columns(source, added)) as writer,
     ):
         for question in questions:
@@ -96,20 +91,3 @@ def write_output(
 def _line(question: Question, outcome: Mapping[str, Any]) -> str:
     place = {"id": question.id, "file": str(question.file), "row": question.number}
     return json.dumps(place | dict(outcome), ensure_ascii=False) + "\n"
-
-
-@contextmanager
-def _replaced(file: Path) -> Any:
-    """Yield a text file to write, which replaces `file` if the block ends without an exception."""
-    unfinished = file.with_name(f"{file.name}.{uuid4().hex}.unfinished")
-    try:
-        stream: IO[str] = unfinished.open("w", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-    try:
-        with stream:
-            yield stream
-        sync(unfinished)
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)

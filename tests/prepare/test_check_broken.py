@@ -277,7 +277,10 @@ def test_columns_of_another_type(dense_folder, tmp_path, capsys, kind):
     found = [json.loads(line) for line in lines]
     assert [(line["row"], line["rows"]) for line in found] == [(0, 2)]
     assert message in found[0]["text"]
-    assert "2 rows: columns missing or of a wrong type (a.parquet" in capsys.readouterr().err
+    assert (
+        "2 rows: columns missing or of a wrong type (a.parquet, rows 0 to 1)"
+        in capsys.readouterr().err
+    )
     assert fixed(tmp_path).equals(table(good_row(1)))
 
 
@@ -306,7 +309,7 @@ def test_a_damaged_page_ends_its_file_only(tmp_path, capsys):
     start = column.dictionary_page_offset or column.data_page_offset
     content[start : start + 300] = b"\xff" * 300
     file.write_bytes(content)
-    pq.write_table(table(good_row(90)), tmp_path / "b.parquet")
+    pq.write_table(table(good_row(900)), tmp_path / "b.parquet")
     fix = tmp_path / "fixed" / "train.parquet"
     assert main(["check", f"source={tmp_path}", f"fix={fix}", "workers=0"]) == 1
     assert "file that cannot be read (a.parquet, row " in capsys.readouterr().err
@@ -314,7 +317,7 @@ def test_a_damaged_page_ends_its_file_only(tmp_path, capsys):
     lost = rejected(tmp_path)[0]
     assert lost["row"] >= 256
     assert lost["row"] + lost["rows"] == 600
-    assert kept.equals(pa.concat_tables([rows.slice(0, lost["row"]), table(good_row(90))]))
+    assert kept.equals(pa.concat_tables([rows.slice(0, lost["row"]), table(good_row(900))]))
 
 
 def test_nulls_of_optional_columns_pass(check):

@@ -75,6 +75,8 @@ class Findings:
     def add(self, split: str, file: Path, finding: Finding) -> None:
         """Count and list what was found in a row of a file."""
         place = f"{file.name}, row {finding.row}"
+        if finding.rows > 1:
+            place = f"{file.name}, rows {finding.row} to {finding.row + finding.rows - 1}"
         for counts, faults in ((self.problems, finding.problems), (self.notes, finding.notes)):
             for reason in dict.fromkeys(reason for reason, _ in faults):
                 counts[reason] += finding.rows
@@ -122,7 +124,8 @@ def note_lines(found: Findings) -> Iterable[tuple[str, str]]:
 
 def _places(found: Findings, reason: str, count: int) -> str:
     shown = found.examples[reason]
-    return "; ".join(shown) + ("; …" if count > len(shown) else "")
+    more = len(shown) == EXAMPLES and count > EXAMPLES
+    return "; ".join(shown) + ("; …" if more else "")
 
 
 def _rows(count: int) -> str:

@@ -312,7 +312,7 @@ def test_a_damaged_page_ends_its_file_only(tmp_path, capsys):
     pq.write_table(table(good_row(900)), tmp_path / "b.parquet")
     fix = tmp_path / "fixed" / "train.parquet"
     assert main(["check", f"source={tmp_path}", f"fix={fix}", "workers=0"]) == 1
-    assert "file that cannot be read (a.parquet, row " in capsys.readouterr().err
+    assert "file that cannot be read (a.parquet, rows " in capsys.readouterr().err
     kept = fixed(tmp_path)
     lost = rejected(tmp_path)[0]
     assert lost["row"] >= 256

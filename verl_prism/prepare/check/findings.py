@@ -9,8 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
-from verl_prism.errors import UserError
-from verl_prism.files import atomic_file
+from verl_prism.prepare.rejects import text_file
 
 EXAMPLES = 3  # places that the console shows for each reason
 
@@ -138,18 +137,3 @@ def _fault(reason: str, text: str) -> dict[str, str]:
 
 def _write(file: IO[str], line: dict[str, object]) -> None:
     file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def text_file(path: Path) -> Iterator[IO[str]]:
-    """Yield a text file to write, which appears when the block ends without an exception."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_file(path) as unfinished,
-            open(unfinished, "w", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            yield file
-            file.flush()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None

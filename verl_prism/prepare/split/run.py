@@ -19,12 +19,12 @@ from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
 from verl_prism.prepare.batch_writer import BatchWriter, batch_writer
 from verl_prism.prepare.check.files import column_problems
-from verl_prism.prepare.check.findings import text_file
 from verl_prism.prepare.check.settings import SplitName
 from verl_prism.prepare.identity import shared_digests
 from verl_prism.prepare.parallel import Batch, available_cores, file_batches, map_batches
 from verl_prism.prepare.pixels import PictureReader
 from verl_prism.prepare.progress import progress
+from verl_prism.prepare.rejects import text_file
 from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import ParquetFiles
 from verl_prism.prepare.split.groups import Groups, SharedContent, drawn, grouped

@@ -15,6 +15,8 @@ from verl_prism.prepare.distill.verdicts import KEPT, Grader
 from verl_prism.prepare.progress import Progress
 
 MOST_FAILURES = 10  # questions in a row without an answer, after which the run ends
+# While some read, encode or grade, others keep the endpoint busy.
+WORKERS_PER_REQUEST = 2
 
 Tries = dict[int, Try]
 
@@ -90,7 +92,8 @@ class Asking:
         if ask:
             self._teacher = Teacher(self._settings, self._journal, self._meter)
         workers = [
-            asyncio.create_task(self._work(questions)) for _ in range(self._settings.concurrency)
+            asyncio.create_task(self._work(questions))
+            for _ in range(WORKERS_PER_REQUEST * self._settings.concurrency)
         ]
         try:
             await asyncio.gather(*workers)

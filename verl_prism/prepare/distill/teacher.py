@@ -77,6 +77,8 @@ class Teacher:
         self._tokens = TokenPace(settings.tokens_per_minute)
         self._requests = _limiter(settings.requests_per_minute)
         self._budget = Budget(settings, meter)
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._fatal: UserError | None = None  # what every further request would meet
         key = _api_key(settings.teacher.api_key_env)
         self._redact = Redactor([key])
         self._client = openai.AsyncOpenAI(
@@ -128,24 +130,32 @@ class Teacher:
     async def _attempt(self, question: str, digest: str, number: int, request: Request) -> Answer:
         held = await self._budget.reserve(request.units)
         try:
-            expected = await self._turn(request.units)
-            most = self._meter.most(request.units)
-            await self._journal.sent(question, digest, number, *most)
-            began = time.monotonic()
-            try:
-                answer = await self._post(f"{question}#{number}", request.body)
-            except _PassingError as error:
-                if error.lost is not None:
-                    self._meter.lost(request.units)
-                await self._journal.unanswered(question, number, error.lost)
-                raise
-            except UserError:
-                await self._journal.unanswered(question, number, None)
-                raise
+            async with self._slots:
+                if self._fatal is not None:
+                    raise self._fatal
+                expected = await self._turn(request.units)
+                most = self._meter.most(request.units)
+                await self._journal.sent(question, digest, number, *most)
+                began = time.monotonic()
+                answer = await self._post_or_note(question, number, request)
             seconds = time.monotonic() - began
             return await self._keep(question, number, answer, request.units, expected, seconds)
         finally:
             await self._budget.release(held)
+
+    async def _post_or_note(self, question: str, number: int, request: Request) -> Answer:
+        """Post a request. If it fails, note in the journal that it is no longer on its way."""
+        try:
+            return await self._post(f"{question}#{number}", request.body)
+        except _PassingError as error:
+            if error.lost is not None:
+                self._meter.lost(request.units)
+            await self._journal.unanswered(question, number, error.lost)
+            raise
+        except UserError as error:
+            self._fatal = error
+            await self._journal.unanswered(question, number, None)
+            raise
 
     async def _keep(
         self,

@@ -58,11 +58,11 @@ def compose(digits_folder, tmp_path, monkeypatch):
 def sampled(monkeypatch):
     """Replace vLLM: each prompt gets a valid response and, for most prompts, an invalid one."""
 
-    def sample(prism, rows, log):
+    def sample(prism, rows, n, log):
         texts = [[VALID, "no format"][: 1 + (number % 3)] for number in range(len(rows))]
         write_rollouts(prism, texts)
 
-    monkeypatch.setattr("verl_prism.stages.warmup.sample_policy", sample)
+    monkeypatch.setattr("verl_prism.stages.warmup.sample_training_rows", sample)
 
 
 def write_rollouts(prism, texts: list[list[str]]) -> None:
@@ -153,7 +153,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(compose, monkeypatch, penalty
     def sample_again(*_):
         pytest.fail("sampled again")
 
-    monkeypatch.setattr("verl_prism.stages.warmup.sample_policy", sample_again)
+    monkeypatch.setattr("verl_prism.stages.warmup.sample_training_rows", sample_again)
     resumed = compose(option, "prism.resume=true", name="stopped")
     assert resume(resumed) == expected_summary
     assert_equal_weights(whole, resumed)
@@ -195,8 +195,8 @@ def test_two_ranks_continue_from_a_checkpoint_of_one(compose, monkeypatch):
 
 def test_without_a_valid_rollout_any_rank_reports_it(compose, monkeypatch):
     monkeypatch.setattr(
-        "verl_prism.stages.warmup.sample_policy",
-        lambda prism, rows, log: write_rollouts(prism, [["nothing", "of the kind"]] * len(rows)),
+        "verl_prism.stages.warmup.sample_training_rows",
+        lambda prism, rows, n, log: write_rollouts(prism, [["nothing", "of the kind"]] * len(rows)),
     )
     message = r"none of 24 rollouts of .*base is in the format; fine-tune it first"
     with pytest.raises(UserError, match=message):

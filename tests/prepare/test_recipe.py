@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from question_rows import question, respond
@@ -59,6 +60,28 @@ def test_only_changed_steps_run_again(recipe, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "steps[0] filter\n" in shown
     assert "steps[1] pairs: unchanged" in shown
+
+
+def test_a_clean_copy_is_used_and_not_made_again(recipe, tmp_path, capsys):
+    checked = "  - check: {source: source.parquet, fix: clean.parquet, report: found, workers: 0}\n"
+    recipe.write_text(f"name: digits\nsteps:\n{checked}" + RECIPE.split("steps:\n")[1])
+    table = pq.read_table(tmp_path / "source.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), tmp_path / "source.parquet")
+    assert main(["recipe", f"file={recipe}"]) == 0
+    assert pq.read_table(tmp_path / "clean.parquet").num_rows == table.num_rows
+    capsys.readouterr()
+    assert main(["recipe", f"file={recipe}"]) == 0
+    assert "steps[0] check: unchanged" in capsys.readouterr().out
+
+
+def test_problems_stop_a_recipe(recipe, tmp_path, capsys):
+    checked = "  - check: {source: source.parquet, workers: 0}\n"
+    recipe.write_text(f"name: digits\nsteps:\n{checked}" + RECIPE.split("steps:\n")[1])
+    table = pq.read_table(tmp_path / "source.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), tmp_path / "source.parquet")
+    assert main(["recipe", f"file={recipe}"]) == 1
+    assert "steps[0].check: 1 row: " in capsys.readouterr().err
+    assert not (tmp_path / "kept.parquet").exists()
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def _command(name: str) -> Command:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS), default=0)
+    width = max(map(len, COMMANDS))
     lines = [f"{PROGRAM} COMMAND key=value ...", "", "Make data sets for the stages.", ""]
     lines += [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     lines += ["", f"{PROGRAM} COMMAND --help shows the settings of a command.", ""]

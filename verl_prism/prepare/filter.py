@@ -10,7 +10,6 @@ grader of stage rlvr or by your own reward function. The defaults are the paper'
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -78,7 +77,8 @@ def run(settings: Settings) -> Report:
         open_rejects(settings.output) as rejects,
         progress("grading", total) as bar,
     ):
-        for row, rate in _rated(files, settings.reward):
+        for row in read_rows(files):
+            rate = pass_rate(row, settings.reward)
             rates[min(int(rate * BINS), BINS - 1)] += 1
             reason = _reason(rate, settings)
             if reason is None:
@@ -114,11 +114,6 @@ def pass_rate(row: Row, reward: str | None = None) -> float:
             f"row {row_id(row)}: reward_model.ground_truth is null; a gold answer is needed"
         )
     return sum(_accuracy(text, row, gold, reward) for text in responses) / len(responses)
-
-
-def _rated(files: Any, reward: str | None) -> Iterator[tuple[Row, float]]:
-    for row in read_rows(files):
-        yield row, pass_rate(row, reward)
 
 
 def _accuracy(text: str, row: Row, gold: Any, reward: str | None) -> float:

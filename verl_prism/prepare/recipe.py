@@ -13,7 +13,7 @@ A recipe names the commands in order, each with its settings. Paths are relative
 A step whose settings, inputs and outputs are unchanged since its last run is skipped. The card,
 DATA_CARD.md and data_card.json beside the recipe, has each step's settings, counts, rejects by
 reason and costs, the SHA-256 of each file, and versions. A step that finds problems in the data, as
-check does, stops the recipe.
+check does, stops the recipe, unless it writes a clean copy (fix).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import Field
 
-from verl_prism.config import AbsolutePath, Section
+from verl_prism.config import AbsolutePath, Section, flatten
 from verl_prism.errors import UserError
 from verl_prism.files import write_atomically
 from verl_prism.prepare.data_card import CARD, card_markdown, file_digest, versions
@@ -34,7 +34,8 @@ from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import CONFIG, read_yaml, validate_settings
 
 STATE = "data_card.json"
-WRITTEN = ("output", "folder")  # settings that name what a step writes
+# Settings that name what a step writes. The others that name files name what it reads.
+WRITTEN = ("output", "folder", "fix", "report", "judge.cache")
 
 
 class Settings(Section):
@@ -67,7 +68,7 @@ def run(settings: Settings) -> Report:
             record = _run_step(f"steps[{number}]", command, step, done.get(number))
             card["steps"].append(record)
             _write_card(folder, card)
-            if record["problems"]:
+            if _stops(record):
                 place = f"steps[{number}].{command}"
                 problems = tuple(f"{place}: {text}" for text in record["problems"])
                 return Report({"steps done": number}, outputs=(folder / CARD,), problems=problems)
@@ -135,19 +136,23 @@ def _is_done(
     before: dict[str, Any], command: str, node: dict[str, Any], inputs: dict[str, str]
 ) -> bool:
     same = (before["command"], before["settings"], before["inputs"]) == (command, node, inputs)
-    if not same or before["problems"]:
+    if not same or _stops(before):
         return False
     files = [Path(name) for name in before["outputs"]]
     return all(file.is_file() for file in files) and _digests(files) == before["outputs"]
 
 
+def _stops(record: dict[str, Any]) -> bool:
+    """Return whether problems end the recipe. A clean copy (`fix` of check) is without them."""
+    return bool(record["problems"]) and not record["settings"].get("fix")
+
+
 def _input_files(node: dict[str, Any]) -> list[Path]:
     """Return the files that settings name with an absolute path: files, folders or globs."""
     found: list[Path] = []
-    for key, value in node.items():
-        if key not in WRITTEN:
-            for text in _texts(value):
-                found += _files_at(Path(text))
+    for key, value in flatten(node):
+        if isinstance(value, str) and key not in WRITTEN:
+            found += _files_at(Path(value))
     return found
 
 
@@ -157,18 +162,6 @@ def _files_at(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
     return sorted(path.parent.glob(path.name))
-
-
-def _texts(node: Any) -> Iterator[str]:
-    match node:
-        case str():
-            yield node
-        case dict():
-            for value in node.values():
-                yield from _texts(value)
-        case list() | tuple():
-            for value in node:
-                yield from _texts(value)
 
 
 def _digests(files: Any) -> dict[str, str]:

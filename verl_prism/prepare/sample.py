@@ -9,7 +9,7 @@ student_responses. `filter` and `pairs` read it, and so does the warm-up of the 
 prism.warmup.responses=file.
 """
 
-import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +57,7 @@ def run(settings: Settings) -> Report:
     if status:
         raise UserError(f"stage sample ended with exit code {status}; its log is in {folder}")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(RunFolder(folder).samples_file, settings.output)
+    shutil.move(RunFolder(folder).samples_file, settings.output)
     rows = count_rows([settings.output])
     return Report(counts={"rows": rows, "responses": rows * settings.n}, outputs=(settings.output,))
 

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from verl_prism.errors import UserError
@@ -64,11 +63,6 @@ class Rejects:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._open is not None:
             self._open.close()

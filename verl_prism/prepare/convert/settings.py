@@ -20,7 +20,7 @@ def _column(text: str) -> Column:
 
 
 class Columns(Section):
-    """Which column holds what: "auto" finds it by its name, null says that there is none.
+    """Which column holds what. "auto" finds it by its name; null means no such column.
 
     A name with dots names a field of a field: `meta.answer`.
     """

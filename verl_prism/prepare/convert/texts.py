@@ -176,7 +176,7 @@ def _by_index(value: int, options: Mapping[str, str], first: int | None) -> str:
             f"{value}; set answer_index=0 or 1 if it counts the options",
         )
     if not 0 <= value - first < len(options):
-        raise Rejected("gold answer is none of the options", str(value))
+        raise Rejected("gold answer is not among the options", str(value))
     return list(options)[value - first]
 
 

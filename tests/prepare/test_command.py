@@ -1,6 +1,7 @@
 """The command line of `python -m verl_prism.data`."""
 
 import pytest
+from question_rows import question
 
 from verl_prism.config import Section
 from verl_prism.errors import UserError
@@ -71,3 +72,13 @@ def test_each_command_has_help(name, capsys):
     text = capsys.readouterr().out
     assert text.startswith(f"python -m verl_prism.data {name} ")
     assert " []" not in text
+
+
+@pytest.mark.parametrize("command", ["convert", "filter", "pairs"])
+def test_an_output_that_cannot_be_written(command, write_rows, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    responses = ["<caption>A 3.</caption><think>3</think><answer>7</answer>", "7"]
+    source = write_rows([question(0, "7", responses)])
+    arguments = [f"source={source}", f"output={tmp_path}/file/out.parquet"]
+    assert main([command, *arguments]) == 2
+    assert "file/out.parquet" in capsys.readouterr().err

@@ -26,7 +26,10 @@ class Rejects:
         self._maximum = maximum
         self._stop = stop
         self._open: IO[str] | None = None
-        file.unlink(missing_ok=True)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be written: {error.strerror}") from None
 
     def add(self, place: Place, name: str | None, problem: Rejected) -> None:
         """Leave out a row. name: its id, if it has one.

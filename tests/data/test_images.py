@@ -29,6 +29,7 @@ limits = st.none() | st.tuples(st.integers(65536, 400_000), st.integers(400_000,
 @given(width=sides, height=sides, limits=limits)
 @example(width=4000, height=3000, limits=(65536, 1_000_000))
 @example(width=6000, height=40, limits=None)
+@example(width=33, height=6417, limits=None)
 @settings(max_examples=300, deadline=None)
 def test_tokens_are_those_of_both_resizing_libraries(width, height, limits):
     low, high = limits or (4 * 32**2, 16384 * 32**2)

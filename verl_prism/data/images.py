@@ -107,6 +107,12 @@ def image_tokens(width: int, height: int, settings: ImageSettings) -> int:
             f"{width} x {height} pixels: the shorter side vanishes when the image is resized to "
             f"{settings.max_pixels} pixels; raise prism.image.max_pixels"
         )
+    ratio = max(first) / min(first)
+    if ratio > MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"{width} x {height} pixels: the longer side is {ratio:.0f} times the shorter one once "
+            f"both are multiples of {side}; at most {MAX_ASPECT_RATIO} times is possible"
+        )
     second = _resized(*first, side, settings.model_min_pixels, settings.model_max_pixels)
     rows, columns = (max(side, length) // side for length in second)
     return rows * columns

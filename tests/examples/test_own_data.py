@@ -1,6 +1,7 @@
 """From raw questions to a trained policy; the digits policy behind vLLM is the teacher."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def test_from_raw_questions_to_an_evaluated_policy(pipeline, digits_folder, tmp_
         done = subprocess.run(
             [DIGITS / "own_data.sh", raw, digits_folder / "base", root, endpoint, NAME, "60"],
             cwd=REPOSITORY,
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             capture_output=True,
             text=True,
         )

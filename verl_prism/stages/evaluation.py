@@ -16,7 +16,6 @@ from verl_prism.config import Prism
 from verl_prism.data.rows import Rows, heldout_rows
 from verl_prism.errors import UserError
 from verl_prism.measures.marks import Marks, QuestionMarks, comparisons, intervals, pass_at_k
-from verl_prism.measures.teacher import TeacherComparison
 from verl_prism.report.intervals import CONFIDENCE
 from verl_prism.report.measures_table import measures_markdown
 from verl_prism.report.metrics import MetricsLog
@@ -29,7 +28,7 @@ from verl_prism.rewards.user_function import load_metrics
 from verl_prism.rollout.journal import Journal, JournalReader
 from verl_prism.rollout.sampling import Finished, Row, Sample, Sampling
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.evaluation_texts import SampledTexts, teacher_texts
+from verl_prism.stages.evaluation_teacher import compare_with_teacher
 from verl_prism.stages.sampling import (
     journal_settings,
     sample_to_journal,
@@ -65,8 +64,7 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
         log.note("grading")
         marks = grade_policies(prism, rows, measure)
         policies = summarize(settings.policies, marks)
-        log.note("comparing with the teacher")
-        teacher = compare_with_teacher(prism, len(rows), policies)
+        teacher = compare_with_teacher(prism, len(rows), policies, log)
         log.note("writing results")
         results = {
             "heldout": str(prism.data.heldout),
@@ -237,23 +235,6 @@ def summarize(
         means = {mark: asdict(interval) for mark, interval in intervals(given).items()}
         results[name] = {"folder": str(policies[name]), **means, "pass_at_k": pass_at_k(given)}
     return results
-
-
-def compare_with_teacher(
-    prism: Prism, questions: int, policies: Mapping[str, dict[str, Any]]
-) -> dict[str, Any] | None:
-    """Add `teacher` to each policy's results; return the teacher's own section of results.json.
-
-    None, and nothing is added, if no question has a teacher's response.
-    """
-    teacher = teacher_texts(prism, questions)
-    if teacher is None:
-        return None
-    comparison = TeacherComparison(teacher, prism.eval.bootstrap, prism.seed)
-    folder = RunFolder(prism.output)
-    for name, results in policies.items():
-        results["teacher"] = comparison.policy(SampledTexts(folder.samples(name)))
-    return comparison.baseline()
 
 
 def write_responses(

@@ -1,13 +1,35 @@
-"""The texts that stage `eval` compares, read from disk when they are used."""
+"""Stage `eval`: the policies' texts against the teacher's, read from disk when they are used."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from verl_prism.config import Prism
 from verl_prism.data.rows import Rows, heldout_rows
+from verl_prism.measures.teacher import TeacherComparison
+from verl_prism.report.metrics import MetricsLog
 from verl_prism.rollout.journal import JournalReader
+from verl_prism.run_folder import RunFolder
 
 COLUMN = "teacher_response"
+
+
+def compare_with_teacher(
+    prism: Prism, questions: int, policies: Mapping[str, dict[str, Any]], log: MetricsLog
+) -> dict[str, Any] | None:
+    """Add `teacher` to each policy's results; return the teacher's own section of results.json.
+
+    None, and nothing is added, if no question has a teacher's response.
+    """
+    teacher = teacher_texts(prism, questions)
+    if teacher is None:
+        return None
+    comparison = TeacherComparison(teacher, prism.eval.bootstrap, prism.seed)
+    folder = RunFolder(prism.output)
+    for name, results in policies.items():
+        log.note(f"{name}: comparing with the teacher")
+        results["teacher"] = comparison.policy(SampledTexts(folder.samples(name)))
+    return comparison.baseline()
 
 
 class SampledTexts(Sequence[list[str]]):

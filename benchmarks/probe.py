@@ -33,7 +33,7 @@ MIXTURES = {
 
 
 def probe(mixture: Mixture, view: View, seed: int) -> tuple[float, float, bool]:
-    """Return the accuracy of the probe and of its control, and whether the latter's interval holds."""
+    """Return the accuracy of probe and control, and whether the control's interval holds."""
     rng = random.Random(seed)
     pairs = []
     for _ in range(QUESTIONS):

@@ -8,12 +8,11 @@ from PIL import Image
 
 from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
+from verl_prism.measures.marks import QuestionMarks, intervals
 from verl_prism.rollout.sampling import Sample
 from verl_prism.stages.evaluation import (
-    QuestionMarks,
     grade_policy,
     grade_sample,
-    intervals,
     load_measure,
     read_questions,
     run_eval,

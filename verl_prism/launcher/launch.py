@@ -26,6 +26,7 @@ from verl_prism.launcher.process_tree import STOP_SIGNALS, ProcessTree
 from verl_prism.launcher.stacks import STACKS_VARIABLE
 from verl_prism.launcher.watch import Watch
 from verl_prism.redaction import Redactor, run_redactor
+from verl_prism.report.measures_table import measures_table
 from verl_prism.report.metrics import join_records, keep_steps
 from verl_prism.report.summary import shown_metrics
 from verl_prism.report.table import results_table
@@ -167,7 +168,9 @@ def run_process(
         if status == 0 and "metrics" in outcome:
             console.finish(outcome["metrics"], run.result(prism.stage))
             if prism.stage == "eval":
-                console.print(results_table(json.loads(run.results.read_text())))
+                results = json.loads(run.results.read_text())
+                console.print(results_table(results))
+                console.print(measures_table(results))
     return _report_end(prism, status, outcome, console, watch)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-NOT_METRICS = ("folder",)  # entries of a policy that are not intervals
+NOT_METRICS = ("folder", "pass_at_k", "teacher")  # entries of a policy that are not intervals
 TITLES = {"length": "mean length", "greedy_accuracy": "greedy accuracy"}
 
 

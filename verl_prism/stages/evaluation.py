@@ -1,8 +1,9 @@
 """Stage `eval`: every policy answers the held-out questions and is graded.
 
 Each question is sampled several times, and once greedily. Writes `responses.jsonl` (every response
-with its marks), `results.json` and `results.md` (means with 95 % intervals over questions), and
-`examples.png` (what each policy answered to a few questions).
+with its marks), `results.json` and `results.md` (means with 95 % intervals over questions, and how
+close each policy is to the teacher), and `examples.png` (what each policy answered to a few
+questions).
 """
 
 import json
@@ -14,7 +15,9 @@ from typing import Any, TextIO
 from verl_prism.config import Prism
 from verl_prism.data.rows import Rows, heldout_rows
 from verl_prism.errors import UserError
-from verl_prism.report.intervals import CONFIDENCE, Interval, mean_interval, rate_interval
+from verl_prism.measures.marks import Marks, QuestionMarks, comparisons, intervals, pass_at_k
+from verl_prism.report.intervals import CONFIDENCE
+from verl_prism.report.measures_table import measures_markdown
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.report.picture import draw_examples
 from verl_prism.report.table import results_markdown
@@ -25,6 +28,7 @@ from verl_prism.rewards.user_function import load_metrics
 from verl_prism.rollout.journal import Journal, JournalReader
 from verl_prism.rollout.sampling import Finished, Row, Sample, Sampling
 from verl_prism.run_folder import RunFolder
+from verl_prism.stages.evaluation_teacher import compare_with_teacher
 from verl_prism.stages.sampling import (
     journal_settings,
     sample_to_journal,
@@ -32,10 +36,8 @@ from verl_prism.stages.sampling import (
     sampling_job,
 )
 
-Marks = dict[str, bool | float | None]
 Measure = Callable[[Response, Row], Mapping[str, bool | None]]
 OWN_MARKS = ("accuracy", "format", "reward", "length")
-MEANS = ("reward", "length")  # marks that are not rates
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,6 @@ class GradedSample:
     sample: Sample
     fault: FormatFault | None
     marks: Marks
-
-
-@dataclass(frozen=True)
-class QuestionMarks:
-    """The marks of one policy's responses to one question."""
-
-    greedy: Marks
-    samples: list[Marks]
 
 
 def run_eval(prism: Prism) -> dict[str, float | str]:
@@ -69,8 +63,9 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
         sample_policies(prism, rows, log)
         log.note("grading")
         marks = grade_policies(prism, rows, measure)
-        log.note("writing results")
         policies = summarize(settings.policies, marks)
+        teacher = compare_with_teacher(prism, len(rows), policies, log)
+        log.note("writing results")
         results = {
             "heldout": str(prism.data.heldout),
             "questions": len(rows),
@@ -80,9 +75,12 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
             "seed": prism.seed,
             "confidence": CONFIDENCE,
             "policies": policies,
+            "teacher": teacher,
+            "comparisons": comparisons(marks, settings.bootstrap, prism.seed),
         }
         folder.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        folder.results_table.write_text(results_markdown(results), encoding="utf-8")
+        tables = results_markdown(results) + measures_markdown(results)
+        folder.results_table.write_text(tables, encoding="utf-8")
         first = {name: FirstResponses(folder.samples(name), given) for name, given in marks.items()}
         draw_examples(folder.examples, rows, first)
     return {f"{name} accuracy": _percent(means["accuracy"]) for name, means in policies.items()}
@@ -231,28 +229,12 @@ def _score(response: Response, row: Row, reward: str | None) -> Score:
 def summarize(
     policies: Mapping[str, Path], marks: Mapping[str, Sequence[QuestionMarks]]
 ) -> dict[str, dict[str, Any]]:
-    """Return each policy's folder and the interval of each mark, as in results.json."""
+    """Return each policy's folder, the interval of each mark and pass@k, as in results.json."""
     results = {}
     for name, given in marks.items():
         means = {mark: asdict(interval) for mark, interval in intervals(given).items()}
-        results[name] = {"folder": str(policies[name]), **means}
+        results[name] = {"folder": str(policies[name]), **means, "pass_at_k": pass_at_k(given)}
     return results
-
-
-def intervals(marks: Sequence[QuestionMarks]) -> dict[str, Interval]:
-    """Return an interval per mark over the sampled responses, and one for greedy accuracy."""
-    result = {}
-    for name in marks[0].greedy:
-        interval = mean_interval if name in MEANS else rate_interval
-        result[name] = interval([_values(name, each.samples) for each in marks])
-    greedy = [_values("accuracy", [each.greedy]) for each in marks]
-    return result | {"greedy_accuracy": rate_interval(greedy)}
-
-
-def _values(name: str, marks: Sequence[Marks]) -> list[float]:
-    """Return the values of a mark, without the undefined ones."""
-    values = [each[name] for each in marks]
-    return [float(value) for value in values if value is not None]
 
 
 def write_responses(

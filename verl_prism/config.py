@@ -269,7 +269,8 @@ class Align(Section):
     perception_weight: NonNegativeFloat
     reasoning_weight: NonNegativeFloat
     credit: Literal["response", "span"]
-    normalization: Literal["valid", "reference"]
+    normalization: Literal["valid", "combined", "quantile", "reference"]
+    quantile_power: PositiveFloat
     format_penalty: NonNegativeFloat
     std_floor: PositiveFloat
 

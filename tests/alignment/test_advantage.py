@@ -4,10 +4,12 @@ import random
 import statistics
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm, rankdata
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -18,8 +20,11 @@ from verl_prism.alignment import trainer as trainer_module
 from verl_prism.alignment.advantage import (
     AlignmentAdvantage,
     alignment_advantage,
+    combined_terms,
+    gaussian_quantiles,
     normalize_groups,
     reference_advantage,
+    small_spreads,
     spread_over_tokens,
 )
 from verl_prism.alignment.estimator import pass_through
@@ -33,11 +38,25 @@ STD_FLOOR = 1e-3
 
 
 def ours(scores: Tensor, valid: Tensor) -> AlignmentAdvantage:
-    return alignment_advantage(scores, valid, WEIGHTS, PENALTY, STD_FLOOR)
+    terms = WEIGHTS[:, None, None] * normalize_groups(scores, valid, STD_FLOOR)
+    return alignment_advantage(terms, scores, valid, PENALTY)
+
+
+def combined(scores: Tensor, valid: Tensor) -> AlignmentAdvantage:
+    terms = combined_terms(scores, valid, WEIGHTS, STD_FLOOR)
+    return alignment_advantage(terms, scores, valid, PENALTY)
+
+
+def quantile(scores: Tensor, valid: Tensor) -> AlignmentAdvantage:
+    terms = WEIGHTS[:, None, None] * gaussian_quantiles(scores, valid, STD_FLOOR, power=1.5)
+    return alignment_advantage(terms, scores, valid, PENALTY)
 
 
 def reference(scores: Tensor, valid: Tensor) -> AlignmentAdvantage:
     return reference_advantage(scores, valid, WEIGHTS, PENALTY)
+
+
+OF_VALID = (ours, combined, quantile)  # rules that leave invalid responses out
 
 
 def oracle(scores: list[float], valid: list[bool], floor: float) -> list[float]:
@@ -111,8 +130,9 @@ def test_the_reference_rule_equals_the_oracle(group):
 @given(a_group)
 def test_advantages_of_valid_members_sum_to_zero(group):
     scores, valid = tensors(group)
-    values = ours(scores, valid).values
-    assert values[valid].sum().item() == pytest.approx(0.0, abs=1e-6)
+    for rule in OF_VALID:
+        values = rule(scores, valid).values
+        assert values[valid].sum().item() == pytest.approx(0.0, abs=1e-6)
 
 
 @settings(deadline=None)
@@ -121,7 +141,7 @@ def test_shifting_all_scores_of_a_view_changes_nothing(group, perception, reason
     """For the reference rule, only in a group of two or more with a valid response."""
     scores, valid = tensors(group)
     shifted = scores + torch.tensor([perception, reasoning])[:, None, None]
-    rules = [ours]
+    rules = [*OF_VALID]
     if valid.any() and valid.numel() > 1:
         rules.append(reference)
     for rule in rules:
@@ -135,7 +155,7 @@ def test_the_order_of_groups_and_members_changes_nothing(groups, chooser):
     scores = torch.cat([tensors(group)[0] for group in groups], dim=1)
     members = torch.tensor(chooser.sample(range(len(groups[0])), len(groups[0])))
     moved = scores.flip(1)[..., members]
-    for rule in (ours, reference):
+    for rule in (*OF_VALID, reference):
         before = rule(scores, ~scores[0].isnan())
         after = rule(moved, ~moved[0].isnan())
         assert torch.allclose(after.values, before.values.flip(0)[:, members], atol=1e-6)
@@ -146,7 +166,7 @@ def test_the_order_of_groups_and_members_changes_nothing(groups, chooser):
 @given(a_group)
 def test_the_terms_of_a_valid_response_sum_to_its_value(group):
     scores, valid = tensors(group)
-    for rule in (ours, reference):
+    for rule in (*OF_VALID, reference):
         advantage = rule(scores, valid)
         assert advantage.values.isfinite().all()
         assert advantage.terms.isfinite().all()
@@ -156,25 +176,28 @@ def test_the_terms_of_a_valid_response_sum_to_its_value(group):
 def test_invalid_members_do_not_affect_valid_ones():
     scores = torch.tensor([[[1.0, 2.0, 99.0]], [[3.0, 5.0, -99.0]]])
     valid = torch.tensor([[True, True, False]])
-    without = ours(scores[..., :2], valid[:, :2]).values
-    assert ours(scores, valid).values[:, :2].tolist() == without.tolist()
+    for rule in OF_VALID:
+        without = rule(scores[..., :2], valid[:, :2]).values
+        assert rule(scores, valid).values[:, :2].tolist() == without.tolist()
 
 
 def test_an_invalid_response_gets_exactly_the_penalty():
     scores = torch.tensor([[[1.0, 2.0, torch.nan]], [[1.0, 2.0, torch.nan]]])
-    advantage = ours(scores, ~scores[0].isnan())
-    assert advantage.values[0, 2] == -PENALTY
-    assert advantage.values.isfinite().all()
+    for rule in OF_VALID:
+        advantage = rule(scores, ~scores[0].isnan())
+        assert advantage.values[0, 2] == -PENALTY
+        assert advantage.values.isfinite().all()
 
 
 def test_a_group_without_a_valid_response_has_no_gradient_and_is_counted():
     scores = torch.full((2, 2, 3), torch.nan)
     scores[:, 1] = torch.tensor([1.0, 2.0, 3.0])
     valid = ~scores[0].isnan()
-    assert ours(scores, valid).values[0].tolist() == [0.0, 0.0, 0.0]
+    for rule in OF_VALID:
+        assert rule(scores, valid).values[0].tolist() == [0.0, 0.0, 0.0]
     published = reference(scores, valid).values[0].tolist()
     assert published == [-PENALTY] * 3, "the published code penalizes it"
-    for rule in (ours, reference):
+    for rule in (*OF_VALID, reference):
         advantage = rule(scores, valid)
         assert (advantage.groups_without_valid, advantage.groups_degenerate) == (1, 0)
 
@@ -183,9 +206,10 @@ def test_a_group_without_a_valid_response_has_no_gradient_and_is_counted():
 def test_equal_scores_have_exactly_no_gradient_and_are_counted(size):
     """Rounding of their mean must not show either."""
     scores = torch.full((2, 1, size), 0.1)
-    for rule in (ours, reference):
+    for rule in (*OF_VALID, reference):
         assert rule(scores, all_valid(size)).groups_degenerate == 1
-    assert ours(scores, all_valid(size)).values.abs().max() == 0
+    for rule in OF_VALID:
+        assert rule(scores, all_valid(size)).values.abs().max() == 0
 
 
 def test_a_group_that_differs_in_one_view_is_not_degenerate():
@@ -201,6 +225,56 @@ def test_rounding_noise_is_not_amplified():
 def test_the_weight_of_a_view_does_not_depend_on_its_spread():
     scores = torch.tensor([[[0.0, 1.0]], [[10.0, 0.0]]])
     assert ours(scores, all_valid(2)).values.abs().max() < 1e-6
+
+
+@settings(deadline=None)
+@given(a_group)
+def test_the_combined_rule_is_the_z_score_of_the_weighted_sum(group):
+    scores, valid = tensors(group)
+    sums = [0.25 * member[0] + 0.75 * member[1] for member in group]
+    expected = oracle(sums, valid[0].tolist(), STD_FLOOR)
+    terms = combined_terms(scores, valid, torch.tensor([0.25, 0.75]), STD_FLOOR)
+    assert terms.sum(0)[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_in_the_combined_rule_the_view_with_the_larger_spread_counts_more():
+    scores = torch.tensor([[[0.0, 1.0]], [[10.0, 0.0]]])
+    values = combined(scores, all_valid(2)).values
+    assert values[0].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)])
+
+
+@settings(deadline=None)
+@given(a_group, st.sampled_from([0.5, 1.0, 2.0]))
+def test_quantiles_equal_the_oracle(group, power):
+    scores, valid = tensors(group)
+    members = [member[0] for member in group if member[2]]
+    expected = np.zeros(len(group))
+    if len(set(members)) > 1:
+        quantiles = norm.ppf((rankdata(members) - 0.5) / len(members))
+        powers = np.sign(quantiles) * np.abs(quantiles) ** power
+        expected[valid[0].numpy()] = powers - powers.mean()
+    result = gaussian_quantiles(scores[:1], valid, STD_FLOOR, power)
+    assert result[0, 0].numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_quantiles_ignore_distances_and_rounding_noise():
+    near = torch.tensor([[1.0, 1.1, 1.2]])
+    far = torch.tensor([[1.0, 7.0, 90.0]])
+    quantiles = [gaussian_quantiles(each, all_valid(3), STD_FLOOR, 1.0) for each in (near, far)]
+    assert quantiles[0].tolist() == quantiles[1].tolist()
+    noise = torch.tensor([[0.5, 0.5 + 1e-6, 0.5 - 1e-6]])
+    assert gaussian_quantiles(noise, all_valid(3), STD_FLOOR, 1.0).abs().max() == 0
+
+
+def test_groups_with_a_small_spread_are_counted_per_view():
+    scores = torch.tensor(
+        [
+            [[0.0, 10.0, torch.nan], [5.0, 5.1, 5.0], [9.0, 9.0, 9.0]],
+            [[0.0, 10.0, torch.nan], [0.0, 9.0, 3.0], [1.0, torch.nan, torch.nan]],
+        ]
+    )
+    valid = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
+    assert small_spreads(scores, valid, 0.15).tolist() == [0.5, 0.0]
 
 
 ONE_GROUP = AlignmentAdvantage(
@@ -323,6 +397,7 @@ def test_the_trainer_writes_the_advantage_of_each_token(monkeypatch):
     assert written["pad"] == [0.0]
     assert metrics["align/groups_without_valid"] == 0
     assert metrics["align/groups_degenerate"] == 0.5
+    assert metrics["align/small_spread/perception"] == 0
 
 
 @pytest.mark.parametrize(("normalization", "value"), [("valid", 0.0), ("reference", -PENALTY)])

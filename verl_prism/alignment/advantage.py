@@ -33,30 +33,81 @@ def normalize_groups(scores: Tensor, valid: Tensor, std_floor: float) -> Tensor:
         std_floor: smallest divisor. It keeps rounding noise between nearly equal scores from being
             amplified to unit size.
     """
+    centered = _centered(scores, valid)
+    return centered / _spread(centered, valid).clamp(min=std_floor)
+
+
+def _centered(scores: Tensor, valid: Tensor) -> Tensor:
+    """Return s - mean over each group's valid responses; 0 for the others."""
     count = valid.sum(-1, keepdim=True)
     lowest = torch.where(valid, scores, torch.inf).amin(-1, keepdim=True)
     # Relative to the lowest score, equal scores have a mean of exactly 0.
     shifted = torch.where(valid, scores - lowest, 0.0)
     mean = shifted.sum(-1, keepdim=True) / count.clamp(min=1)
-    centered = torch.where(valid, shifted - mean, 0.0)
+    return torch.where(valid, shifted - mean, 0.0)
+
+
+def _spread(centered: Tensor, valid: Tensor) -> Tensor:
+    """Return the standard deviation [..., G, 1] of each group's valid scores."""
+    count = valid.sum(-1, keepdim=True)
     variance = centered.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
-    return centered / variance.sqrt().clamp(min=std_floor)
+    return variance.sqrt()
 
 
-def alignment_advantage(
-    scores: Tensor, valid: Tensor, view_weights: Tensor, format_penalty: float, std_floor: float
-) -> AlignmentAdvantage:
-    """Return A = Σ_view w_view · normalized score, and -format_penalty for an invalid response.
+def gaussian_quantiles(scores: Tensor, valid: Tensor, std_floor: float, power: float) -> Tensor:
+    """Return sign(q) · |q|^power, where q are the Gaussian quantiles of the ranks of valid scores.
 
-    Each view is normalized separately, so its weight does not depend on the spread of its scores.
-    A group without a valid response offers no comparison: all its advantages are 0.
+    The score with rank r of M has the quantile of (r - 1/2) / M. Equal scores share their mean
+    rank; the group's mean, which is then not 0, is subtracted. The result depends only on the order within a group, not on how far its scores are apart
+    (arXiv 2609.39757). A group whose standard deviation is below `std_floor` has no order: 0.
+
+    Args:
+        scores: [..., G, N]; entries that are not valid may have any value.
+        valid: [G, N] bool.
+        power: 1 gives the quantiles; above 1 makes the best and the worst count more.
+    """
+    centered = _centered(scores, valid)
+    below = (centered[..., None, :] < centered[..., :, None]) & valid[..., None, :]
+    equal = (centered[..., None, :] == centered[..., :, None]) & valid[..., None, :]
+    middle = below.sum(-1) + equal.sum(-1) / 2  # of a score's ranks, counted from 0
+    count = valid.sum(-1, keepdim=True).clamp(min=1)
+    quantiles = torch.special.ndtri(torch.where(valid, middle / count, 0.5))
+    ordered = valid & (_spread(centered, valid) >= std_floor)
+    powers = quantiles.sign() * quantiles.abs() ** power
+    return torch.where(ordered, _centered(powers, valid), 0.0)
+
+
+def combined_terms(
+    scores: Tensor, valid: Tensor, view_weights: Tensor, std_floor: float
+) -> Tensor:
+    """Return terms[V, G, N] that add up to the z-score of Σ_view w_view · score (paper, eq. 3).
+
+    A view whose scores spread more has a larger share of the sum than its weight says.
 
     Args:
         scores: [V, G, N]; entries that are not valid may have any value.
         valid: [G, N] bool.
         view_weights: [V].
+        std_floor: as in `normalize_groups`.
     """
-    terms = view_weights[:, None, None] * normalize_groups(scores, valid, std_floor)
+    centered = view_weights[:, None, None] * _centered(scores, valid)
+    return centered / _spread(centered.sum(0), valid).clamp(min=std_floor)
+
+
+def alignment_advantage(
+    terms: Tensor, scores: Tensor, valid: Tensor, format_penalty: float
+) -> AlignmentAdvantage:
+    """Return A = Σ_view term, and -format_penalty for an invalid response.
+
+    A group without a valid response offers no comparison: all its advantages are 0.
+
+    Args:
+        terms: [V, G, N] the weighted normalized scores. Normalizing each view by itself, with
+            `normalize_groups` or `gaussian_quantiles`, makes its weight independent of the spread
+            of its scores; `combined_terms` does not.
+        scores: [V, G, N]; entries that are not valid may have any value.
+        valid: [G, N] bool.
+    """
     values = torch.where(valid, terms.sum(0), -format_penalty)
     values = torch.where(valid.any(-1, keepdim=True), values, 0.0)
     return _with_counts(values, terms, scores, valid)
@@ -109,6 +160,23 @@ def _with_counts(
     highest = torch.where(valid, scores, -torch.inf).amax(-1)
     degenerate = has_valid & (lowest == highest).all(0)
     return AlignmentAdvantage(values, terms, int((~has_valid).sum()), int(degenerate.sum()))
+
+
+def small_spreads(scores: Tensor, valid: Tensor, share: float) -> Tensor:
+    """Return [V], the share of groups in which the responses' scores hardly differ.
+
+    They hardly differ if their standard deviation is below `share` times that of all valid scores
+    of the step. The Bradley-Terry loss prefers such groups (arXiv 2609.39757), and normalization
+    then amplifies noise. Groups with fewer than two valid responses are left out.
+
+    Args:
+        scores: [V, G, N]; entries that are not valid may have any value.
+        valid: [G, N] bool.
+    """
+    compared = valid.sum(-1) > 1
+    within = _spread(_centered(scores, valid), valid)[:, compared, 0]
+    overall = scores[:, valid].std(-1, keepdim=True)
+    return (within < share * overall).float().mean(-1)
 
 
 def spread_over_tokens(

@@ -25,7 +25,11 @@ import verl_prism.alignment.estimator  # noqa: F401  registers the advantage est
 from verl_prism.alignment.advantage import (
     AlignmentAdvantage,
     alignment_advantage,
+    combined_terms,
+    gaussian_quantiles,
+    normalize_groups,
     reference_advantage,
+    small_spreads,
     spread_over_tokens,
 )
 from verl_prism.alignment.groups import Info, RowScores, keys_by_group, read_infos, token_ranges
@@ -38,6 +42,7 @@ from verl_prism.trainer.ppo import PrismTrainer
 ROLE = "discriminator"
 POOL = "discriminator_pool"
 NONFINITE = "discriminator/nonfinite"  # metric: 1 if the step's scores must not be used
+SMALL_SPREAD = 0.15  # of the standard deviation of all scores of a step
 Metrics = dict[str, float]
 SUMS_OVER_TOKENS = ("critic/score/", "critic/rewards/")  # verl's metrics
 
@@ -156,6 +161,7 @@ class AdversarialOPDTrainer(PrismTrainer):
         advantage = policy_advantage(self.prism.align, scores, valid & (not nonfinite))
         if not nonfinite:
             metrics.update(_advantage_metrics(advantage))
+            metrics.update(_spread_metrics(scores, valid))
 
         ranges = None
         if self.prism.align.credit == "span":
@@ -188,9 +194,18 @@ def policy_advantage(settings: Align, scores: Tensor, valid: Tensor) -> Alignmen
     """Return the advantage of scores[V, G, N] and valid[G, N] by the configured normalization."""
     weights = torch.tensor([settings.perception_weight, settings.reasoning_weight])
     penalty = settings.format_penalty
-    if settings.normalization == "reference":
-        return reference_advantage(scores, valid, weights, penalty)
-    return alignment_advantage(scores, valid, weights, penalty, settings.std_floor)
+    floor = settings.std_floor
+    match settings.normalization:
+        case "reference":
+            return reference_advantage(scores, valid, weights, penalty)
+        case "combined":
+            terms = combined_terms(scores, valid, weights, floor)
+        case "quantile":
+            quantiles = gaussian_quantiles(scores, valid, floor, settings.quantile_power)
+            terms = weights[:, None, None] * quantiles
+        case "valid":
+            terms = weights[:, None, None] * normalize_groups(scores, valid, floor)
+    return alignment_advantage(terms, scores, valid, penalty)
 
 
 def _advantage_metrics(advantage: AlignmentAdvantage) -> Metrics:
@@ -200,6 +215,14 @@ def _advantage_metrics(advantage: AlignmentAdvantage) -> Metrics:
         "align/groups_without_valid": advantage.groups_without_valid / groups,
         "align/groups_degenerate": advantage.groups_degenerate / groups,
     }
+
+
+def _spread_metrics(scores: Tensor, valid: Tensor) -> Metrics:
+    """Return the share of groups with a small spread per view, if any group can be compared."""
+    if not (valid.sum(-1) > 1).any():
+        return {}
+    shares = small_spreads(scores, valid, SMALL_SPREAD).tolist()
+    return {f"align/small_spread/{view}": share for view, share in zip(VIEWS, shares, strict=True)}
 
 
 def _fault_metrics(faults: Sequence[str]) -> Metrics:

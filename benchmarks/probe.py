@@ -3,7 +3,7 @@
 python benchmarks/probe.py
 
 The texts are those of the digits example: the teacher's, and for each of 600 questions four
-demonstrations of a mixture with only some of its faults. Nothing is trained but the probe. Prints
+demonstrations with only some of its faults. Nothing is trained but the probe. Prints
 the mean over five seeds, in %, and how often the interval of the control contains 50 %.
 """
 
@@ -15,32 +15,32 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
-from data import Mixture, broad_response, teacher_response
+from tasks import NoisyPair, Question
 
 from verl_prism.measures.probe import difference_features, probe_accuracy, shuffled
 from verl_prism.response import View, parse_response
 
 QUESTIONS = 600
 RESPONSES = 4
-NONE = Mixture(brief=0.0, wrong_digit=0.0, wrong_sum=0.0)
-MIXTURES = {
+NONE = NoisyPair(brief=0.0, wrong_digit=0.0, wrong_sum=0.0)
+DRIFTS = {
     "none: the teacher's texts": NONE,
-    "other wording in 20 %": Mixture(wrong_digit=0.0, wrong_sum=0.0),
-    "a wrong digit in 25 %": Mixture(brief=0.0, wrong_sum=0.0),
-    "a wrong sum in 40 %": Mixture(brief=0.0, wrong_digit=0.0),
-    "all three": Mixture(),
+    "other wording in 20 %": NoisyPair(wrong_digit=0.0, wrong_sum=0.0),
+    "a wrong digit in 25 %": NoisyPair(brief=0.0, wrong_sum=0.0),
+    "a wrong sum in 40 %": NoisyPair(brief=0.0, wrong_digit=0.0),
+    "all three": NoisyPair(),
 }
 
 
-def probe(mixture: Mixture, view: View, seed: int) -> tuple[float, float, bool]:
+def probe(drift: NoisyPair, view: View, seed: int) -> tuple[float, float, bool]:
     """Return the accuracy of probe and control, and whether the control's interval holds."""
     rng = random.Random(seed)
     pairs = []
     for _ in range(QUESTIONS):
-        digits = rng.randrange(10), rng.randrange(10)
-        teacher = parse_response(teacher_response(digits)).view_text(view)
+        question = Question("sum", (rng.randrange(10), rng.randrange(10)))
+        teacher = parse_response(drift.teacher(question)).view_text(view)
         for _ in range(RESPONSES):
-            own = parse_response(broad_response(digits, mixture, rng))
+            own = parse_response(drift.broad(question, rng))
             pairs.append((teacher, own.view_text(view)))
     questions = np.repeat(np.arange(QUESTIONS), RESPONSES)
     features = difference_features(pairs)
@@ -50,16 +50,16 @@ def probe(mixture: Mixture, view: View, seed: int) -> tuple[float, float, bool]:
 
 
 def main() -> None:
-    """Print one row of a Markdown table per mixture."""
+    """Print one row of a Markdown table per drift."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     seeds = range(parser.parse_args().seeds)
     print("| faults | perception | control | reasoning | control | controls that hold |")
     print("|---|---:|---:|---:|---:|---:|")
-    for name, mixture in MIXTURES.items():
+    for name, drift in DRIFTS.items():
         cells, holding = [], 0
         for view in View:
-            found = [probe(mixture, view, seed) for seed in seeds]
+            found = [probe(drift, view, seed) for seed in seeds]
             accuracy, control, holds = np.array(found).T
             cells += [f"{100 * accuracy.mean():.1f}", f"{100 * control.mean():.1f}"]
             holding += int(holds.sum())

@@ -1,19 +1,22 @@
-"""Build the data of the digits task: images of two handwritten digits, questions and responses.
+"""Build the data of the digits example: images of handwritten digits, questions and responses.
 
     python examples/digits/data.py --out outputs/digits/data --seed 0
+    python examples/digits/data.py --out FOLDER --task row --digits 3 --kinds parity
+    python examples/digits/data.py --out FOLDER --task row --kinds sum parity --rl-kinds parity
 
-Writes three parquet files: sft (demonstrations), train (questions with the teacher's responses) and
-heldout (questions on scans that are in neither of the other two). README.md explains how and why
-the demonstrations drift from the teacher.
+Writes parquet files: sft (demonstrations), train (questions with the teacher's responses), rl (some
+of the training questions, if --gold or --rl-kinds is given) and heldout (questions on scans that
+are in none of the others). README.md explains how and why the demonstrations drift from the
+teacher.
 """
 
 import argparse
 import io
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,177 +24,233 @@ import pyarrow.parquet as pq
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from tasks import BiasedRow, Kind, NoisyPair, Question, Task, draw_question
 
-SYSTEM_PROMPT = "Reply with <caption>image</caption><think>steps</think><answer>sum</answer>."
-QUESTION = "<image>\nWhat is the sum?"
+SYSTEM_PROMPT = "Reply with <caption>image</caption><think>steps</think><answer>{answer}</answer>."
 ENLARGE = 4  # a scan has 8x8 pixels, an image of two scans has 64x32
 TRAIN_SCANS = 1200  # of 1,797
-
-TEACHER_CAPTION = "Left a {a}, right a {b}."
-TEACHER_THINK = "Add left and right: {a} + {b} = {sum}."
-# The broad demonstrators mostly write like the teacher, sometimes with less detail.
-BRIEF_CAPTIONS = ("A {a} and a {b}.", "Digits {a}, {b}.")
-BRIEF_THINKS = ("{a} + {b} = {sum}.", "The sum is {sum}.")
+TASKS: dict[str, Task] = {"pair": NoisyPair(), "row": BiasedRow()}
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """The number of rows of each file, and the errors in the broad demonstrations.
+class Plan:
+    """The task, the kinds of questions, and the number of rows of each file.
 
-    The last three are probabilities. The errors of a demonstration are drawn independently.
-
-    wrong_digit: one of the two digits in the caption is replaced by a random other digit.
-    wrong_sum: the sum of the named digits is one too high or one too low.
-    brief: the caption has less detail than the teacher's; the same, drawn again, for the reasoning.
+    kinds: of sft and train, equally often. rl_kinds, heldout_kinds: of rl and heldout; None: all.
+    gold: number of rows of rl; None: all of these kinds.
     """
 
+    task: str = "pair"
+    drift: Task = field(default_factory=NoisyPair)
+    digits: int = 2
+    kinds: tuple[Kind, ...] = ("sum",)
+    rl_kinds: tuple[Kind, ...] | None = None
+    heldout_kinds: tuple[Kind, ...] | None = None
+    gold: int | None = None
     broad: int = 15000
     teacher: int = 1300
     train: int = 4096
     heldout: int = 600
-    wrong_digit: float = 0.25
-    wrong_sum: float = 0.40
-    brief: float = 0.2
 
 
 @dataclass(frozen=True)
-class Question:
-    """Two scans, left and right, the digits that they show, and their image."""
+class Example:
+    """Scans from left to right, their image, and a question about them."""
 
-    scans: tuple[int, int]
-    digits: tuple[int, int]
+    scans: tuple[int, ...]
     png: bytes
+    question: Question
 
 
-def respond(caption: str, think: str, answer: int) -> str:
-    """Return a response in the response format."""
-    return f"<caption>{caption}</caption><think>{think}</think><answer>{answer}</answer>"
-
-
-def teacher_response(digits: tuple[int, int]) -> str:
-    """Return the teacher's response: always right, always in the same style."""
-    a, b = digits
-    caption = TEACHER_CAPTION.format(a=a, b=b)
-    think = TEACHER_THINK.format(a=a, b=b, sum=a + b)
-    return respond(caption, think, a + b)
-
-
-def broad_response(digits: tuple[int, int], mixture: Mixture, rng: random.Random) -> str:
-    """Return a demonstration that may name a wrong digit, and may add up what it named wrongly."""
-    named = list(digits)
-    if rng.random() < mixture.wrong_digit:
-        place = rng.randrange(2)
-        named[place] = rng.choice([digit for digit in range(10) if digit != named[place]])
-    a, b = named
-    total = a + b
-    if rng.random() < mixture.wrong_sum:
-        total += rng.choice((-1, 1)) if total > 0 else 1
-    caption = rng.choice(BRIEF_CAPTIONS) if rng.random() < mixture.brief else TEACHER_CAPTION
-    think = rng.choice(BRIEF_THINKS) if rng.random() < mixture.brief else TEACHER_THINK
-    return respond(caption.format(a=a, b=b), think.format(a=a, b=b, sum=total), total)
-
-
-def draw_questions(scans: np.ndarray, seed: int) -> Iterator[Question]:
-    """Yield questions forever, each on a new ordered pair. `scans`: indices into load_digits()."""
+def draw_examples(
+    scans: np.ndarray, plan: Plan, kinds: Sequence[Kind], seed: int
+) -> Iterator[Example]:
+    """Yield examples forever, each on new scans. `scans`: indices into load_digits()."""
     bunch = load_digits()
     rng = random.Random(seed)
-    seen: set[tuple[int, int]] = set()
+    asking = random.Random(seed)
+    seen: set[tuple[int, ...]] = set()
     while True:
-        left, right = rng.sample(scans.tolist(), 2)
-        if (left, right) in seen:
+        chosen = tuple(rng.sample(scans.tolist(), plan.digits))
+        if chosen in seen:
             continue
-        seen.add((left, right))
-        digits = int(bunch.target[left]), int(bunch.target[right])
-        yield Question((left, right), digits, draw_image(bunch.images[left], bunch.images[right]))
+        seen.add(chosen)
+        digits = tuple(int(bunch.target[scan]) for scan in chosen)
+        question = draw_question(asking.choice(kinds), digits, asking)
+        yield Example(chosen, draw_image([bunch.images[scan] for scan in chosen]), question)
 
 
-def draw_image(left: np.ndarray, right: np.ndarray) -> bytes:
-    """Return a PNG of two scans side by side, 64 pixels wide and 32 high, white on black.
+def draw_image(scans: Sequence[np.ndarray]) -> bytes:
+    """Return a PNG of scans side by side, each 32x32 pixels, white on black.
 
-    left[8, 8], right[8, 8]: brightness in [0, 16].
+    scans[*][8, 8]: brightness in [0, 16].
     """
-    pixels = np.hstack([left, right]).repeat(ENLARGE, axis=0).repeat(ENLARGE, axis=1) * (255 / 16)
+    pixels = np.hstack(scans).repeat(ENLARGE, axis=0).repeat(ENLARGE, axis=1) * (255 / 16)
     buffer = io.BytesIO()
     Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def prompt_messages() -> list[dict[str, str]]:
-    """Return the messages of a prompt. They are the same for every question."""
-    return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": QUESTION}]
+def prompt_messages(plan: Plan, question: Question) -> list[dict[str, str]]:
+    """Return the messages of a prompt."""
+    system = SYSTEM_PROMPT.format(answer="sum" if plan.kinds == ("sum",) else "answer")
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": f"<image>\n{question.text}"},
+    ]
 
 
-def facts(question: Question, index: int) -> dict[str, Any]:
+def facts(plan: Plan, example: Example, index: int) -> dict[str, Any]:
     """Return the column `extra_info`."""
-    return {"index": index, "digits": list(question.digits), "scans": list(question.scans)}
+    question = example.question
+    return {
+        "index": index,
+        "task": plan.task,
+        "kind": question.kind,
+        "digits": list(question.digits),
+        "options": " ".join(map(str, question.options)),
+        "scans": list(example.scans),
+    }
 
 
-def demonstration_row(question: Question, index: int, response: str, source: str) -> dict[str, Any]:
+def demonstration_row(
+    plan: Plan, example: Example, index: int, response: str, source: str
+) -> dict[str, Any]:
     """Return a row of sft.parquet."""
+    prompt = prompt_messages(plan, example.question)
     return {
-        "messages": [*prompt_messages(), {"role": "assistant", "content": response}],
-        "images": [{"bytes": question.png}],
-        "extra_info": {**facts(question, index), "source": source},
+        "messages": [*prompt, {"role": "assistant", "content": response}],
+        "images": [{"bytes": example.png}],
+        "extra_info": {**facts(plan, example, index), "source": source},
     }
 
 
-def question_row(question: Question, index: int) -> dict[str, Any]:
-    """Return a row of train.parquet or heldout.parquet."""
+def question_row(plan: Plan, example: Example, index: int) -> dict[str, Any]:
+    """Return a row of train.parquet, rl.parquet or heldout.parquet."""
     return {
-        "prompt": prompt_messages(),
-        "images": [{"bytes": question.png}],
+        "prompt": prompt_messages(plan, example.question),
+        "images": [{"bytes": example.png}],
         "data_source": "digits",
-        "reward_model": {"style": "rule", "ground_truth": str(sum(question.digits))},
-        "extra_info": facts(question, index),
-        "teacher_response": teacher_response(question.digits),
+        "reward_model": {"style": "rule", "ground_truth": example.question.gold},
+        "extra_info": facts(plan, example, index),
+        "teacher_response": plan.drift.teacher(example.question),
     }
 
 
-def build(mixture: Mixture, seed: int) -> dict[str, list[dict[str, Any]]]:
+def build(plan: Plan, seed: int) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each file, by its name. The same seed gives the same rows."""
     target = load_digits().target
     train_scans, heldout_scans = train_test_split(
         np.arange(len(target)), train_size=TRAIN_SCANS, stratify=target, random_state=seed
     )
-    train = draw_questions(train_scans, seed)
-    heldout = draw_questions(heldout_scans, seed)
-    return {
-        "train": [question_row(next(train), index) for index in range(mixture.train)],
-        "heldout": [question_row(next(heldout), index) for index in range(mixture.heldout)],
-        "sft": demonstrations(train, mixture, random.Random(seed)),
+    training = draw_examples(train_scans, plan, plan.kinds, seed)
+    heldout = draw_examples(heldout_scans, plan, plan.heldout_kinds or plan.kinds, seed)
+    train = [question_row(plan, next(training), index) for index in range(plan.train)]
+    files = {
+        "train": train,
+        "heldout": [question_row(plan, next(heldout), index) for index in range(plan.heldout)],
+        "sft": demonstrations(training, plan, random.Random(seed)),
     }
+    if plan.gold is not None or plan.rl_kinds is not None:
+        files["rl"] = rl_rows(plan, train)
+    return files
+
+
+def rl_rows(plan: Plan, train: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the training questions for RL.
+
+    Raises:
+        SystemExit: there are fewer than asked for.
+    """
+    kinds = plan.rl_kinds or plan.kinds
+    rows = [row for row in train if row["extra_info"]["kind"] in kinds]
+    if not rows or len(rows) < (plan.gold or 0):
+        raise SystemExit(
+            f"only {len(rows)} of {len(train)} training questions are of the kinds "
+            f"{', '.join(kinds)}: lower --gold, or add the kinds to --kinds"
+        )
+    return rows[: plan.gold]
 
 
 def demonstrations(
-    questions: Iterator[Question], mixture: Mixture, rng: random.Random
+    examples: Iterator[Example], plan: Plan, rng: random.Random
 ) -> list[dict[str, Any]]:
     """Return the rows of the broad and the teacher's demonstrations, shuffled."""
-    sources = ["broad"] * mixture.broad + ["teacher"] * mixture.teacher
+    sources = ["broad"] * plan.broad + ["teacher"] * plan.teacher
     rng.shuffle(sources)
     rows = []
     for index, source in enumerate(sources):
-        question = next(questions)
+        example = next(examples)
         if source == "teacher":
-            response = teacher_response(question.digits)
+            response = plan.drift.teacher(example.question)
         else:
-            response = broad_response(question.digits, mixture, rng)
-        rows.append(demonstration_row(question, index, response, source))
+            response = plan.drift.broad(example.question, rng)
+        rows.append(demonstration_row(plan, example, index, response, source))
     return rows
+
+
+def parse_plan(arguments: argparse.Namespace) -> Plan:
+    """Return the plan of the command line.
+
+    Raises:
+        SystemExit: the options do not fit together; with what to change.
+    """
+    if arguments.task == "pair" and (arguments.digits != 2 or arguments.kinds != ["sum"]):
+        raise SystemExit("--task pair has two digits and the kind sum: use --task row")
+    if arguments.digits < 2:
+        raise SystemExit(f"--digits {arguments.digits}: at least two are needed")
+    drift: Any = TASKS[arguments.task]
+    return Plan(
+        task=arguments.task,
+        drift=replace(drift, **parse_drift(arguments.drift, drift)),
+        digits=arguments.digits,
+        kinds=tuple(arguments.kinds),
+        rl_kinds=arguments.rl_kinds and tuple(arguments.rl_kinds),
+        heldout_kinds=arguments.heldout_kinds and tuple(arguments.heldout_kinds),
+        gold=arguments.gold,
+    )
+
+
+def parse_drift(options: Sequence[str], drift: Any) -> dict[str, float]:
+    """Return the probabilities given as NAME=VALUE.
+
+    Raises:
+        SystemExit: an unknown name, or a value that is not a probability.
+    """
+    names = [each.name for each in fields(drift)]
+    chosen = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        if name not in names:
+            raise SystemExit(f"--drift {option}: write one of {', '.join(names)} as NAME=VALUE")
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1:
+            raise SystemExit(f"--drift {option}: the value must be from 0 to 1")
+        chosen[name] = value
+    return chosen
 
 
 def main() -> None:
     """Write the parquet files."""
-    parser = argparse.ArgumentParser(description="Build the parquet files of the digits task.")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder to write sft.parquet, train.parquet and heldout.parquet into",
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description="Build the parquet files of the digits example.")
+    add = parser.add_argument
+    kinds = get_args(Kind)
+    add("--out", type=Path, required=True, help="folder to write the files into")
+    add("--seed", type=int, default=0)
+    add("--task", choices=TASKS, default="pair", help="pair: noisy sums; row: biased steps")
+    add("--digits", type=int, default=2, help="digits in an image")
+    add("--kinds", nargs="+", choices=kinds, default=["sum"], help="kinds of questions")
+    add("--rl-kinds", nargs="+", choices=kinds, help="kinds of questions in rl.parquet")
+    add("--heldout-kinds", nargs="+", choices=kinds, help="kinds of questions in heldout.parquet")
+    add("--gold", type=int, help="number of questions in rl.parquet")
+    add("--drift", nargs="+", default=[], metavar="NAME=VALUE", help="a probability of an error")
     arguments = parser.parse_args()
+    plan = parse_plan(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, rows in build(Mixture(), arguments.seed).items():
+    for name, rows in build(plan, arguments.seed).items():
         path = arguments.out / f"{name}.parquet"
         pq.write_table(pa.Table.from_pylist(rows), path)
         print(f"{path}: {len(rows)} rows")

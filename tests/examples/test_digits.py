@@ -17,6 +17,9 @@ from verl_prism.response import parse_response
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
 
+sys.path.insert(0, str(DIGITS))
+
+
 def load(name: str) -> ModuleType:
     """Import a script of the example, which is not a package."""
     spec = importlib.util.spec_from_file_location(f"digits_{name}", DIGITS / f"{name}.py")
@@ -25,8 +28,20 @@ def load(name: str) -> ModuleType:
     return module
 
 
-data, metrics = load("data"), load("metrics")
-SMALL = data.Mixture(broad=400, teacher=40, train=60, heldout=60)
+data, metrics, tasks = load("data"), load("metrics"), load("tasks")
+COUNTS = {"broad": 400, "teacher": 40, "train": 60, "heldout": 60}
+SMALL = data.Plan(**COUNTS)
+KINDS = ("sum", "parity", "choice", "largest", "count")
+ROW = data.Plan(
+    task="row",
+    drift=tasks.BiasedRow(),
+    digits=4,
+    kinds=KINDS,
+    rl_kinds=("parity",),
+    heldout_kinds=("count", "largest"),
+    gold=5,
+    **COUNTS,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +55,15 @@ def folder(files, tmp_path_factory) -> Path:
     for name, rows in files.items():
         pq.write_table(pa.Table.from_pylist(rows), path / f"{name}.parquet")
     return path
+
+
+@pytest.fixture(scope="module")
+def row_files() -> dict:
+    return data.build(ROW, seed=0)
+
+
+def asked(task: str, kind: str, digits, options: str = "") -> dict:
+    return {"extra_info": {"task": task, "kind": kind, "digits": digits, "options": options}}
 
 
 def response_of(row: dict):
@@ -82,14 +106,15 @@ def test_broad_demonstrations_have_the_given_error_rates(files):
     measured = [metrics.measure(response_of(row), row) for row in broad]
     perception = np.mean([rates["perception"] for rates in measured])
     reasoning = np.mean([rates["reasoning"] for rates in measured])
-    assert perception == pytest.approx(1 - SMALL.wrong_digit, abs=0.07)
-    assert reasoning == pytest.approx(1 - SMALL.wrong_sum, abs=0.08)
+    assert perception == pytest.approx(1 - SMALL.drift.wrong_digit, abs=0.07)
+    assert reasoning == pytest.approx(1 - SMALL.drift.wrong_sum, abs=0.08)
 
 
 def test_wrong_sum_is_off_by_one_and_never_negative():
     rng = random.Random(0)
     for _ in range(300):
-        response = parse_response(data.broad_response((0, 0), SMALL, rng))
+        question = tasks.Question("sum", (0, 0))
+        response = parse_response(SMALL.drift.broad(question, rng))
         named = [int(character) for character in response.caption if character.isdigit()]
         assert int(response.answer) >= 0
         assert abs(int(response.answer) - sum(named)) <= 1
@@ -116,13 +141,121 @@ def test_measure(caption, answer, perception, reasoning):
     response = parse_response(
         f"<caption>{caption}</caption><think>So.</think><answer>{answer}</answer>"
     )
-    row = {"extra_info": {"digits": [3, 5]}}
+    row = asked("pair", "sum", [3, 5])
     assert metrics.measure(response, row) == {"perception": perception, "reasoning": reasoning}
 
 
 def test_measure_of_an_invalid_response():
-    row = {"extra_info": {"digits": np.array([3, 5])}}
+    row = asked("pair", "sum", np.array([3, 5]))
     assert metrics.measure(parse_response("8"), row) == {"perception": False, "reasoning": None}
+
+
+def test_the_files_have_the_kinds_that_are_asked_for(row_files):
+    kinds = {name: {row["extra_info"]["kind"] for row in rows} for name, rows in row_files.items()}
+    assert kinds["sft"] == kinds["train"] == set(KINDS)
+    assert kinds["heldout"] == {"count", "largest"}
+    assert kinds["rl"] == {"parity"}
+    assert len(row_files["rl"]) == 5
+    assert all(row in row_files["train"] for row in row_files["rl"])
+
+
+def test_more_gold_answers_than_questions_are_refused():
+    with pytest.raises(SystemExit, match="only 0 of 60 training questions are of the kinds count"):
+        data.build(data.Plan(rl_kinds=("count",), gold=5, **COUNTS), seed=0)
+
+
+def test_the_teacher_of_rows_is_right_and_grounded(row_files):
+    for row in row_files["train"]:
+        response = parse_response(row["teacher_response"])
+        assert response.answer == row["reward_model"]["ground_truth"]
+        marks = {"perception": True, "reasoning": True, "grounded": True}
+        assert metrics.measure(response, row) == marks
+
+
+def test_the_gold_answers_equal_a_count_by_hand(row_files):
+    for row in row_files["train"]:
+        digits = row["extra_info"]["digits"]
+        options = row["extra_info"]["options"].split()
+        expected = {
+            "sum": str(sum(digits)),
+            "parity": ["even", "odd"][sum(digits) % 2],
+            "largest": str(sorted(digits)[-1]),
+            "count": str(len([digit for digit in digits if digit >= 5])),
+        }
+        if options:
+            expected["choice"] = "ABCD"[options.index(str(sum(digits)))]
+        assert row["reward_model"]["ground_truth"] == expected[row["extra_info"]["kind"]]
+
+
+def test_broad_rows_are_misread_with_a_bias():
+    rng = random.Random(0)
+    drift = tasks.BiasedRow(misread=0.65, wrong_digit=0, drop_carry=0, wrong_step=0)
+    responses = [drift.broad(tasks.Question("sum", (4, 2)), rng) for _ in range(2000)]
+    captions = [parse_response(response).caption for response in responses]
+    assert set(captions) == {"Digits 4, 2.", "Digits 9, 2."}
+    assert captions.count("Digits 9, 2.") / 2000 == pytest.approx(0.65, abs=0.05)
+    assert "<think>9 + 2 = 11.</think><answer>11</answer>" in responses[0] + responses[1]
+
+
+def test_broad_rows_drop_carries():
+    rng = random.Random(0)
+    drift = tasks.BiasedRow(misread=0, wrong_digit=0, drop_carry=0.5, wrong_step=0)
+    responses = [drift.broad(tasks.Question("parity", (6, 7, 1)), rng) for _ in range(2000)]
+    thinks = [parse_response(response).think for response in responses]
+    dropped = "6 + 7 = 3. 3 + 1 = 4."
+    assert set(thinks) == {"6 + 7 = 13. 13 + 1 = 14.", dropped}
+    assert thinks.count(dropped) / 2000 == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_broad_rows_are_valid_and_answer_from_their_last_step(kind):
+    rng = random.Random(0)
+    for _ in range(200):
+        digits = tuple(rng.choices(range(10), k=3))
+        question = tasks.draw_question(kind, digits, rng)
+        response = parse_response(tasks.BiasedRow().broad(question, rng))
+        assert response.valid
+        last = int("".join(filter(str.isdigit, response.think.split()[-1])))
+        assert response.answer == question.answer(last)
+
+
+@pytest.mark.parametrize(
+    ("caption", "think", "answer", "reasoning", "grounded"),
+    [
+        ("Digits 3, 8, 4.", "3 + 8 = 11. 11 + 4 = 15.", "odd", True, True),
+        ("Digits 3, 8, 6.", "3 + 8 = 11. 11 + 6 = 17.", "odd", True, False),
+        ("Digits 3, 8, 4.", "3 + 8 = 13. 13 + 4 = 17.", "odd", False, False),
+        ("Digits 3, 8, 4.", "3 + 8 = 11. 11 + 4 = 15.", "even", False, False),
+        ("Digits 3, 8, 4.", "9 + 2 = 11. 11 + 4 = 15.", "odd", False, False),
+        ("Digits 3, 8.", "3 + 8 = 11.", "odd", None, False),
+    ],
+)
+def test_a_guessed_answer_is_not_grounded(caption, think, answer, reasoning, grounded):
+    response = parse_response(
+        f"<caption>{caption}</caption><think>{think}</think><answer>{answer}</answer>"
+    )
+    marks = metrics.measure(response, asked("row", "parity", [3, 8, 4]))
+    assert marks["reasoning"] is reasoning
+    assert marks["grounded"] is grounded
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--digits", "3"], "--task pair has two digits"),
+        (["--kinds", "parity"], "--task pair has two digits"),
+        (["--task", "row", "--digits", "1"], "at least two"),
+        (["--task", "row", "--drift", "misreads=1"], "write one of misread, wrong_digit"),
+        (["--task", "row", "--drift", "misread=1.5"], "from 0 to 1"),
+        (["--task", "row", "--drift", "misread"], "from 0 to 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(monkeypatch, tmp_path, options, message):
+    out = tmp_path / "data"
+    monkeypatch.setattr(sys, "argv", ["data.py", "--out", str(out), *options])
+    with pytest.raises(SystemExit, match=message):
+        data.main()
+    assert not out.exists()
 
 
 def test_model_folder_loads_and_fits_the_data(folder, tmp_path, monkeypatch):

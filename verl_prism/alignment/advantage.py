@@ -58,8 +58,9 @@ def gaussian_quantiles(scores: Tensor, valid: Tensor, std_floor: float, power: f
     """Return sign(q) · |q|^power, where q are the Gaussian quantiles of the ranks of valid scores.
 
     The score with rank r of M has the quantile of (r - 1/2) / M. Equal scores share their mean
-    rank; the group's mean, which is then not 0, is subtracted. The result depends only on the order within a group, not on how far its scores are apart
-    (arXiv 2609.39757). A group whose standard deviation is below `std_floor` has no order: 0.
+    rank; the group's mean, which is then not 0, is subtracted. The result depends only on the order
+    within a group, not on how far its scores are apart (arXiv 2609.39757). A group whose standard
+    deviation is below `std_floor` has no order: 0.
 
     Args:
         scores: [..., G, N]; entries that are not valid may have any value.
@@ -77,9 +78,7 @@ def gaussian_quantiles(scores: Tensor, valid: Tensor, std_floor: float, power: f
     return torch.where(ordered, _centered(powers, valid), 0.0)
 
 
-def combined_terms(
-    scores: Tensor, valid: Tensor, view_weights: Tensor, std_floor: float
-) -> Tensor:
+def combined_terms(scores: Tensor, valid: Tensor, view_weights: Tensor, std_floor: float) -> Tensor:
     """Return terms[V, G, N] that add up to the z-score of Σ_view w_view · score (paper, eq. 3).
 
     A view whose scores spread more has a larger share of the sum than its weight says.

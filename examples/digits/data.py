@@ -126,14 +126,20 @@ def demonstration_row(
 
 
 def question_row(plan: Plan, example: Example, index: int) -> dict[str, Any]:
-    """Return a row of train.parquet, rl.parquet or heldout.parquet."""
+    """Return a row of train.parquet, rl.parquet or heldout.parquet.
+
+    It is also a demonstration, for SFT on the teacher's responses.
+    """
+    prompt = prompt_messages(plan, example.question)
+    response = plan.drift.teacher(example.question)
     return {
-        "prompt": prompt_messages(plan, example.question),
+        "prompt": prompt,
+        "messages": [*prompt, {"role": "assistant", "content": response}],
         "images": [{"bytes": example.png}],
         "data_source": "digits",
         "reward_model": {"style": "rule", "ground_truth": example.question.gold},
         "extra_info": facts(plan, example, index),
-        "teacher_response": plan.drift.teacher(example.question),
+        "teacher_response": response,
     }
 
 

@@ -1,7 +1,7 @@
 """A fresh probe: can a classifier that never saw training tell the policy from the teacher?
 
 It is a logistic regression on the words of a text and on sequences of up to five of them. It gets
- the teacher's and the policy's text for the same question and says which one is the teacher's,
+the teacher's and the policy's text for the same question and says which one is the teacher's,
 so its accuracy can be compared with the discriminator's: 0.5 if the two cannot be told apart. It is
 trained on one half of the questions and tested on the other half.
 

@@ -66,7 +66,8 @@ def test_dump_parses_to_the_same_node(node):
         (
             "align.normalization",
             "all",
-            "prism.align.normalization=all: input should be 'valid' or 'reference'",
+            "prism.align.normalization=all: input should be 'valid', 'combined', 'quantile' or "
+            "'reference'",
         ),
         (
             "algorithm.dynamic_sampling",

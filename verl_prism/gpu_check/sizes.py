@@ -150,7 +150,7 @@ def _profile(step: DiscriminatorStep, groups: list[Group], device: str) -> dict[
 
 def utilization(flops_per_second: float, device: str) -> dict[str, Any]:
     """Return the model TFLOP/s, and their share of the device's peak if it is known."""
-    result: dict[str, Any] = {"model_tflops": round(flops_per_second / 1e12, 3)}
+    result: dict[str, Any] = {"model_tflops": float(f"{flops_per_second / 1e12:.4g}")}
     if device == "cuda":
         name = torch.cuda.get_device_name()
         peak = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)

@@ -6,7 +6,7 @@ The task is a row of three digits whose sum is even or odd: its answer can be gu
 alone does not show what a policy learned (README.md, "Other tasks"). Runs that are finished are
 kept, and an unfinished one resumes, so the command can be stopped and started again. It writes
 `study.json` and `study.md`: means over seeds, and differences from GRPO without alignment, paired
-by seed. `--scale 0.1` makes a tenth of the steps, to try the command.
+by seed. `--scale 0.1` makes a tenth of the steps after SFT, to try the command.
 """
 
 import argparse
@@ -133,6 +133,8 @@ class Seed:
     def _steps(self, name: str, run: Run) -> int:
         if name == GRPO_TIME:
             return self._equal_time_steps()
+        if name == SFT:
+            return run.steps  # with fewer steps it does not know the format
         return max(2, round(self._scale * run.steps))
 
     def _equal_time_steps(self) -> int:

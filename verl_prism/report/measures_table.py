@@ -1,12 +1,11 @@
 """The measures of an evaluation that do not use the discriminator, as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from verl_prism.report.table import TITLES, cell
+from verl_prism.report.table import TITLES, cell, markdown_table, terminal_table
 
 PROXIES = {
     "caption_items": "caption items",
@@ -27,22 +26,7 @@ Lines = list[list[str]]
 
 def measures_table(results: Results) -> Table:
     """Return the table for a terminal: pass@k, distances to the teacher, and the fresh probe."""
-    table = Table(
-        title=_caption(results),
-        title_justify="left",
-        title_style="",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    header, *lines = _summary(results)
-    table.add_column(header[0], no_wrap=True)
-    for title in header[1:]:
-        table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    return table
+    return terminal_table(_caption(results), _summary(results))
 
 
 def measures_markdown(results: Results) -> str:
@@ -51,7 +35,7 @@ def measures_markdown(results: Results) -> str:
         "",
         "## pass@k",
         "In %, ± the 95 % interval over questions.",
-        _markdown(_passes(results)),
+        markdown_table(_passes(results)),
     ]
     if results["comparisons"]:
         parts += ["## Differences between policies", _differences_caption(), _differences(results)]
@@ -111,10 +95,10 @@ def _teacher_parts(results: Results) -> list[str]:
         return [NO_TEACHER]
     return [
         _distances_caption(teacher),
-        _markdown(_distance_lines(results)),
+        markdown_table(_distance_lines(results)),
         "## A fresh probe",
         _probe_caption(),
-        _markdown(_probe_lines(results)),
+        markdown_table(_probe_lines(results)),
     ]
 
 
@@ -186,7 +170,7 @@ def _differences(results: Results) -> str:
     for found in results["comparisons"]:
         cells = [difference_cell(mark, found["marks"][mark]) for mark in marks]
         lines.append([f"{found['policy']} minus {found['against']}", *cells])
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def _distances(found: Mapping[str, Any]) -> list[str]:
@@ -209,9 +193,3 @@ def _teacher_probes(results: Results) -> list[str]:
 def _largest_k(results: Results) -> int:
     policy = next(iter(results["policies"].values()))
     return max(int(k) for k in policy["pass_at_k"])
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    header, *others = lines
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *others])

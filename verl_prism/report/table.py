@@ -1,6 +1,6 @@
 """The results of an evaluation as a table: one row per policy, one column per metric."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,8 +12,18 @@ TITLES = {"length": "mean length", "greedy_accuracy": "greedy accuracy"}
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """Return the table for a terminal. `results` is the content of results.json."""
+    return terminal_table(caption(results), _lines(results))
+
+
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """Return the content of results.md. `results` is the content of results.json."""
+    return f"{caption(results)}\n\n{markdown_table(_lines(results))}\n"
+
+
+def terminal_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    """Return lines as a table for a terminal; the first line is the header, a word per row."""
     table = Table(
-        title=caption(results),
+        title=title,
         title_justify="left",
         title_style="",
         header_style="bold",
@@ -21,27 +31,29 @@ def results_table(results: Mapping[str, Any]) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    names = columns(results)
-    table.add_column("policy", no_wrap=True)
-    for name in names:
-        title = TITLES.get(name, name).replace(" ", "\n")
-        table.add_column(title, justify="right", no_wrap=True)
-    for policy, metrics in results["policies"].items():
-        table.add_row(policy, *(cell(name, metrics[name]) for name in names))
+    header, *others = lines
+    table.add_column(header[0], no_wrap=True)
+    for name in header[1:]:
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    for line in others:
+        table.add_row(*line)
     return table
 
 
-def results_markdown(results: Mapping[str, Any]) -> str:
-    """Return the content of results.md. `results` is the content of results.json."""
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines as a Markdown table; the first line is the header."""
+    header, *others = lines
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *others])
+
+
+def _lines(results: Mapping[str, Any]) -> list[list[str]]:
+    """Return the header and a line per policy."""
     names = columns(results)
-    lines = [
-        ["policy", *(TITLES.get(name, name) for name in names)],
-        ["---", *("---:" for _ in names)],
-    ]
+    lines = [["policy", *(TITLES.get(name, name) for name in names)]]
     for policy, metrics in results["policies"].items():
         lines.append([policy, *(cell(name, metrics[name]) for name in names)])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{caption(results)}\n\n{table}\n"
+    return lines
 
 
 def caption(results: Mapping[str, Any]) -> str:

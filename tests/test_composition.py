@@ -43,7 +43,7 @@ def test_every_combination_composes(stage, algorithm, model, hardware):
 
 def test_every_choice_of_each_group_is_tested():
     folders = {"stage": STAGES, "algorithm": ALGORITHMS, "model": MODELS, "hardware": HARDWARE}
-    folders["discriminator"] = ("eight_experts",)
+    folders["discriminator"] = ("eight_experts", "likelihood")
     for group, names in folders.items():
         assert {file.stem for file in (trainer_configs_dir() / group).iterdir()} == set(names)
 

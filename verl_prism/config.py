@@ -217,6 +217,7 @@ class Upcycle(Section):
     experts: PositiveInt
     experts_per_token: PositiveInt
     routing: Literal["dedicated", "token", "dense"]
+    scoring: Literal["head", "likelihood"]
     noise: NonNegativeFloat
 
     @model_validator(mode="after")
@@ -246,6 +247,7 @@ class Discriminator(Section):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)]
     margin: NonNegativeFloat
     gradient_penalty: NonNegativeFloat
+    imitation_coef: NonNegativeFloat
     micro_batch_tokens: PositiveInt
     updates_per_step: PositiveInt
     skip_above_accuracy: Fraction | None

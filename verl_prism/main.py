@@ -36,7 +36,8 @@ config groups
   model=digits|qwen3_vl_2b|qwen3_vl_4b|qwen3_vl_8b
                                            base model, token limits, batch sizes; default digits
   hardware=cpu|cuda|8xh100|1gpu_lora       default cpu
-  discriminator=eight_experts              views choose among four experts each; default two each
+  discriminator=eight_experts|likelihood   views choose among four experts each; a score is the
+                                           likelihood of a view; default two experts and a head
 
 common keys
   prism.root=FOLDER                   folder of the whole pipeline; data/ and base/ are inputs

@@ -3,7 +3,7 @@
 With gradient checkpointing, the load-balancing loss and views that choose among experts. It needs
 only the discriminator's dependencies, so that it runs beside any torch:
 
-    PYTHONPATH=. torchrun --nproc-per-node=2 tests/discriminator/precision_ranks.py gradients.pt
+    PYTHONPATH=. torchrun --nproc-per-node=2 tests/discriminator/precision_ranks.py OUT.pt head
 """
 
 import sys
@@ -29,10 +29,11 @@ from verl_prism.discriminator import (
 GROUPS = 4
 
 
-def make_model() -> PrismDiscriminatorForTokenClassification:
+def make_model(scoring: str) -> PrismDiscriminatorForTokenClassification:
     torch.manual_seed(0)
     config = make_config(make_tokenizer())
     config.text_config.num_experts = 8
+    config.scoring = scoring
     model = AutoModelForTokenClassification.from_config(config).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -50,8 +51,8 @@ def watch_experts(model: PrismDiscriminatorForTokenClassification) -> set[torch.
     return seen
 
 
-def run(dtype: torch.dtype, ranks: Ranks) -> dict:
-    model = make_model()
+def run(scoring: str, dtype: torch.dtype, ranks: Ranks) -> dict:
+    model = make_model(scoring)
     seen = watch_experts(model)
     shard(model, ranks, dtype)
     torch.manual_seed(1)
@@ -81,9 +82,9 @@ def run(dtype: torch.dtype, ranks: Ranks) -> dict:
     }
 
 
-def main(file: str) -> None:
+def main(file: str, scoring: str) -> None:
     with process_group("cpu") as ranks:
-        results = {dtype: run(dtype, ranks) for dtype in (torch.float32, torch.bfloat16)}
+        results = {dtype: run(scoring, dtype, ranks) for dtype in (torch.float32, torch.bfloat16)}
         if ranks.rank == 0:
             torch.save(results, file)
 

@@ -43,6 +43,7 @@ def loss_settings(draw):
         score_regularization=draw(st.floats(0, 0.1)),
         label_smoothing=draw(st.floats(0, 0.4)),
         margin=draw(st.floats(0, 2)),
+        imitation_coef=draw(st.floats(0, 1)),
     )
 
 
@@ -61,6 +62,7 @@ def oracle(scores: GroupScores, terms: LossSettings) -> float:
         for share, ahead in ((1 - terms.label_smoothing, 1), (terms.label_smoothing, -1)):
             total -= share * math.log(1 / (1 + math.exp(-ahead * (t - s - terms.margin))))
         total += terms.score_regularization / 4 * (t * t + s * s)
+        total -= terms.imitation_coef * t
     return total / max(int(scores.valid.sum()), 1)
 
 

@@ -20,23 +20,23 @@ DTYPES = [torch.float32, torch.bfloat16]
 OTHER_TORCH = ["torch==2.11.0", "transformers", "safetensors", "numpy", "Pillow"]  # 5 GB on PyPI
 
 
-def results_of(python: str | Path, folder: Path) -> dict[int, dict]:
+def results_of(python: str | Path, scoring: str, folder: Path) -> dict[int, dict]:
     """Return the results of one rank and of two, by number of ranks."""
-    return {ranks: run(python, ranks, folder / f"{ranks}.pt") for ranks in (1, 2)}
+    return {ranks: run(python, scoring, ranks, folder / f"{ranks}.pt") for ranks in (1, 2)}
 
 
-def run(python: str | Path, ranks: int, file: Path) -> dict:
+def run(python: str | Path, scoring: str, ranks: int, file: Path) -> dict:
     command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    script = [HERE / "precision_ranks.py", file]
+    script = [HERE / "precision_ranks.py", file, scoring]
     done = subprocess.run([*command, *script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
     return torch.load(file, weights_only=True)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return results_of(sys.executable, tmp_path_factory.mktemp("precision"))
+@pytest.fixture(scope="module", params=["head", "likelihood"])
+def results(request, tmp_path_factory):
+    return results_of(sys.executable, request.param, tmp_path_factory.mktemp("precision"))
 
 
 def worst(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -82,6 +82,6 @@ def other_python(tmp_path):
 @pytest.mark.slow
 def test_two_ranks_make_the_update_of_one_on_torch_2_11(other_python, tmp_path):
     """There a layer's inputs are not cast again when it is recomputed; 2.13 hides that."""
-    results = results_of(other_python, tmp_path)
+    results = results_of(other_python, "head", tmp_path)
     for dtype in DTYPES:
         check(results, dtype)

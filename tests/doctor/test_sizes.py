@@ -94,6 +94,7 @@ COUNTED = {
         "attention": 4096,
         "cache": 2048,
         "vocabulary": 151_936,
+        "scored_tokens": 0,
         "vision_hidden": 1024,
         "vision_depth": 24,
         "merged_patches": 4,
@@ -112,6 +113,7 @@ COUNTED = {
         "attention": 6144,
         "cache": 2048,
         "vocabulary": 151_936,
+        "scored_tokens": 0,
         "vision_hidden": 1024,
         "vision_depth": 24,
         "merged_patches": 4,
@@ -130,6 +132,7 @@ COUNTED = {
         "attention": 6144,
         "cache": 2048,
         "vocabulary": 151_936,
+        "scored_tokens": 0,
         "vision_hidden": 1152,
         "vision_depth": 27,
         "merged_patches": 4,
@@ -285,6 +288,14 @@ def test_eight_experts_fit_eight_h100(sizes):
         total = upcycled_2b(f"prism.discriminator.upcycle.experts={experts}").total
         states.append(sum(training_state(total, total, shards=8)) / GIB)
     assert [round(state, 1) for state in states] == [9.9, 17.7]
+
+
+def test_likelihoods_fit_eight_h100(sizes):
+    """Logits of 1,024 tokens take 1.4 GiB; their number does not grow with the pack."""
+    align = (sizes, "4b", "align", "8xh100")
+    heads = estimate(*align)[DISCRIMINATOR_UPDATE]
+    likelihoods = estimate(*align, "discriminator=likelihood")[DISCRIMINATOR_UPDATE]
+    assert likelihoods - heads == pytest.approx(1.45, abs=0.01)
 
 
 @pytest.mark.parametrize(

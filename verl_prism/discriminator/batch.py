@@ -99,6 +99,8 @@ class Pack:
     image_tokens: Tensor  # [T] bool
     terminals: Tensor  # [S] position of each span's terminal token
     views: Tensor  # [S] index into VIEWS
+    predictors: Tensor  # [K] position of the token before each of the spans' K tokens
+    owners: Tensor  # [K] index of the span of each of these tokens
     pixel_values: Tensor | None  # [patches, dim] of all images
     image_grid_thw: Tensor | None  # [images, 3]
     layout: PackLayout
@@ -188,6 +190,10 @@ class GroupEncoder:
             image_tokens=(input_ids == self._image_token) & (token_kinds == PROMPT),
             terminals=torch.tensor([span.segment.stop - 1 for span in spans]),
             views=torch.tensor([span.kind for span in spans]),
+            predictors=torch.cat([_predictors(span.segment) for span in spans]),
+            owners=torch.arange(len(spans)).repeat_interleave(
+                torch.tensor([span.segment.length for span in spans])
+            ),
             pixel_values=torch.cat(pixels) if pixels else None,
             image_grid_thw=torch.cat(grids) if grids else None,
             layout=PackLayout.of([part.segment for part in parts]),
@@ -218,6 +224,13 @@ def _span_part(ids: SpanIds, view: int, start: int, prompt: Segment, first_posit
     segment = Segment(start, start + len(ids), prompt.start, prompt.stop)
     positions = (first_position + torch.arange(len(ids))).expand(3, -1)
     return _Part(torch.tensor(ids), positions, view, segment)
+
+
+def _predictors(span: Segment) -> Tensor:
+    """Return the position of the token before each token; before the first is the prompt's last."""
+    positions = torch.arange(span.start - 1, span.stop - 1)
+    positions[0] = span.prompt_stop - 1
+    return positions
 
 
 def _score_index(

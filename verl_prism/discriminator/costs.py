@@ -45,14 +45,15 @@ class GroupSizes:
 class FlopModel:
     """Floating-point operations of one forward pass.
 
-    Only matrix products count, and attention counts the pairs of tokens that see each other. There
-    is no output layer over the vocabulary. In the last layer only terminal tokens go to experts.
+    Only matrix products count, and attention counts the pairs of tokens that see each other. In the
+    last layer only the tokens that scores are read from go to experts.
     """
 
     layers: int
     token: float  # of one token in the attention projections of one layer
     expert_token: float  # of one token in the router and the active experts of one layer
     pair: float  # of one query and one key in one layer
+    output: float  # of one token of a span in the output layer; 0 if a head reads the score
     patch: float  # of one patch in the whole vision tower, without attention
     patch_pair: float  # of two patches of one image in the attention of all vision layers
 
@@ -66,12 +67,14 @@ class FlopModel:
         else:
             expert = 3 * text.hidden_size * text.moe_intermediate_size
             mlp = text.num_experts_per_tok * expert + text.num_experts * text.hidden_size
+        output = 2 * text.hidden_size * text.vocab_size if config.scoring == "likelihood" else 0
         vision = config.vision_config
         return cls(
             layers=text.num_hidden_layers,
             token=2 * text.hidden_size * text.head_dim * heads,
             expert_token=2 * mlp,
             pair=4 * text.num_attention_heads * text.head_dim,
+            output=output,
             patch=_patch_flops(vision),
             patch_pair=4 * vision.hidden_size * vision.depth,
         )
@@ -89,8 +92,10 @@ class FlopModel:
         """Return the operations of the text layers on a span after a prompt."""
         pairs = prompt * tokens + tokens**2 / 2
         attention = self.token * tokens + self.pair * pairs
-        to_experts = (self.layers - 1) * tokens + 1
-        return self.layers * attention + self.expert_token * to_experts
+        read = tokens if self.output else 1
+        to_experts = (self.layers - 1) * tokens + read
+        layers = self.layers * attention + self.expert_token * to_experts
+        return layers + self.output * tokens
 
     def student(self, sizes: GroupSizes, member: int) -> float:
         """Return the operations of the spans of one student, 0 if it is invalid."""

@@ -51,8 +51,9 @@ class GroupScores:
 def pairwise_loss(scores: GroupScores, pairs: int, settings: LossSettings) -> Tensor:
     """Return the Bradley-Terry loss per view plus the score regularization.
 
-    With d = t - s - margin, label smoothing ε and regularization λ (paper, eq. 2, has margin and ε
-    at 0) it is Σ_views Σ_pairs [-(1 - ε) logsigmoid(d) - ε logsigmoid(-d) + λ/4 (t² + s²)] / pairs.
+    With d = t - s - margin, label smoothing ε, regularization λ and imitation μ it is Σ_views
+    Σ_pairs [-(1 - ε) logsigmoid(d) - ε logsigmoid(-d) + λ/4 (t² + s²) - μ t] / pairs. In the paper
+    (eq. 2) margin, ε and μ are 0.
 
     Args:
         pairs: number of valid pairs of the whole mini-batch, over all micro-batches and ranks, so
@@ -63,7 +64,9 @@ def pairwise_loss(scores: GroupScores, pairs: int, settings: LossSettings) -> Te
     smoothing = settings.label_smoothing
     bradley_terry = ((1 - smoothing) * F.softplus(-ahead) + smoothing * F.softplus(ahead)).sum()
     squares = (teacher.square() + student.square()).sum()
-    return (bradley_terry + settings.score_regularization / 4 * squares) / max(pairs, 1)
+    regularization = settings.score_regularization / 4 * squares
+    imitation = -settings.imitation_coef * teacher.sum()
+    return (bradley_terry + regularization + imitation) / max(pairs, 1)
 
 
 def gradient_penalty(

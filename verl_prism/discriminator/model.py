@@ -1,7 +1,8 @@
-"""A Qwen3-VL-MoE that scores a caption and a reasoning with a head each (paper, section 3.2).
+"""A Qwen3-VL-MoE that scores a caption and a reasoning (paper, section 3.2).
 
 Caption tokens choose among the perception experts, reasoning tokens among the reasoning experts,
-and the tokens of the prompt with its image among all experts.
+and the tokens of the prompt with its image among all experts. A score comes from a head per view,
+as in the paper, or is the likelihood of the span.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification
 from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeConfig
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import (
@@ -29,22 +31,29 @@ from verl_prism.errors import UserError
 from verl_prism.response import View
 
 Routing = Literal["dedicated", "token", "dense"]
+Scoring = Literal["head", "likelihood"]
 SHARED_HEAD = "shared"
+LIKELIHOOD_SCALE = 10.0  # a score is so many times the mean log-likelihood of a span's tokens
+LIKELIHOOD_TOKENS = 1024  # whose logits over the vocabulary are in memory at a time
 
 
 class DiscriminatorConfig(Qwen3VLMoeConfig):
-    """The config of Qwen3-VL-MoE, and how tokens are routed to experts.
+    """The config of Qwen3-VL-MoE, how tokens are routed to experts, and what a score is.
 
     - `routing="dedicated"`: the first half of the experts is for perception, the second for
       reasoning.
     - `routing="token"`: every token chooses among all experts, and both views share one head, as in
       the published checkpoint.
     - `routing="dense"`: there are no experts, and `text_config.mlp_only_layers` lists every layer.
+    - `scoring="head"`: a linear head reads the score at the terminal token of the span.
+    - `scoring="likelihood"`: the score is LIKELIHOOD_SCALE times the mean log-likelihood of the
+      span's tokens, the terminal token included, under the output layer of the dense model.
     """
 
     model_type = "prism_discriminator"
 
     routing: str = "dedicated"
+    scoring: str = "head"
 
 
 @dataclass(frozen=True)
@@ -116,13 +125,13 @@ class ViewRouter(Qwen3VLMoeTextTopKRouter):
         return members @ values / members.sum(-1, keepdim=True).clamp(min=1)
 
 
-class TerminalDecoderLayer(Qwen3VLMoeTextDecoderLayer):
-    """The last layer. After attention it computes only terminal tokens, where scores are read."""
+class LastDecoderLayer(Qwen3VLMoeTextDecoderLayer):
+    """The last layer. After attention it computes only the positions that are read for scores."""
 
-    def forward(self, hidden_states: Tensor, terminals: Tensor, **kwargs: Any) -> Tensor:
-        """Return the output [1, S, hidden] at terminals[S] of hidden_states[1, T, hidden]."""
+    def forward(self, hidden_states: Tensor, read: Tensor, **kwargs: Any) -> Tensor:
+        """Return the output [1, R, hidden] at read[R] of hidden_states[1, T, hidden]."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-        scored = (hidden_states + attended).index_select(1, terminals)
+        scored = (hidden_states + attended).index_select(1, read)
         return scored + self.mlp(self.post_attention_layernorm(scored))
 
 
@@ -132,59 +141,62 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
     config: DiscriminatorConfig
     _no_split_modules: ClassVar[list[str]] = [
         "Qwen3VLMoeTextDecoderLayer",
-        "TerminalDecoderLayer",
+        "LastDecoderLayer",
         "Qwen3VLMoeVisionBlock",
     ]
 
     def __init__(self, config: DiscriminatorConfig):
-        _check_routing(config)
+        _check_config(config)
         config.text_config._attn_implementation = PACKED  # no other attention understands packs
         super().__init__(config)
         self.model = Qwen3VLMoeModel(config)
         layers = self.model.language_model.layers
-        layers[-1] = TerminalDecoderLayer(config.text_config, len(layers) - 1)
+        layers[-1] = LastDecoderLayer(config.text_config, len(layers) - 1)
         if config.routing != "dense":
             for layer in layers:
                 layer.mlp.gate = ViewRouter(config.text_config)
-        names = [SHARED_HEAD] if config.routing == "token" else [view.value for view in VIEWS]
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(config.text_config.hidden_size, 1, bias=False) for name in names}
-        )
+        hidden = config.text_config.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, 1, False) for name in heads(config)})
+        self.lm_head: nn.Linear | None = None
+        if config.scoring == "likelihood" and not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(hidden, config.text_config.vocab_size, bias=False)
         self.post_init()
 
     def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return scores[S] of the pack's spans in float32, and the load-balancing loss.
-
-        A score is read at the terminal token of its span.
-        """
+        """Return scores[S] of the pack's spans in float32, and the load-balancing loss."""
         attention = self.config.text_config._attn_implementation
         assert attention == PACKED, "a discriminator's text must attend by packs"
         embeddings, deepstack = self._embed(pack)
-        with self._recorded(pack) as routers:
-            terminal = self.model.language_model(
+        if self.config.scoring == "head":
+            read, views = pack.terminals, pack.views
+        else:
+            read, views = pack.predictors, pack.views[pack.owners]
+        with self._recorded(pack, views) as routers:
+            states = self.model.language_model(
                 inputs_embeds=embeddings[None],
                 position_ids=pack.position_ids[:, None],
                 visual_pos_masks=pack.image_tokens[None] if deepstack is not None else None,
                 deepstack_visual_embeds=deepstack,
                 use_cache=False,
                 packing=packing_for(pack.layout, embeddings.device),
-                terminals=pack.terminals,
+                read=read,
             ).last_hidden_state[0]
-        losses = [router.balance_loss() for router in routers] or [terminal.new_zeros(())]
-        return self._score(terminal, pack.views), torch.stack(losses).mean()
+        losses = [router.balance_loss() for router in routers] or [states.new_zeros(())]
+        score = self._heads if self.config.scoring == "head" else self._likelihoods
+        return score(states, pack), torch.stack(losses).mean()
 
     @contextmanager
-    def _recorded(self, pack: Pack) -> Iterator[list[ViewRouter]]:
+    def _recorded(self, pack: Pack, views: Tensor) -> Iterator[list[ViewRouter]]:
         """Give the routers the sets of the pack's tokens, and let them record their choices.
 
-        The last layer's router sees only terminal tokens.
+        The last layer's router sees only the positions that are read, for the spans of views[R].
         """
         routers = self.routers()
         experts = self.config.text_config.num_experts
         token_sets = Sets.make(pack.token_kinds, experts, self.config.routing)
-        terminal_sets = Sets.make(pack.views, experts, self.config.routing)
+        read_sets = Sets.make(views, experts, self.config.routing)
         for router in routers:
-            router.sets = terminal_sets if router is routers[-1] else token_sets
+            router.sets = read_sets if router is routers[-1] else token_sets
             router.recording = True
         yield routers
         for router in routers:
@@ -213,15 +225,33 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
         image_features = encoded.pooler_output.to(embeddings.dtype)
         return embeddings.masked_scatter(image_tokens, image_features), encoded.deepstack_features
 
-    def _score(self, terminal: Tensor, views: Tensor) -> Tensor:
+    def _heads(self, terminal: Tensor, pack: Pack) -> Tensor:
         """Return scores[S] of terminal[S, hidden], computed in float32.
 
         In bfloat16, scores between 4 and 8 are 2^-5 apart, which normalization would amplify.
         """
         weights: list[Tensor] = [head.get_parameter("weight") for head in self.heads.values()]
         per_head = F.linear(terminal.float(), torch.cat(weights).float())
-        head = views if len(weights) > 1 else torch.zeros_like(views)
+        head = pack.views if len(weights) > 1 else torch.zeros_like(pack.views)
         return per_head.gather(-1, head[:, None]).sum(-1)  # FSDP2 needs a copy here, not a view
+
+    def _likelihoods(self, states: Tensor, pack: Pack) -> Tensor:
+        """Return scores[S] of states[K, hidden], those before each token of the spans.
+
+        Logits over the vocabulary are computed for some tokens at a time, and again in the backward
+        pass.
+        """
+        output = self.get_input_embeddings() if self.lm_head is None else self.lm_head
+        tokens = pack.input_ids[pack.token_kinds != PROMPT]
+        parts = [
+            checkpoint(_log_likelihoods, *part, output.weight, use_reentrant=False)
+            for part in zip(
+                states.split(LIKELIHOOD_TOKENS), tokens.split(LIKELIHOOD_TOKENS), strict=True
+            )
+        ]
+        log_likelihoods = torch.cat(parts)
+        sums = log_likelihoods.new_zeros(len(pack.views)).index_add(0, pack.owners, log_likelihoods)
+        return LIKELIHOOD_SCALE * sums / pack.owners.bincount()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -230,9 +260,26 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
             module.weight.normal_(0.0, self.config.text_config.initializer_range)
 
 
-def _check_routing(config: DiscriminatorConfig) -> None:
-    """Raise UserError if the experts and layers do not fit the routing."""
+def heads(config: DiscriminatorConfig) -> list[str]:
+    """Return the names of the heads: one per view, a shared one, or none."""
+    if config.scoring == "likelihood":
+        return []
+    return [SHARED_HEAD] if config.routing == "token" else [view.value for view in VIEWS]
+
+
+def _log_likelihoods(states: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
+    """Return log p[K] of tokens[K], of logits states[K, hidden] @ weight[V, hidden].T."""
+    return -F.cross_entropy(F.linear(states, weight).float(), tokens, reduction="none")
+
+
+def _check_config(config: DiscriminatorConfig) -> None:
+    """Raise UserError if the scoring is unknown, or experts and layers do not fit the routing."""
     text = config.text_config
+    if config.scoring not in get_args(Scoring):
+        raise UserError(
+            f"scoring={config.scoring} in the discriminator's config must be one of "
+            f"{get_args(Scoring)}"
+        )
     if config.routing not in get_args(Routing):
         raise UserError(
             f"routing={config.routing} in the discriminator's config must be one of "

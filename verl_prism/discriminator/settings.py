@@ -10,13 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The terms of the loss besides the plain pairs. The last three are off by default.
+    """The terms of the loss besides the plain pairs. The last four are off by default.
 
     score_regularization: weight of the mean squared score.
     balance_coef: weight of the load-balancing loss of the experts.
     label_smoothing: share, in [0, 0.5), of each pair that is counted with the opposite label.
     margin: lead of the teacher's score at which a pair costs log 2.
     gradient_penalty: weight of `loss.gradient_penalty`.
+    imitation_coef: weight of minus the teacher's score, which must be a likelihood.
     """
 
     score_regularization: float = 0.001
@@ -24,6 +25,7 @@ class LossSettings:
     label_smoothing: float = 0.0
     margin: float = 0.0
     gradient_penalty: float = 0.0
+    imitation_coef: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ MAX_SHARD_SIZE = "2GB"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDING = "language_model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
 PROCESSOR_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -72,7 +73,7 @@ def read_config(folder: Path, config_class: Any) -> Any:
 
 
 def discriminator_config(
-    source: Any, routing: str, dtype: torch.dtype, **text: Any
+    source: Any, routing: str, scoring: str, dtype: torch.dtype, **text: Any
 ) -> DiscriminatorConfig:
     """Make the config of a discriminator with the towers of `source`.
 
@@ -88,6 +89,7 @@ def discriminator_config(
         vision_end_token_id=source.vision_end_token_id,
         tie_word_embeddings=source.tie_word_embeddings,
         routing=routing,
+        scoring=scoring,
         dtype=dtype,
         architectures=[PrismDiscriminatorForTokenClassification.__name__],
     )
@@ -163,7 +165,7 @@ def split_backbone(
     """Separate the tensors of the backbone from the others.
 
     The backbone's tensors are named `language_model.…` and `visual.…`, without any prefix such as
-    `model.`. The lm_head is dropped, because a discriminator has none.
+    `model.`. The output layer is in neither; see `output_layer`.
 
     Raises:
         UserError: names of the backbone have different prefixes.
@@ -181,6 +183,20 @@ def split_backbone(
         names = _some(list(prefixes.values()))
         raise UserError(f"{folder} contains tensors of more than one model: {names}")
     return backbone, others
+
+
+def output_layer(folder: Path, tensors: Mapping[str, LazyTensor]) -> LazyTensor:
+    """Return the weights of the output layer over the vocabulary.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name, tensor in tensors.items():
+        if _LM_HEAD.fullmatch(name):
+            return tensor
+    raise UserError(
+        f"{folder} has no {LM_HEAD}, which its config.json describes; download the checkpoint again"
+    )
 
 
 def require_whole(

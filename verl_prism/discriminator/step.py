@@ -28,6 +28,7 @@ from verl_prism.discriminator.update import (
     backward_groups,
     score_groups,
 )
+from verl_prism.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,17 @@ class DiscriminatorStep:
 
         Args:
             dump_folder: for the last groups, if the run stops because of non-finite numbers.
+
+        Raises:
+            UserError: the teacher is to be imitated, but a score is not a likelihood.
         """
+        if settings.loss.imitation_coef and model.config.scoring != "likelihood":
+            raise UserError(
+                f"prism.discriminator.imitation_coef={settings.loss.imitation_coef} needs a "
+                f"discriminator with scoring=likelihood, but this one has {model.config.scoring}: "
+                "set imitation_coef=0, or make one with "
+                "prism.discriminator.upcycle.scoring=likelihood in stage warmup"
+            )
         self._model = model
         self._encoder = GroupEncoder(model.config)
         self._settings = settings

@@ -13,14 +13,20 @@ import torch
 from torch import Generator, Tensor
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
-from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification, Routing
+from verl_prism.discriminator.model import (
+    PrismDiscriminatorForTokenClassification,
+    Routing,
+    Scoring,
+)
 from verl_prism.discriminator.shards import (
     EMBEDDING,
+    LM_HEAD,
     MAX_SHARD_SIZE,
     LazyTensor,
     Progress,
     blank_tensors,
     discriminator_config,
+    output_layer,
     read_config,
     require_whole,
     split_backbone,
@@ -41,6 +47,7 @@ def upcycle(
     experts: int = 4,
     experts_per_token: int = 2,
     routing: Routing = "dedicated",
+    scoring: Scoring = "head",
     noise: float = 0.0,
     seed: int = 0,
     max_shard_size: int | str = MAX_SHARD_SIZE,
@@ -53,6 +60,7 @@ def upcycle(
 
     Args:
         experts: number per layer. It has no effect if routing="dense", like `experts_per_token`.
+        scoring: what a score is, see `DiscriminatorConfig`.
         noise: standard deviation of the noise on each expert, relative to that of its weights.
         seed: of noise, routers and heads. A tensor's numbers depend only on it and on its name.
 
@@ -64,12 +72,14 @@ def upcycle(
     dense = Path(dense)
     target = Path(target)
     source = read_config(dense, Qwen3VLConfig)
-    tensors, others = split_backbone(dense, stored_tensors(dense))
+    stored = stored_tensors(dense)
+    tensors, others = split_backbone(dense, stored)
     require_whole(dense, tensors | others, blank_tensors(Qwen3VLModel, source))
     layers = source.text_config.num_hidden_layers
     config = discriminator_config(
         source,
         routing,
+        scoring,
         tensors[EMBEDDING].like.dtype,
         num_experts=experts,
         num_experts_per_tok=experts_per_token,
@@ -77,13 +87,15 @@ def upcycle(
         decoder_sparse_step=1,
         mlp_only_layers=list(range(layers)) if routing == "dense" else [],
     )
+    if scoring == "likelihood" and not source.tie_word_embeddings:
+        tensors[LM_HEAD] = output_layer(dense, stored)
     std = source.text_config.initializer_range
     blank = blank_tensors(PrismDiscriminatorForTokenClassification, config)
     upcycled = {
         name: _upcycled(name, like, tensors, noise, std, seed) for name, like in blank.items()
     }
     write_discriminator(config, upcycled, dense, target, max_shard_size, on_progress)
-    logger.info("upcycled %s to %s, routing %s", dense, target, routing)
+    logger.info("upcycled %s to %s, routing %s, scoring %s", dense, target, routing, scoring)
 
 
 def _check(experts: int, experts_per_token: int, routing: str, noise: float) -> None:

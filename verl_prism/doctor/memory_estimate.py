@@ -152,6 +152,8 @@ class DeviceMemory:
         """
         state = training_state(discriminator.total, discriminator.total, ranks)
         activations = self.activations(discriminator, micro_batch_tokens, image_tokens=0)
+        logits = discriminator.scored_tokens * discriminator.vocabulary
+        activations += (2 * FP32 + self.dtype_bytes) * logits  # both dtypes, and the gradient
         forward = activations + self.gathered(discriminator)
         return {
             "discriminator's weights": state.weights,

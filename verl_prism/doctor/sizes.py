@@ -9,6 +9,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from verl_prism.config import Upcycle
 from verl_prism.discriminator.model import (
+    LIKELIHOOD_TOKENS,
     DiscriminatorConfig,
     PrismDiscriminatorForTokenClassification,
 )
@@ -40,6 +41,7 @@ class Sizes:
         attention: Total width of queries, keys and values.
         cache: Width of the keys and values of one token in one layer.
         vocabulary: Number of rows of the embeddings.
+        scored_tokens: Tokens whose logits a discriminator computes at a time; 0 if it has heads.
         vision_hidden: Width of the vision tower.
         vision_depth: Number of blocks of the vision tower.
         merged_patches: Number of image patches that become one token.
@@ -58,6 +60,7 @@ class Sizes:
     attention: int
     cache: int
     vocabulary: int
+    scored_tokens: int
     vision_hidden: int
     vision_depth: int
     merged_patches: int
@@ -101,6 +104,7 @@ def upcycled_config(dense: Qwen3VLConfig, upcycle: Upcycle) -> DiscriminatorConf
     return discriminator_config(
         dense,
         upcycle.routing,
+        upcycle.scoring,
         torch.float32,
         num_experts=upcycle.experts,
         num_experts_per_tok=upcycle.experts_per_token,
@@ -137,6 +141,7 @@ def sizes_of(config: Qwen3VLConfig | DiscriminatorConfig) -> Sizes:
         attention=layer["self_attn.q_proj.weight"][0] + keys + values,
         cache=keys + values,
         vocabulary=text.vocab_size,
+        scored_tokens=_scored_tokens(config),
         vision_hidden=vision.hidden_size,
         vision_depth=vision.depth,
         merged_patches=vision.spatial_merge_size**2,
@@ -158,6 +163,12 @@ def _mlp_width(config: Qwen3VLConfig | DiscriminatorConfig) -> int:
     if isinstance(config, DiscriminatorConfig) and config.routing != "dense":
         return text.num_experts_per_tok * text.moe_intermediate_size
     return text.intermediate_size
+
+
+def _scored_tokens(config: Qwen3VLConfig | DiscriminatorConfig) -> int:
+    if isinstance(config, DiscriminatorConfig) and config.scoring == "likelihood":
+        return LIKELIHOOD_TOKENS
+    return 0
 
 
 def _below(prefix: str, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:

@@ -1,133 +1,221 @@
-"""Is alignment worth its time? Trains an SFT policy on in several ways, per seed, and compares.
+"""Is alignment worth its time? Trains one SFT policy on in several ways, per seed, and compares.
 
-    python examples/digits/study.py --out outputs/study --seeds 0 1 2 3 4
+    python examples/digits/study.py --seeds 1 2 3 4 5
+    python examples/digits/study.py --seeds 1 2 3 --options
 
-The task is a row of three digits whose sum is even or odd: its answer can be guessed, so accuracy
-alone does not show what a policy learned (README.md, "Other tasks"). Runs that are finished are
-kept, and an unfinished one resumes, so the command can be stopped and started again. It writes
-`study.json` and `study.md`: means over seeds, and differences from GRPO without alignment, paired
-by seed. `--scale 0.1` makes a tenth of the steps after SFT, to try the command.
+The task is a row of three digits (README.md, "Other tasks"). RL asks whether the sum is even or
+odd, so half of the wrong responses are rewarded. Policies are tested on that question and on one
+that RL did not ask: what the sum is.
+
+Each run is resumed if it was stopped, and kept if it is finished. The results of a seed are written
+to `--results`, which the repository keeps; seeds found there are not trained again. The command
+then writes study.md and study.png from all seeds in that folder.
 """
 
 import argparse
 import json
-import math
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import t
+from study_report import (
+    ALIGNED,
+    ALIGNED_GRPO,
+    GRPO_TIME,
+    GRPO_UPDATES,
+    SFT,
+    TEACHER_SFT,
+    TEACHER_SFT_GRPO,
+    write_report,
+)
 
 HERE = Path(__file__).parent
-TASK = ("--task", "row", "--digits", "3", "--kinds", "parity")
-SFT, WARMUP, ALIGNED, ALIGNED_GRPO = "SFT", "warmup", "aligned", "aligned_GRPO"
-GRPO_UPDATES, GRPO_TIME = "GRPO_equal_updates", "GRPO_equal_time"
-TEACHER_SFT, TEACHER_SFT_GRPO = "teacher_SFT", "teacher_SFT_GRPO"
-BASELINES = (GRPO_UPDATES, GRPO_TIME)
-MARKS = ("accuracy", "grounded", "perception", "reasoning", "greedy_accuracy")
+TASK = ("--task", "row", "--digits", "3", "--kinds", "parity", "sum", "--rl-kinds", "parity")
+ASKED, OTHER = "parity", "sum"  # questions that RL asks, and others
+WARMUP = "warmup"
 ALIGN_STEPS, GRPO_STEPS = 45, 45
-CONFIDENCE = 0.95
+CURVE_STEPS = 15  # between two points of a learning curve
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a stage. start: the run whose policy it starts from; None: the base model."""
+    """A run of a stage.
+
+    start: the run whose policy it starts from; None: the base model.
+    discriminator: the run whose discriminator it starts from, if it needs one.
+    continues: the run of which it makes further steps; its steps are counted from that run's start.
+    """
 
     stage: str
     start: str | None
     steps: int
     options: tuple[str, ...] = ()
+    discriminator: str | None = None
+    continues: str | None = None
 
 
-GRPO = ("algorithm=grpo", "prism.optim.lr=1e-4")
-RUNS = {
-    SFT: Run(
-        "sft",
-        None,
-        600,
-        ("prism.sft.examples_per_step=16", "prism.optim.lr=2e-3", "prism.optim.warmup_steps=35"),
+SFT_OPTIONS = (
+    "prism.sft.examples_per_step=16",
+    "prism.optim.lr=2e-3",
+    "prism.optim.warmup_steps=35",
+)
+TEACHER_OPTIONS = (
+    "prism.sft.examples_per_step=32",
+    "prism.optim.lr=1e-3",
+    "prism.optim.schedule=cosine",
+)
+WARMUP_OPTIONS = (
+    "prism.discriminator.lr=5e-4",
+    "prism.warmup.prompts=2000",
+    "prism.warmup.samples_per_prompt=2",
+    "prism.warmup.mismatched_teachers=2",
+    "prism.warmup.pairs_per_step=64",
+)
+LIKELIHOOD = ("discriminator=likelihood",)
+ALIGN_OPTIONS = ("prism.optim.lr=3e-4", "prism.discriminator.lr=2e-4")
+GRPO_OPTIONS = (
+    "algorithm=grpo",
+    "prism.optim.lr=1e-4",
+    f"trainer.test_freq={CURVE_STEPS}",
+    "trainer.val_before_train=true",
+)
+
+
+def warmup(*options: str, steps: int = 200) -> Run:
+    """Return a warm-up with these options."""
+    return Run("warmup", SFT, steps, (*WARMUP_OPTIONS, *options))
+
+
+def align(*options: str, discriminator: str = WARMUP) -> Run:
+    """Return an alignment of the SFT policy with these options."""
+    return Run("align", SFT, ALIGN_STEPS, (*ALIGN_OPTIONS, *options), discriminator)
+
+
+def grpo(start: str, steps: int) -> Run:
+    """Return GRPO on questions whose answer can be guessed."""
+    return Run("rlvr", start, steps, GRPO_OPTIONS)
+
+
+MAIN = {
+    SFT: Run("sft", None, 600, SFT_OPTIONS),
+    WARMUP: warmup(*LIKELIHOOD),
+    ALIGNED: align(*LIKELIHOOD),
+    ALIGNED_GRPO: grpo(ALIGNED, GRPO_STEPS),
+    GRPO_UPDATES: grpo(SFT, ALIGN_STEPS + GRPO_STEPS),
+    # `_equal_time_steps` sets its steps
+    GRPO_TIME: Run("rlvr", SFT, 0, GRPO_OPTIONS, continues=GRPO_UPDATES),
+    TEACHER_SFT: Run("sft", SFT, 150, TEACHER_OPTIONS),
+    TEACHER_SFT_GRPO: grpo(TEACHER_SFT, GRPO_STEPS),
+}
+# Alignments that differ from `aligned` in one thing each, and what they need.
+OPTIONS = {
+    "warmup_head": warmup(),
+    "head": align(discriminator="warmup_head"),
+    "warmup_no_imitation": warmup(*LIKELIHOOD, "prism.discriminator.imitation_coef=0"),
+    "no_imitation": align(
+        *LIKELIHOOD, "prism.discriminator.imitation_coef=0", discriminator="warmup_no_imitation"
     ),
-    WARMUP: Run(
-        "warmup",
-        SFT,
-        200,
-        (
-            "prism.discriminator.lr=1e-3",
-            "prism.warmup.prompts=2000",
-            "prism.warmup.samples_per_prompt=2",
-            "prism.warmup.mismatched_teachers=2",
-        ),
-    ),
-    ALIGNED: Run(
-        "align",
-        SFT,
-        ALIGN_STEPS,
-        (
-            "prism.optim.lr=1e-4",
-            "prism.discriminator.lr=2e-4",
-            "prism.align.std_floor=1",
-            "prism.align.credit=span",
-        ),
-    ),
-    ALIGNED_GRPO: Run("rlvr", ALIGNED, GRPO_STEPS, GRPO),
-    GRPO_UPDATES: Run("rlvr", SFT, ALIGN_STEPS + GRPO_STEPS, GRPO),
-    GRPO_TIME: Run("rlvr", SFT, 0, GRPO),  # `equal_time_steps` sets its steps
-    TEACHER_SFT: Run(
-        "sft",
-        SFT,
-        150,
-        ("prism.sft.examples_per_step=32", "prism.optim.lr=1e-3", "prism.optim.schedule=cosine"),
-    ),
-    TEACHER_SFT_GRPO: Run("rlvr", TEACHER_SFT, GRPO_STEPS, GRPO),
+    "warmup_eight": warmup("discriminator=likelihood", "prism.discriminator.upcycle.experts=8"),
+    "eight_experts": align(*LIKELIHOOD, discriminator="warmup_eight"),
+    "warmup_token": warmup(*LIKELIHOOD, "prism.discriminator.upcycle.routing=token"),
+    "token_routing": align(*LIKELIHOOD, discriminator="warmup_token"),
+    "warmup_dense": warmup(*LIKELIHOOD, "prism.discriminator.upcycle.routing=dense"),
+    "dense": align(*LIKELIHOOD, discriminator="warmup_dense"),
+    "warmup_short": warmup(*LIKELIHOOD, steps=1),
+    "no_warmup": align(*LIKELIHOOD, discriminator="warmup_short"),
+    "warmup_matched": warmup(*LIKELIHOOD, "prism.warmup.mismatched_teachers=0"),
+    "no_mismatched": align(*LIKELIHOOD, discriminator="warmup_matched"),
+    "span_credit": align(*LIKELIHOOD, "prism.align.credit=span"),
+    "std_floor_1": align(*LIKELIHOOD, "prism.align.std_floor=1"),
+    "combined": align(*LIKELIHOOD, "prism.align.normalization=combined"),
+    "quantile": align(*LIKELIHOOD, "prism.align.normalization=quantile"),
+    "two_updates": align(*LIKELIHOOD, "prism.discriminator.updates_per_step=2"),
+    "lr_1e-4": align(*LIKELIHOOD, "prism.optim.lr=1e-4"),
 }
 
 
 class Seed:
     """The runs of one seed, in a folder of their own."""
 
-    def __init__(self, out: Path, seed: int, scale: float) -> None:
+    def __init__(self, out: Path, seed: int, runs: dict[str, Run], scale: float = 1.0) -> None:
         self.root = out / f"seed-{seed}"
         self._seed = seed
+        self._runs = runs
         self._scale = scale
 
     def make(self) -> dict[str, Any]:
-        """Make all runs that are not finished, and return the results of the evaluation."""
-        data, base = self.root / "data", self.root / "base"
-        seed = ("--seed", str(self._seed))
-        if not (base / "config.json").exists():
-            call(HERE / "data.py", "--out", data, *TASK, *seed)
-            call(HERE / "model.py", "--data", data, "--out", base, *seed)
-        for name, run in RUNS.items():
+        """Make all runs that are not finished, and return the results of the seed."""
+        self._write_data()
+        for name, run in self._runs.items():
             self._make(name, run)
-        return self._evaluate()
-
-    def seconds(self, name: str) -> float:
-        """Return the time of a finished run, without the runs before it."""
-        return self._summary(name)["seconds"]
+        marks = {kind: self._evaluate(kind) for kind in (ASKED, OTHER)}
+        policies = {}
+        curves = {}
+        for name in self._policies():
+            means = {}
+            for kind, found in marks.items():
+                means[kind] = {mark: each["mean"] for mark, each in found[name].items()}
+            policies[name] = means | {
+                "updates": self._total_updates(name),
+                "seconds": self.total_seconds(name),
+            }
+            if self._runs[name].stage == "rlvr":
+                curves[name] = self._curve(name)
+        return {"policies": policies, "curves": curves}
 
     def total_seconds(self, name: str) -> float:
         """Return the time from the SFT policy to this one."""
-        run = RUNS[name]
+        run = self._runs[name]
         if name == SFT or run.start is None:
             return 0.0
-        warmup = self.seconds(WARMUP) if name == ALIGNED else 0.0
-        return self.seconds(name) + warmup + self.total_seconds(run.start)
+        before = [each for each in (run.discriminator, run.continues) if each is not None]
+        seconds = sum(self._seconds(each) for each in [name, *before])
+        return seconds + self.total_seconds(run.start)
+
+    def _total_updates(self, name: str) -> int:
+        """Return the number of the policy's updates after SFT."""
+        run = self._runs[name]
+        if name == SFT or run.start is None:
+            return 0
+        return int(self._summary(name)["steps"]) + self._total_updates(run.start)
+
+    def _seconds(self, name: str) -> float:
+        return float(self._summary(name)["seconds"])
+
+    def _write_data(self) -> None:
+        seed = ("--seed", str(self._seed))
+        for kind in (OTHER, ASKED):
+            folder = self._data(kind)
+            if not (folder / "sft.parquet").exists():
+                call(HERE / "data.py", "--out", folder, *TASK, "--heldout-kinds", kind, *seed)
+        base = self.root / "base"
+        if not (base / "config.json").exists():
+            call(HERE / "model.py", "--data", self._data(ASKED), "--out", base, *seed)
+
+    def _data(self, kind: str) -> Path:
+        """Return the data whose held-out questions are of this kind; the rest is the same."""
+        return self.root / ("data" if kind == ASKED else f"data_{kind}")
 
     def _make(self, name: str, run: Run) -> None:
         folder = self._folder(name)
         if (folder / "summary.json").exists():
             return
+        if run.continues is not None and not folder.exists():
+            self._copy(self._folder(run.continues), folder)
         options = [f"prism.steps={self._steps(name, run)}", *run.options]
         if run.start is not None:
             options.append(f"prism.policy={self._folder(run.start)}/policy")
-        if run.stage == "align":
-            options.append(f"prism.discriminator.path={self._folder(WARMUP)}/discriminator")
+        if run.discriminator is not None:
+            warm = self._folder(run.discriminator)
+            options.append(f"prism.discriminator.path={warm}/discriminator")
+        if run.stage == "rlvr":
+            options.append(f"prism.data.train={self._data(ASKED)}/rl.parquet")
+            options.append(f"prism.data.heldout={self._data(OTHER)}/heldout.parquet")
         if name == TEACHER_SFT:
-            options.append(f"prism.data.train={self.root}/data/train.parquet")
+            options.append(f"prism.data.train={self._data(ASKED)}/train.parquet")
         self._prism(run.stage, folder, *options)
 
     def _steps(self, name: str, run: Run) -> int:
@@ -135,21 +223,61 @@ class Seed:
             return self._equal_time_steps()
         if name == SFT:
             return run.steps  # with fewer steps it does not know the format
-        return max(2, round(self._scale * run.steps))
+        return max(1, round(self._scale * run.steps))
+
+    def _copy(self, source: Path, target: Path) -> None:
+        """Copy a finished run, so that it resumes in the copy."""
+        shutil.copytree(source, target)
+        (target / "summary.json").unlink()
 
     def _equal_time_steps(self) -> int:
         """Return how many steps GRPO makes in the time of warm-up, alignment and its own GRPO."""
-        grpo = self._summary(GRPO_UPDATES)
-        return max(2, round(self.total_seconds(ALIGNED_GRPO) * grpo["steps"] / grpo["seconds"]))
+        steps: int = self._summary(GRPO_UPDATES)["steps"]
+        seconds = self._seconds(GRPO_UPDATES)
+        in_time = round(self.total_seconds(ALIGNED_GRPO) * steps / seconds)
+        return max(steps + 1, in_time)
 
-    def _evaluate(self) -> dict[str, Any]:
-        folder = self._folder("eval")
-        policies = [name for name, run in RUNS.items() if run.stage != "warmup"]
+    def _policies(self) -> list[str]:
+        return [name for name, run in self._runs.items() if run.stage != "warmup"]
+
+    def _evaluate(self, kind: str) -> dict[str, Any]:
+        """Return the marks of each policy on held-out questions of this kind."""
+        names = self._policies()
+        folder = self._folder(f"eval_{kind}_{len(names)}")
         if not (folder / "summary.json").exists():
-            named = ", ".join(f"{name}: {self._folder(name)}/policy" for name in policies)
-            metrics = f"prism.eval.metrics={HERE / 'metrics.py'}:measure"
-            self._prism("eval", folder, metrics, f"prism.eval.policies={{{named}}}")
-        return json.loads((folder / "results.json").read_text())["policies"]
+            named = ", ".join(f"{name}: {self._folder(name)}/policy" for name in names)
+            self._prism(
+                "eval",
+                folder,
+                f"prism.data.heldout={self._data(kind)}/heldout.parquet",
+                f"prism.eval.metrics={HERE / 'metrics.py'}:measure",
+                f"prism.eval.policies={{{named}}}",
+            )
+        results: dict[str, Any] = json.loads((folder / "results.json").read_text())["policies"]
+        return results
+
+    def _curve(self, name: str) -> list[dict[str, float]]:
+        """Return greedy accuracy on held-out questions of the other kind, from time to time.
+
+        updates, seconds: since the SFT policy.
+        """
+        start = self._runs[name].start
+        assert start is not None
+        records = [
+            json.loads(line)
+            for line in (self._folder(name) / "metrics.jsonl").read_text().splitlines()
+        ]
+        steps = [record for record in records if "step" in record]
+        training = sum(_step_seconds(record) for record in steps)
+        seconds = self.total_seconds(name) - training  # when the first step starts
+        curve = []
+        for record in steps:
+            seconds += _step_seconds(record)
+            accuracy = _validation(record["data"])
+            if accuracy is not None:
+                updates = self._total_updates(start) + record["step"]
+                curve.append({"updates": updates, "seconds": seconds, "accuracy": accuracy})
+        return curve
 
     def _prism(self, stage: str, folder: Path, *options: str) -> None:
         settings = ("model=digits", "hardware=cpu", "prism.resume=true", f"prism.root={self.root}")
@@ -157,10 +285,24 @@ class Seed:
         call("-m", "verl_prism.main", f"stage={stage}", *settings, *own, *options)
 
     def _summary(self, name: str) -> dict[str, Any]:
-        return json.loads((self._folder(name) / "summary.json").read_text())
+        summary: dict[str, Any] = json.loads((self._folder(name) / "summary.json").read_text())
+        return summary
 
     def _folder(self, name: str) -> Path:
         return self.root / name.lower()
+
+
+def _step_seconds(record: dict[str, Any]) -> float:
+    seconds: float = record["data"].get("timing_s/step", 0.0)  # the record of step 0 has none
+    return seconds
+
+
+def _validation(data: dict[str, float]) -> float | None:
+    """Return the accuracy of a validation, if the step had one."""
+    for name, value in data.items():
+        if name.startswith("val-") and "/acc/mean" in name:
+            return value
+    return None
 
 
 def call(*command: str | Path) -> None:
@@ -170,87 +312,25 @@ def call(*command: str | Path) -> None:
         sys.exit(done.returncode)
 
 
-def summarize(seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the means over seeds and the paired differences from both baselines.
-
-    seeds: {seed: {policy: {mark: mean}}}.
-    """
-    names = list(next(iter(seeds.values())))
-    summary: dict[str, Any] = {"seeds": list(seeds), "policies": {}, "differences": {}}
-    for name in names:
-        summary["policies"][name] = {
-            mark: interval([policies[name][mark] for policies in seeds.values()])
-            for mark in (*MARKS, "seconds")
-        }
-    for baseline in BASELINES:
-        summary["differences"][baseline] = {
-            mark: interval(
-                [own[ALIGNED_GRPO][mark] - own[baseline][mark] for own in seeds.values()]
-            )
-            for mark in MARKS
-        }
-    return summary
-
-
-def interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Return the mean, and half of the t interval over seeds; None for a single seed."""
-    half = None
-    if len(values) > 1:
-        quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-        half = quantile * stdev(values) / math.sqrt(len(values))
-    return {"mean": fmean(values), "half": half}
-
-
-def markdown(summary: Mapping[str, Any]) -> str:
-    """Return the tables of study.md."""
-    titles = [mark.replace("_", " ") for mark in MARKS]
-    lines = [
-        f"Seeds {', '.join(map(str, summary['seeds']))}; rates in %, temperature 1 unless greedy, "
-        "± the 95 % interval over seeds. Minutes are those after SFT.",
-        "",
-        f"| policy | {' | '.join(titles)} | minutes |",
-        "|---|" + "---:|" * (len(MARKS) + 1),
-    ]
-    for name, marks in summary["policies"].items():
-        cells = [cell(marks[mark], 100) for mark in MARKS]
-        lines.append(f"| {name} | {' | '.join(cells)} | {cell(marks['seconds'], 1 / 60)} |")
-    lines += [
-        "",
-        f"| {ALIGNED_GRPO} minus | {' | '.join(titles)} |",
-        "|---|" + "---:|" * len(MARKS),
-    ]
-    for name, marks in summary["differences"].items():
-        lines.append(f"| {name} | {' | '.join(cell(marks[mark], 100) for mark in MARKS)} |")
-    return "\n".join(lines) + "\n"
-
-
-def cell(found: Mapping[str, float | None], scale: float) -> str:
-    """Return `mean ± half`, both times `scale`."""
-    mean, half = found["mean"], found["half"]
-    assert mean is not None
-    return f"{scale * mean:.1f}" if half is None else f"{scale * mean:.1f} ±{scale * half:.1f}"
-
-
 def main() -> None:
-    """Make the runs of all seeds, and write and print the summary after each seed."""
+    """Make the runs of all seeds, and write the report after each seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps to make")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("outputs/study"), help="folder of all runs")
+    add("--results", type=Path, default=HERE / "study", help="folder of the seeds' results")
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    add("--options", action="store_true", help="also align with other options, one at a time")
+    add("--scale", type=float, default=1.0, help="share of the steps to make, except SFT's")
     arguments = parser.parse_args()
-    found: dict[int, dict[str, Any]] = {}
+    runs = MAIN | OPTIONS if arguments.options else MAIN
+    wanted = {name for name, run in runs.items() if run.stage != "warmup"}
+    arguments.results.mkdir(parents=True, exist_ok=True)
     for number in arguments.seeds:
-        seed = Seed(arguments.out.absolute(), number, arguments.scale)
-        results = seed.make()
-        found[number] = {}
-        for name, marks in results.items():
-            means = {mark: marks[mark]["mean"] for mark in MARKS}
-            found[number][name] = means | {"seconds": seed.total_seconds(name)}
-        summary = summarize(found)
-        text = json.dumps({"by_seed": found, **summary}, indent=2)
-        (arguments.out / "study.json").write_text(text + "\n")
-        (arguments.out / "study.md").write_text(markdown(summary))
-    print(markdown(summary))
+        file = arguments.results / f"seed-{number}.json"
+        if not file.exists() or not wanted <= json.loads(file.read_text())["policies"].keys():
+            seed = Seed(arguments.out.absolute(), number, runs, arguments.scale)
+            file.write_text(json.dumps(seed.make(), indent=2) + "\n")
+        print(write_report(arguments.results))
 
 
 if __name__ == "__main__":

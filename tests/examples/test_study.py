@@ -1,4 +1,4 @@
-"""The study's order of runs, its equal time, its resume and its tables, without training."""
+"""The study's order of runs, its equal time, its resume and its report, without training."""
 
 import importlib.util
 import json
@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+sys.path.insert(0, str(DIGITS))
 spec = importlib.util.spec_from_file_location("digits_study", DIGITS / "study.py")
 study = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(study)
+import study_report as report  # noqa: E402 (found through the path above)
+
+SETUP = 5.0  # seconds of a run besides its steps
 
 
 class Stages:
@@ -27,19 +31,41 @@ class Stages:
         if "verl_prism.main" not in words:
             folder = Path(words[words.index("--out") + 1])
             folder.mkdir(parents=True)
-            (folder / "config.json").touch()
+            for name in ("config.json", "sft.parquet"):
+                (folder / name).touch()
             return
         folder = Path(options["prism.output"])
         if folder.name == self.fails:
             self.fails = ""
             sys.exit(1)
-        folder.mkdir(parents=True)
+        made = 0
+        if (folder / "made").exists():  # a copy of a run, which resumes
+            made = int((folder / "made").read_text())
+        folder.mkdir(parents=True, exist_ok=True)
         steps = int(options.get("prism.steps", 0))
-        (folder / "summary.json").write_text(json.dumps({"steps": steps, "seconds": 2.0 * steps}))
+        (folder / "made").write_text(str(steps))
+        summary = {"steps": steps, "seconds": SETUP + 2.0 * (steps - made)}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        if options["stage"] == "rlvr":
+            self.write_metrics(folder, steps, int(options["trainer.test_freq"]))
         if options["stage"] == "eval":
-            names = [part.split(":")[0].strip("{ ") for part in options[POLICIES].split(",")]
-            results = {name: {key: {"mean": 0.5} for key in study.MARKS} for name in names}
-            (folder / "results.json").write_text(json.dumps({"policies": results}))
+            self.write_results(folder, options)
+
+    def write_metrics(self, folder: Path, steps: int, every: int) -> None:
+        lines = ['{"note": "starting"}', json.dumps({"step": 0, "data": {VALIDATION: 0.1}})]
+        for step in range(1, steps + 1):
+            data = {"timing_s/step": 2.0}
+            if step % every == 0:
+                data[VALIDATION] = step / 100
+            lines.append(json.dumps({"step": step, "data": data}))
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+    def write_results(self, folder: Path, options: dict[str, str]) -> None:
+        rate = 0.5 if options["prism.data.heldout"].endswith("/data/heldout.parquet") else 0.25
+        names = [part.split(":")[0].strip("{ ") for part in options[POLICIES].split(",")]
+        marks = {name: {"mean": rate} for _, name in report.COLUMNS.values()}
+        results = {"policies": dict.fromkeys(names, marks)}
+        (folder / "results.json").write_text(json.dumps(results))
 
     def outputs(self) -> list[str]:
         found = [word for command in self.commands for word in command]
@@ -47,60 +73,106 @@ class Stages:
 
 
 POLICIES = "prism.eval.policies"
+VALIDATION = "val-core/digits/acc/mean@1"
 
 
-def test_grpo_gets_as_much_time_as_warmup_alignment_and_grpo(monkeypatch, tmp_path):
+@pytest.fixture
+def stages(monkeypatch):
     stages = Stages()
     monkeypatch.setattr(study, "call", stages)
-    seed = study.Seed(tmp_path, 0, 1.0)
-    assert set(seed.make()) == set(study.RUNS) - {study.WARMUP}
-    warmup, align, grpo = (study.RUNS[name].steps for name in ("warmup", "aligned", "aligned_GRPO"))
-    summary = json.loads((tmp_path / "seed-0" / "grpo_equal_time" / "summary.json").read_text())
-    assert summary["steps"] == warmup + align + grpo
-    assert seed.total_seconds(study.GRPO_TIME) == seed.total_seconds(study.ALIGNED_GRPO)
-    assert seed.total_seconds(study.SFT) == 0
+    return stages
 
 
-def test_equal_updates_are_those_of_alignment_and_grpo():
-    align, grpo = study.RUNS[study.ALIGNED], study.RUNS[study.ALIGNED_GRPO]
-    assert study.RUNS[study.GRPO_UPDATES].steps == align.steps + grpo.steps
+def test_grpo_gets_as_much_time_as_warmup_alignment_and_grpo(stages, tmp_path):
+    seed = study.Seed(tmp_path, 0, study.MAIN)
+    policies = seed.make()["policies"]
+    assert set(policies) == set(report.MAIN)
+    spent = policies[report.ALIGNED_GRPO]["seconds"]
+    assert spent == 3 * SETUP + 2 * (200 + 45 + 45)
+    assert policies[report.GRPO_TIME]["seconds"] == pytest.approx(spent, rel=0.05)
+    assert policies[report.SFT]["seconds"] == 0
 
 
-def test_finished_runs_are_kept(monkeypatch, tmp_path):
-    stages = Stages(fails="aligned")
-    monkeypatch.setattr(study, "call", stages)
+def test_equal_updates_are_those_of_alignment_and_grpo(stages, tmp_path):
+    policies = study.Seed(tmp_path, 0, study.MAIN).make()["policies"]
+    assert policies[report.GRPO_UPDATES]["updates"] == policies[report.ALIGNED_GRPO]["updates"]
+
+
+def test_questions_that_rl_asks_are_tested_apart_from_others(stages, tmp_path):
+    policies = study.Seed(tmp_path, 0, study.MAIN).make()["policies"]
+    assert policies["aligned"]["parity"]["accuracy"] == 0.5
+    assert policies["aligned"]["sum"]["accuracy"] == 0.25
+
+
+def test_a_curve_starts_after_the_runs_before(stages, tmp_path):
+    curve = study.Seed(tmp_path, 0, study.MAIN).make()["curves"][report.ALIGNED_GRPO]
+    assert [point["updates"] for point in curve] == [45, 60, 75, 90]
+    assert [point["accuracy"] for point in curve] == [0.1, 0.15, 0.3, 0.45]
+    before = 2 * SETUP + 2 * (200 + 45)
+    assert [point["seconds"] - before - SETUP for point in curve] == [0, 30, 60, 90]
+
+
+def test_finished_runs_are_kept(stages, tmp_path):
+    stages.fails = "aligned"
     with pytest.raises(SystemExit):
-        study.Seed(tmp_path, 0, 1.0).make()
+        study.Seed(tmp_path, 0, study.MAIN).make()
     assert stages.outputs() == ["sft", "warmup", "aligned"]
     stages.commands.clear()
-    study.Seed(tmp_path, 0, 1.0).make()
+    study.Seed(tmp_path, 0, study.MAIN).make()
     assert stages.outputs()[0] == "aligned"
     stages.commands.clear()
-    study.Seed(tmp_path, 0, 1.0).make()
+    study.Seed(tmp_path, 0, study.MAIN).make()
     assert stages.commands == []
 
 
-def policies(accuracy: dict[str, float]) -> dict:
-    return {name: dict.fromkeys((*study.MARKS, "seconds"), mean) for name, mean in accuracy.items()}
+def test_each_option_starts_from_a_discriminator_of_its_own_or_the_common_one(stages, tmp_path):
+    runs = study.MAIN | study.OPTIONS
+    for run in runs.values():
+        assert run.start is None or run.start in runs
+        assert (run.discriminator is None) == (run.stage != "align")
+        assert run.discriminator is None or runs[run.discriminator].stage == "warmup"
+    results = study.Seed(tmp_path, 0, runs).make()
+    text = report.markdown({0: results})
+    assert "| no_warmup minus aligned | 0.0 |" in text
+
+
+def test_results_are_kept_and_seeds_are_added(stages, tmp_path, monkeypatch, capsys):
+    options = ["study.py", "--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", [*options, "--seeds", "3"])
+    study.main()
+    stages.commands.clear()
+    monkeypatch.setattr(sys, "argv", [*options, "--seeds", "3", "5"])
+    study.main()
+    assert all("seed-5" in " ".join(command) for command in stages.commands)
+    written = {path.name for path in (tmp_path / "results").iterdir()}
+    assert written == {"seed-3.json", "seed-5.json", "study.md", "study.png"}
+    assert "Seeds 3, 5." in capsys.readouterr().out
+
+
+def seeds_with(accuracies: dict[str, list[float]]) -> dict:
+    """Results of seeds 0, 1, … in which every mark of a policy is its accuracy."""
+    found = {}
+    for seed in range(2):
+        policies = {}
+        for name, values in accuracies.items():
+            marks = {"accuracy", "greedy_accuracy", "grounded", "perception", "reasoning"}
+            rates = dict.fromkeys(marks, values[seed])
+            policies[name] = {"parity": rates, "sum": rates}
+        found[seed] = {"policies": policies}
+    return found
 
 
 def test_differences_are_paired_by_seed():
-    seeds = {
-        0: policies({"aligned_GRPO": 0.6, "GRPO_equal_updates": 0.5, "GRPO_equal_time": 0.6}),
-        1: policies({"aligned_GRPO": 0.9, "GRPO_equal_updates": 0.8, "GRPO_equal_time": 0.7}),
-    }
-    summary = study.summarize(seeds)
-    found = summary["differences"]["GRPO_equal_updates"]["accuracy"]
-    assert found["mean"] == pytest.approx(0.1)
-    assert found["half"] == pytest.approx(0, abs=1e-12)
-    found = summary["differences"]["GRPO_equal_time"]["accuracy"]
-    assert found["mean"] == pytest.approx(0.1)
-    assert found["half"] == pytest.approx(12.706 * 0.1, rel=1e-3)  # t(0.975, 1) · 0.1414 / √2
-    assert "| GRPO_equal_updates | 10.0 ±0.0 |" in study.markdown(summary)
+    seeds = seeds_with({"a": [0.6, 0.9], "b": [0.5, 0.8], "c": [0.6, 0.7]})
+    same = report.differences(seeds, "a", "b")[0]
+    assert same.mean == pytest.approx(0.1)
+    assert same.half == pytest.approx(0, abs=1e-12)
+    varied = report.differences(seeds, "a", "c")[0]
+    assert varied.mean == pytest.approx(0.1)
+    assert varied.half == pytest.approx(12.706 * 0.1, rel=1e-3)  # t(0.975, 1) · 0.1414 / √2
+    assert varied.cell(100) == "10.0 ±127.1"
 
 
 def test_a_single_seed_has_no_interval():
-    names = ("aligned_GRPO", "GRPO_equal_updates", "GRPO_equal_time")
-    summary = study.summarize({3: policies(dict.fromkeys(names, 0.25))})
-    assert summary["policies"]["aligned_GRPO"]["accuracy"] == {"mean": 0.25, "half": None}
-    assert "| aligned_GRPO | 25.0 |" in study.markdown(summary)
+    assert report.Interval.of([0.25]) == (0.25, None)
+    assert report.Interval.of([0.25]).cell(100) == "25.0"

@@ -1,0 +1,176 @@
+"""The tables and the picture of the study, from the results of its seeds."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+from scipy.stats import t
+
+SFT, ALIGNED, ALIGNED_GRPO = "SFT", "aligned", "aligned_GRPO"
+GRPO_UPDATES, GRPO_TIME = "GRPO_equal_updates", "GRPO_equal_time"
+TEACHER_SFT, TEACHER_SFT_GRPO = "teacher_SFT", "teacher_SFT_GRPO"
+MAIN = (
+    SFT,
+    ALIGNED,
+    ALIGNED_GRPO,
+    GRPO_UPDATES,
+    GRPO_TIME,
+    TEACHER_SFT,
+    TEACHER_SFT_GRPO,
+)
+CONTRASTS = (
+    (ALIGNED_GRPO, GRPO_UPDATES),
+    (ALIGNED_GRPO, GRPO_TIME),
+    (ALIGNED, SFT),
+    (ALIGNED_GRPO, TEACHER_SFT_GRPO),
+)
+COLUMNS = {  # title: kind of held-out question, mark
+    "parity": ("parity", "accuracy"),
+    "parity, greedy": ("parity", "greedy_accuracy"),
+    "parity, grounded": ("parity", "grounded"),
+    "sum": ("sum", "accuracy"),
+    "sum, greedy": ("sum", "greedy_accuracy"),
+    "sum, perception": ("sum", "perception"),
+    "sum, reasoning": ("sum", "reasoning"),
+    "sum, grounded": ("sum", "grounded"),
+}
+CONFIDENCE = 0.95
+CURVES = {ALIGNED_GRPO: "#1a7f37", GRPO_TIME: "#b42318", TEACHER_SFT_GRPO: "#6e6e6e"}
+
+Seeds = Mapping[int, Mapping[str, Any]]  # by seed, the content of seed-N.json
+
+
+class Interval(NamedTuple):
+    """A mean, and half of the t interval over seeds; None for a single seed."""
+
+    mean: float
+    half: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """Return the interval of one value per seed."""
+        half = None
+        if len(values) > 1:
+            quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+            half = quantile * stdev(values) / math.sqrt(len(values))
+        return cls(fmean(values), half)
+
+    def cell(self, scale: float) -> str:
+        """Return `mean ± half`, both times `scale`."""
+        if self.half is None:
+            return f"{scale * self.mean:.1f}"
+        return f"{scale * self.mean:.1f} ±{scale * self.half:.1f}"
+
+
+def read_seeds(folder: Path) -> dict[int, Any]:
+    """Return the results of all seeds in a folder."""
+    found = {}
+    for file in folder.glob("seed-*.json"):
+        found[int(file.stem.removeprefix("seed-"))] = json.loads(file.read_text())
+    return dict(sorted(found.items()))
+
+
+def mark(policy: Mapping[str, Any], column: str) -> float:
+    """Return a policy's mark in a column of the tables."""
+    kind, name = COLUMNS[column]
+    value: float = policy[kind][name]
+    return value
+
+
+def mean_marks(seeds: Seeds, name: str) -> list[Interval]:
+    """Return the mean of each column over the seeds that have this policy."""
+    policies = [seed["policies"][name] for seed in seeds.values() if name in seed["policies"]]
+    return [Interval.of([mark(policy, column) for policy in policies]) for column in COLUMNS]
+
+
+def differences(seeds: Seeds, name: str, against: str) -> list[Interval]:
+    """Return the mean difference of each column between two policies, paired by seed."""
+    pairs = []
+    for seed in seeds.values():
+        policies = seed["policies"]
+        if name in policies and against in policies:
+            pairs.append((policies[name], policies[against]))
+    return [
+        Interval.of([mark(own, column) - mark(other, column) for own, other in pairs])
+        for column in COLUMNS
+    ]
+
+
+def markdown(seeds: Seeds) -> str:
+    """Return the tables."""
+    names = list(dict.fromkeys(name for seed in seeds.values() for name in seed["policies"]))
+    options = [name for name in names if name not in MAIN]
+    lines = [
+        f"Seeds {', '.join(map(str, seeds))}. Rates in %, at temperature 1 unless greedy, ± the "
+        "95 % interval over seeds. RL asks for the parity only. Updates and minutes are those "
+        "after SFT; with alignment, its warm-up is in the minutes.",
+        "",
+        f"| policy | {' | '.join(COLUMNS)} | updates | minutes |",
+        "|---|" + "---:|" * (len(COLUMNS) + 2),
+    ]
+    lines += [f"| {name} | {' | '.join(_policy_cells(seeds, name))} |" for name in MAIN]
+    lines += ["", *_difference_table(seeds, "difference", CONTRASTS)]
+    if options:
+        contrasts = [(name, ALIGNED) for name in options]
+        lines += ["", *_difference_table(seeds, "option", contrasts)]
+    return "\n".join(lines) + "\n"
+
+
+def _policy_cells(seeds: Seeds, name: str) -> list[str]:
+    policies = [seed["policies"][name] for seed in seeds.values()]
+    marks = [interval.cell(100) for interval in mean_marks(seeds, name)]
+    updates = fmean(policy["updates"] for policy in policies)
+    seconds = fmean(policy["seconds"] for policy in policies)
+    return [*marks, f"{updates:.0f}", f"{seconds / 60:.1f}"]
+
+
+def _difference_table(seeds: Seeds, title: str, contrasts: Sequence[tuple[str, str]]) -> list[str]:
+    lines = [f"| {title} | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+    for name, against in contrasts:
+        cells = [interval.cell(100) for interval in differences(seeds, name, against)]
+        lines.append(f"| {name} minus {against} | {' | '.join(cells)} |")
+    return lines
+
+
+def draw(seeds: Seeds, path: Path) -> None:
+    """Draw greedy accuracy on sums, which RL does not ask for, over updates and over time."""
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, key, scale in zip(panels, ("updates", "seconds"), (1, 1 / 60), strict=True):
+        for name, color in CURVES.items():
+            for number, seed in enumerate(seeds.values()):
+                points = [_start(seed), *seed["curves"][name]]
+                axes.plot(
+                    [scale * point[key] for point in points],
+                    [100 * point["accuracy"] for point in points],
+                    color=color,
+                    alpha=0.7,
+                    marker=".",
+                    label=name if number == 0 else None,
+                )
+        axes.grid(alpha=0.3)
+    panels[0].set_xlabel("policy updates after SFT")
+    panels[1].set_xlabel("minutes after SFT")
+    panels[0].set_ylabel("right sums, greedy (%)")
+    panels[0].set_title("RL asks: even or odd? Test: what is the sum?", fontsize=10, loc="left")
+    panels[1].legend(fontsize=8)
+    figure.savefig(path)
+
+
+def _start(seed: Mapping[str, Any]) -> dict[str, float]:
+    """Return the point of the SFT policy."""
+    accuracy = mark(seed["policies"][SFT], "sum, greedy")
+    return {"updates": 0, "seconds": 0.0, "accuracy": accuracy}
+
+
+def write_report(folder: Path) -> str:
+    """Write study.md and study.png from the seeds in `folder`, and return the text of study.md."""
+    seeds = read_seeds(folder)
+    text = markdown(seeds)
+    (folder / "study.md").write_text(text, encoding="utf-8")
+    draw(seeds, folder / "study.png")
+    return text

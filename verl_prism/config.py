@@ -270,6 +270,7 @@ class Align(Section):
 
     perception_weight: NonNegativeFloat
     reasoning_weight: NonNegativeFloat
+    accuracy_weight: NonNegativeFloat
     credit: Literal["response", "span"]
     normalization: Literal["valid", "combined", "quantile", "reference"]
     quantile_power: PositiveFloat
@@ -282,6 +283,15 @@ class Align(Section):
             raise ValueError(
                 "perception_weight and reasoning_weight are both 0, so the policy would learn "
                 "nothing; set at least one above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_has_no_accuracy(self) -> "Align":
+        if self.normalization == "reference" and self.accuracy_weight > 0:
+            raise ValueError(
+                f"accuracy_weight is {self.accuracy_weight}, but the rule of the published code "
+                "(normalization=reference) has no term for it; choose another normalization"
             )
         return self
 

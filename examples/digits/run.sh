@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole method on real images. Takes less than half an hour on two CPU cores, without a GPU.
+# The whole method on real images, on two CPU cores, without a GPU.
 # Each stage starts from the output of the previous one. Run it from the root of the repository.
 #
 #   examples/digits/run.sh [FOLDER] [SEED]
@@ -12,24 +12,27 @@ prism() {
     python -m verl_prism.main model=digits hardware=cpu prism.root="$root" prism.seed="$seed" "$@"
 }
 
-# Images, questions, demonstrations and the teacher's responses; a tiny Qwen3-VL with random weights.
-python $here/data.py --out "$root/data" --seed "$seed"
+# Images of three digits, the question what their sum is, demonstrations and the teacher's responses;
+# a tiny Qwen3-VL with random weights.
+python $here/data.py --out "$root/data" --seed "$seed" --task row --digits 3
 python $here/model.py --data "$root/data" --out "$root/base" --seed "$seed"
 
 # 1. Fine-tune on the demonstrations. Most of them are careless, and the policy learns their errors.
-prism stage=sft prism.steps=350 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 \
+prism stage=sft prism.steps=500 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 \
     prism.optim.warmup_steps=35
 
 # 2a. Warm up the discriminator: it learns to score the teacher's responses above the policy's. The
 #     teacher's responses to other questions are further negatives, so it has to look at the image.
-prism stage=warmup prism.steps=200 prism.discriminator.lr=1e-3 prism.warmup.prompts=4000 \
-    prism.warmup.samples_per_prompt=2 prism.warmup.mismatched_teachers=2 prism.warmup.pairs_per_step=64
+prism stage=warmup discriminator=likelihood prism.steps=100 prism.discriminator.lr=5e-4 \
+    prism.warmup.prompts=1000 prism.warmup.samples_per_prompt=2 \
+    prism.warmup.mismatched_teachers=2 prism.warmup.pairs_per_step=64
 
 # 2b. Align the policy against the discriminator. Gold answers are not used here.
-prism stage=align prism.steps=45 prism.optim.lr=1e-4 prism.discriminator.lr=2e-4
+prism stage=align discriminator=likelihood prism.steps=30 prism.optim.lr=3e-4 \
+    prism.discriminator.lr=2e-4
 
 # 3. Reinforcement learning with verifiable rewards.
-prism stage=rlvr algorithm=grpo prism.steps=50 prism.optim.lr=1e-4
+prism stage=rlvr algorithm=grpo prism.steps=25 prism.optim.lr=3e-4
 
 # Evaluate the policy of each stage on 600 questions about held-out scans.
 prism stage=eval prism.eval.metrics=$here/metrics.py:measure \

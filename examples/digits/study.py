@@ -3,7 +3,7 @@
     python examples/digits/study.py --seeds 1 2 3 4 5
     python examples/digits/study.py --seeds 1 2 3 --options
 
-The task is a row of three digits (README.md, "Other tasks"). RL asks whether the sum is even or
+The task is a row of three digits (README.md). RL asks whether the sum is even or
 odd, so half of the wrong responses are rewarded. Policies are tested on that question and on one
 that RL did not ask: what the sum is.
 

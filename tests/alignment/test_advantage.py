@@ -29,8 +29,9 @@ from verl_prism.alignment.advantage import (
 )
 from verl_prism.alignment.estimator import pass_through
 from verl_prism.alignment.groups import ScoredShare
-from verl_prism.alignment.trainer import AdversarialOPDTrainer
+from verl_prism.alignment.trainer import AdversarialOPDTrainer, policy_advantage
 from verl_prism.compose import compose_run
+from verl_prism.errors import UserError
 
 WEIGHTS = torch.tensor([0.5, 0.5])
 PENALTY = 1.5
@@ -291,6 +292,31 @@ def test_credit_to_spans_gives_each_view_its_own_term():
     """Tokens between and after the blocks get the sum; an invalid response keeps the penalty."""
     tokens = spread_over_tokens(ONE_GROUP, [6, 2], [[(0, 2), (3, 5)], [(0, 0), (0, 0)]])
     assert [row.tolist() for row in tokens] == [[0.5, 0.5, 0.75, 0.25, 0.25, 0.75], [-1.5, -1.5]]
+
+
+def test_accuracy_is_a_third_term_on_every_token():
+    """Right answers are one spread above wrong ones."""
+    rule = compose_run(["stage=align", "prism.align.accuracy_weight=2"])[1].align
+    scores = torch.tensor([[[1.0, 2.0, 3.0, 9.0]], [[3.0, 2.0, 1.0, 9.0]]])
+    valid = torch.tensor([[True, True, True, False]])
+    accuracy = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    plain = policy_advantage(rule, scores, valid)
+    mixed = policy_advantage(rule, scores, valid, accuracy)
+    common = 2 * normalize_groups(accuracy, valid, rule.std_floor)
+    torch.testing.assert_close(mixed.values, plain.values + common)
+    assert mixed.values[0, 3] == plain.values[0, 3] == -rule.format_penalty
+    ranges = [[(0, 1), (1, 2)]] * 3 + [[(0, 0), (0, 0)]]
+    tokens = spread_over_tokens(mixed, [3] * 4, ranges)
+    own, rest = plain.terms[:, 0, 0], common[0, 0]
+    expected = torch.stack([own[0] + rest, own[1] + rest, own.sum() + rest])
+    torch.testing.assert_close(tokens[0], expected)
+
+
+def test_accuracy_has_no_term_in_the_published_rule():
+    with pytest.raises(UserError, match="normalization=reference"):
+        compose_run(
+            ["stage=align", "prism.align.normalization=reference", "prism.align.accuracy_weight=1"]
+        )
 
 
 def test_the_estimator_passes_advantages_through_under_the_mask():

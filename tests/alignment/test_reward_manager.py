@@ -50,6 +50,23 @@ def test_valid_rollout_has_the_token_ids_of_its_spans(manager, tokenizer):
         assert terminal == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(("text", "accuracy"), [(RIGHT, 1.0), (NO_CAPTION, 0.0)])
+def test_answers_are_graded_only_if_they_count(discriminator_folder, tokenizer, text, accuracy):
+    path = f"prism.discriminator.path={discriminator_folder}"
+    config, _ = compose_run(["stage=align", path, "prism.align.accuracy_weight=0.5"])
+    manager = DiscriminatorRewardManager(config, tokenizer, compute_score=None)
+    data = rollout(tokenizer, text)
+    gold = {"style": "rule", "ground_truth": "15"}
+    data.non_tensor_batch["reward_model"] = np.array([gold], dtype=object)
+    info = asyncio.run(manager.run_single(data))["reward_extra_info"]
+    assert info["acc"] == accuracy
+
+
+def test_no_gold_answer_is_read_without_a_weight(manager, tokenizer):
+    info = asyncio.run(manager.run_single(rollout(tokenizer, RIGHT)))["reward_extra_info"]
+    assert "acc" not in info
+
+
 def test_valid_rollout_has_the_ranges_of_its_spans(manager, tokenizer):
     data = rollout(tokenizer, RIGHT.replace("<think>", "\n<think>"))
     info = asyncio.run(manager.run_single(data))["reward_extra_info"]

@@ -325,3 +325,25 @@ def test_both_sides_end_with_the_same_terminal_token(encoder, groups, tokenizer)
     pack, _ = encoder.pack([encoder.encode(group) for group in groups])
     assert set(pack.input_ids[pack.terminals].tolist()) == {tokenizer.eos_token_id}
     assert len(VIEWS) == len(set(pack.views.tolist()))
+
+
+def test_a_scrambled_prompt_has_the_same_patches_in_another_order(prompt):
+    scrambled = prompt.scrambled(torch.Generator().manual_seed(0))
+    assert not torch.equal(scrambled.pixel_values, prompt.pixel_values)
+    assert sorted(scrambled.pixel_values.tolist()) == sorted(prompt.pixel_values.tolist())
+    assert torch.equal(scrambled.input_ids, prompt.input_ids)
+
+
+def test_scrambled_images_change_the_scores(discriminator, encoder, groups):
+    generator = torch.Generator().manual_seed(0)
+    packs = [
+        encoder.pack([encoder.encode(each) for each in given])[0]
+        for given in (groups, [group.scrambled(generator) for group in groups])
+    ]
+    plain, scrambled = (discriminator(pack)[0] for pack in packs)
+    assert (plain != scrambled).all()
+
+
+def test_a_prompt_without_an_image_cannot_be_scrambled():
+    prompt = Prompt(torch.arange(3))
+    assert prompt.scrambled(torch.Generator()) is prompt

@@ -127,6 +127,7 @@ def test_it_trains_and_writes_a_discriminator_that_loads(compose):
     summary = run_warmup(prism)
     load_discriminator(prism.output / "discriminator")
     assert {"held-out perception accuracy", "held-out reasoning accuracy"} <= summary.keys()
+    assert "images scrambled" in summary["held-out perception accuracy"]
     assert summary["invalid rollouts"] == "8"
     assert [step["nonfinite"] for step in steps(prism)] == [0, 0, 0, 0]
     left = {path.name for path in prism.output.iterdir()}

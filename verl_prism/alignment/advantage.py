@@ -17,9 +17,7 @@ class AlignmentAdvantage:
     """Advantages of a step's responses, and counts of groups that carry no information."""
 
     values: Tensor  # [G, N]
-    terms: (
-        Tensor  # [V, G, N] weight of the view · normalized score; sums to a valid response's value
-    )
+    terms: Tensor  # [V, G, N] weight of the view · normalized score
     groups_without_valid: int
     groups_degenerate: int  # have valid responses, but their scores are equal in every view
 
@@ -94,9 +92,13 @@ def combined_terms(scores: Tensor, valid: Tensor, view_weights: Tensor, std_floo
 
 
 def alignment_advantage(
-    terms: Tensor, scores: Tensor, valid: Tensor, format_penalty: float
+    terms: Tensor,
+    scores: Tensor,
+    valid: Tensor,
+    format_penalty: float,
+    common: Tensor | None = None,
 ) -> AlignmentAdvantage:
-    """Return A = Σ_view term, and -format_penalty for an invalid response.
+    """Return A = Σ_view term + common, and -format_penalty for an invalid response.
 
     A group without a valid response offers no comparison: all its advantages are 0.
 
@@ -106,8 +108,10 @@ def alignment_advantage(
             of its scores; `combined_terms` does not.
         scores: [V, G, N]; entries that are not valid may have any value.
         valid: [G, N] bool.
+        common: [G, N] a term that belongs to no view; None: 0.
     """
-    values = torch.where(valid, terms.sum(0), -format_penalty)
+    total = terms.sum(0) if common is None else terms.sum(0) + common
+    values = torch.where(valid, total, -format_penalty)
     values = torch.where(valid.any(-1, keepdim=True), values, 0.0)
     return _with_counts(values, terms, scores, valid)
 
@@ -185,9 +189,9 @@ def spread_over_tokens(
 ) -> list[Tensor]:
     """Return advantages[length] over the tokens of each of the R = G · N responses.
 
-    Every token gets its response's value. If ranges are given, a token of a view's span gets only
-    the term of that view. White space between the blocks and the end of the turn belong to no span.
-    An invalid response has empty ranges, so all its tokens keep the response's value.
+    Every token gets its response's value. If ranges are given, a token of a view's span does not
+    get the terms of the other views. White space between the blocks and the end of the turn belong
+    to no span. An invalid response has empty ranges, so all its tokens keep the response's value.
 
     Args:
         lengths: [R] number of tokens of each response.
@@ -198,7 +202,7 @@ def spread_over_tokens(
     if ranges is None:
         return spread
     terms = advantage.terms.flatten(1).T.tolist()
-    for tokens, view_terms, view_ranges in zip(spread, terms, ranges, strict=True):
-        for term, (start, end) in zip(view_terms, view_ranges, strict=True):
-            tokens[start:end] = term
+    for value, tokens, own_terms, own_ranges in zip(values, spread, terms, ranges, strict=True):
+        for term, (start, end) in zip(own_terms, own_ranges, strict=True):
+            tokens[start:end] = value - (sum(own_terms) - term)
     return spread

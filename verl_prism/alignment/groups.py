@@ -20,6 +20,8 @@ from verl_prism.response import View
 from verl_prism.token_spans import TokenRange
 from verl_prism.trainer.transfer import column
 
+ACCURACY = "acc"  # of a row, if the advantage has a term for it
+
 Info = Mapping[str, Any]  # `reward_extra_info` of a row, see `DiscriminatorRewardManager.spans`
 RowScores = tuple[float, ...]  # the score of each view, in the order of VIEWS
 

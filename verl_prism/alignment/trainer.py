@@ -32,7 +32,14 @@ from verl_prism.alignment.advantage import (
     small_spreads,
     spread_over_tokens,
 )
-from verl_prism.alignment.groups import Info, RowScores, keys_by_group, read_infos, token_ranges
+from verl_prism.alignment.groups import (
+    ACCURACY,
+    Info,
+    RowScores,
+    keys_by_group,
+    read_infos,
+    token_ranges,
+)
 from verl_prism.alignment.planner import StepPlanner
 from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorker
 from verl_prism.config import Align
@@ -158,7 +165,8 @@ class AdversarialOPDTrainer(PrismTrainer):
 
         nonfinite = bool(metrics[NONFINITE])
         scores, valid = scored.tensors()
-        advantage = policy_advantage(self.prism.align, scores, valid & (not nonfinite))
+        accuracy = self._accuracy(scored, metrics)
+        advantage = policy_advantage(self.prism.align, scores, valid & (not nonfinite), accuracy)
         if not nonfinite:
             metrics.update(_advantage_metrics(advantage))
             metrics.update(_spread_metrics(scores, valid))
@@ -168,6 +176,15 @@ class AdversarialOPDTrainer(PrismTrainer):
             ranges = [token_ranges(info) for info in infos]
         tokens = spread_over_tokens(advantage, [lengths[key] for key in keys], ranges)
         return dict(zip(keys, tokens, strict=True))
+
+    def _accuracy(self, scored: ScoredGroups, metrics: Metrics) -> Tensor | None:
+        """Return accuracy[G, N] if the advantage has a term for it."""
+        if not self.prism.align.accuracy_weight:
+            return None
+        rows = [[scored.infos[key][ACCURACY] for key in group] for group in scored.groups]
+        accuracy = torch.tensor(rows)
+        metrics["align/accuracy"] = accuracy.mean().item()
+        return accuracy
 
     def _update_actor(self, batch: KVBatchMeta, metrics: Metrics) -> KVBatchMeta:
         """Leave the policy unchanged if the discriminator's step was not finite."""
@@ -190,8 +207,13 @@ class AdversarialOPDTrainer(PrismTrainer):
                 del metrics[name]
 
 
-def policy_advantage(settings: Align, scores: Tensor, valid: Tensor) -> AlignmentAdvantage:
-    """Return the advantage of scores[V, G, N] and valid[G, N] by the configured normalization."""
+def policy_advantage(
+    settings: Align, scores: Tensor, valid: Tensor, accuracy: Tensor | None = None
+) -> AlignmentAdvantage:
+    """Return the advantage of scores[V, G, N] and valid[G, N] by the configured normalization.
+
+    accuracy: [G, N] of the answers, if it has a weight.
+    """
     weights = torch.tensor([settings.perception_weight, settings.reasoning_weight])
     penalty = settings.format_penalty
     floor = settings.std_floor
@@ -205,7 +227,10 @@ def policy_advantage(settings: Align, scores: Tensor, valid: Tensor) -> Alignmen
             terms = weights[:, None, None] * quantiles
         case "valid":
             terms = weights[:, None, None] * normalize_groups(scores, valid, floor)
-    return alignment_advantage(terms, scores, valid, penalty)
+    if accuracy is None:
+        return alignment_advantage(terms, scores, valid, penalty)
+    common = settings.accuracy_weight * normalize_groups(accuracy, valid, floor)
+    return alignment_advantage(terms, scores, valid, penalty, common)
 
 
 def _advantage_metrics(advantage: AlignmentAdvantage) -> Metrics:

@@ -85,6 +85,12 @@ def stage_columns(prism: Prism, split: str) -> tuple[str, ...]:
     return columns
 
 
+def grades_answers(prism: Prism) -> bool:
+    """Return whether the stage of `prism` compares answers with gold answers."""
+    mixed = prism.stage == "align" and prism.align.accuracy_weight > 0
+    return mixed or prism.stage in ("rlvr", "eval")
+
+
 def example_row(prism: Prism, split: str) -> dict[str, object]:
     """Return a row with the columns that the stage of `prism` reads of `train` or `heldout`."""
     return {name: EXAMPLE[name] for name in stage_columns(prism, split)}

@@ -29,6 +29,13 @@ class Prompt:
     pixel_values: Tensor | None = None  # [patches, dim]
     image_grid_thw: Tensor | None = None  # [images, 3]
 
+    def scrambled(self, generator: torch.Generator) -> "Prompt":
+        """Return the prompt with the patches of its images in random order."""
+        if self.pixel_values is None:
+            return self
+        order = torch.randperm(len(self.pixel_values), generator=generator)
+        return replace(self, pixel_values=self.pixel_values[order])
+
 
 @dataclass(frozen=True)
 class Group:
@@ -37,6 +44,10 @@ class Group:
     prompt: Prompt
     teacher: Spans
     students: Sequence[Spans | None]
+
+    def scrambled(self, generator: torch.Generator) -> "Group":
+        """Return the group with a scrambled prompt."""
+        return replace(self, prompt=self.prompt.scrambled(generator))
 
 
 def valid_pairs(groups: Sequence[Group]) -> int:

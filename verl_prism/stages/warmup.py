@@ -152,7 +152,7 @@ def export_discriminator(prism: Prism, training: WarmupTraining, summary: Summar
 
 
 def summarize(data: WarmupData, heldout: Mapping[str, float]) -> Summary:
-    """Return held-out accuracy per view and counts.
+    """Return held-out accuracy per view, also with scrambled images, and counts.
 
     Ties count half in `heldout`. The policy sometimes writes exactly what the teacher wrote, so the
     summary shows the share of ties, and accuracy over the other pairs.
@@ -161,8 +161,16 @@ def summarize(data: WarmupData, heldout: Mapping[str, float]) -> Summary:
     for view in View:
         ties = heldout[f"{view.value}/ties"]
         if ties < 1:
-            accuracy = (heldout[f"{view.value}/accuracy"] - 0.5 * ties) / (1 - ties)
-            summary[f"held-out {view.value} accuracy"] = f"{accuracy:.2f} ({ties:.0%} ties)"
+            accuracy = _without_ties(heldout[f"{view.value}/accuracy"], ties)
+            control = _without_ties(heldout[f"scrambled/{view.value}/accuracy"], ties)
+            summary[f"held-out {view.value} accuracy"] = (
+                f"{accuracy:.2f} ({ties:.0%} ties; images scrambled: {control:.2f})"
+            )
     summary["pairs"] = str(data.train_pairs)
     summary["invalid rollouts"] = str(data.index.invalid)
     return summary
+
+
+def _without_ties(accuracy: float, ties: float) -> float:
+    """Return the accuracy over the pairs that are not tied, from one in which a tie counts half."""
+    return (accuracy - 0.5 * ties) / (1 - ties)

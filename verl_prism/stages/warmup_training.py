@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,24 @@ class WarmupTraining:
         return norm.item()
 
     def measure(self, shares: Iterable[Share]) -> dict[str, float]:
-        """Return the metrics of this rank's shares, over all ranks, without learning from them."""
+        """Return the metrics of this rank's shares, over all ranks, without learning from them.
+
+        Those named `scrambled/…` are a control: with the patches of the images in random order, a
+        discriminator that looks at the images is less accurate.
+        """
         self.model.eval()
+        generator = torch.Generator().manual_seed(0)
         sums: Counter[str] = Counter()
+        scrambled_sums: Counter[str] = Counter()
         for share in shares:
             sums.update(pair_sums(self._learn.score(share.groups)))
+            scrambled = [group.scrambled(generator) for group in share.groups]
+            scrambled_sums.update(pair_sums(self._learn.score(scrambled)))
+        control = self._totals(scrambled_sums)
+        return self._totals(sums) | {f"scrambled/{name}": each for name, each in control.items()}
+
+    def _totals(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics of sums over all ranks."""
         totals = self.ranks.sum(list(sums.values()))
         return pair_metrics(dict(zip(sums, totals, strict=True)))
 

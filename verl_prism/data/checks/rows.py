@@ -22,6 +22,7 @@ from verl_prism.data.checks.messages import check_messages, check_student_respon
 from verl_prism.data.checks.models import model_folders
 from verl_prism.data.checks.problem import RowError
 from verl_prism.data.images import ImageSettings
+from verl_prism.data.schema import grades_answers
 from verl_prism.errors import UserError
 from verl_prism.response import View
 
@@ -78,7 +79,7 @@ class RowChecker:
         self.columns = tuple(columns)
         self.text_column = "messages" if "messages" in columns else "prompt"
         self._graded = "reward_model" in columns
-        self._needs_gold = prism.stage in ("rlvr", "eval") and prism.reward.function is None
+        self._needs_gold = grades_answers(prism) and prism.reward.function is None
         self._images = ImageSettings.of(prism.image, model)
         self._counter = TokenCounter(key, model)
         self._teacher = TeacherCounter(key, model) if "teacher_response" in columns else None

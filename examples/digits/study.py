@@ -2,6 +2,7 @@
 
     python examples/digits/study.py --seeds 1 2 3 4 5
     python examples/digits/study.py --seeds 1 2 3 --options
+    python examples/digits/study.py --seeds 1 --policies SFT aligned span_credit
 
 The task is a row of three digits (README.md). RL asks whether the sum is even or
 odd, so half of the wrong responses are rewarded. Policies are tested on that question and on one
@@ -13,10 +14,12 @@ then writes study.md and study.png from all seeds in that folder.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,10 +140,31 @@ OPTIONS = {
 }
 
 
+def needed(names: Iterable[str]) -> dict[str, Run]:
+    """Return these runs and those that they start from, in the order in which they are made."""
+    everything = MAIN | OPTIONS
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        run = everything[name]
+        found.add(name)
+        before = (run.start, run.discriminator, run.continues)
+        waiting += [each for each in before if each is not None]
+    if GRPO_TIME in found and ALIGNED_GRPO not in found:  # whose time it gets
+        return needed([*found, ALIGNED_GRPO])
+    return {name: run for name, run in everything.items() if name in found}
+
+
+def policies_of(runs: Mapping[str, Run]) -> list[str]:
+    """Return the runs that make a policy."""
+    return [name for name, run in runs.items() if run.stage != "warmup"]
+
+
 class Seed:
     """The runs of one seed, in a folder of their own."""
 
-    def __init__(self, out: Path, seed: int, runs: dict[str, Run], scale: float = 1.0) -> None:
+    def __init__(self, out: Path, seed: int, runs: Mapping[str, Run], scale: float = 1.0) -> None:
         self.root = out / f"seed-{seed}"
         self._seed = seed
         self._runs = runs
@@ -154,7 +178,7 @@ class Seed:
         marks = {kind: self._evaluate(kind) for kind in (ASKED, OTHER)}
         policies = {}
         curves = {}
-        for name in self._policies():
+        for name in policies_of(self._runs):
             means = {}
             for kind, found in marks.items():
                 means[kind] = {mark: each["mean"] for mark, each in found[name].items()}
@@ -237,13 +261,11 @@ class Seed:
         in_time = round(self.total_seconds(ALIGNED_GRPO) * steps / seconds)
         return max(steps + 1, in_time)
 
-    def _policies(self) -> list[str]:
-        return [name for name, run in self._runs.items() if run.stage != "warmup"]
-
     def _evaluate(self, kind: str) -> dict[str, Any]:
         """Return the marks of each policy on held-out questions of this kind."""
-        names = self._policies()
-        folder = self._folder(f"eval_{kind}_{len(names)}")
+        names = policies_of(self._runs)
+        digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
+        folder = self._folder(f"eval_{kind}_{digest}")  # other policies, another evaluation
         if not (folder / "summary.json").exists():
             named = ", ".join(f"{name}: {self._folder(name)}/policy" for name in names)
             self._prism(
@@ -320,10 +342,13 @@ def main() -> None:
     add("--results", type=Path, default=HERE / "study", help="folder of the seeds' results")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     add("--options", action="store_true", help="also align with other options, one at a time")
+    add("--policies", nargs="+", choices=policies_of(MAIN | OPTIONS), help="only these")
     add("--scale", type=float, default=1.0, help="share of the steps to make, except SFT's")
     arguments = parser.parse_args()
-    runs = MAIN | OPTIONS if arguments.options else MAIN
-    wanted = {name for name, run in runs.items() if run.stage != "warmup"}
+    runs: Mapping[str, Run] = MAIN | OPTIONS if arguments.options else MAIN
+    if arguments.policies:
+        runs = needed(arguments.policies)
+    wanted = set(policies_of(runs))
     arguments.results.mkdir(parents=True, exist_ok=True)
     for number in arguments.seeds:
         file = arguments.results / f"seed-{number}.json"

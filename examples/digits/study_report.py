@@ -39,7 +39,12 @@ COLUMNS = {  # title: kind of held-out question, mark
     "sum, grounded": ("sum", "grounded"),
 }
 CONFIDENCE = 0.95
-CURVES = {ALIGNED_GRPO: "#1a7f37", GRPO_TIME: "#b42318", TEACHER_SFT_GRPO: "#6e6e6e"}
+CURVES = {
+    ALIGNED_GRPO: "#1a7f37",
+    GRPO_TIME: "#b42318",
+    GRPO_UPDATES: "#d98880",
+    TEACHER_SFT_GRPO: "#6e6e6e",
+}
 
 Seeds = Mapping[int, Mapping[str, Any]]  # by seed, the content of seed-N.json
 
@@ -112,16 +117,18 @@ def markdown(seeds: Seeds) -> str:
         f"| policy | {' | '.join(COLUMNS)} | updates | minutes |",
         "|---|" + "---:|" * (len(COLUMNS) + 2),
     ]
-    lines += [f"| {name} | {' | '.join(_policy_cells(seeds, name))} |" for name in MAIN]
-    lines += ["", *_difference_table(seeds, "difference", CONTRASTS)]
-    if options:
-        contrasts = [(name, ALIGNED) for name in options]
-        lines += ["", *_difference_table(seeds, "option", contrasts)]
+    rows = {name: _policy_cells(seeds, name) for name in MAIN if name in names}
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    contrasts = [pair for pair in CONTRASTS if set(pair) <= set(names)]
+    lines += ["", *_difference_table(seeds, "difference", contrasts)]
+    if options and ALIGNED in names:
+        compared = [(name, ALIGNED) for name in options]
+        lines += ["", *_difference_table(seeds, "option", compared)]
     return "\n".join(lines) + "\n"
 
 
 def _policy_cells(seeds: Seeds, name: str) -> list[str]:
-    policies = [seed["policies"][name] for seed in seeds.values()]
+    policies = [seed["policies"][name] for seed in seeds.values() if name in seed["policies"]]
     marks = [interval.cell(100) for interval in mean_marks(seeds, name)]
     updates = fmean(policy["updates"] for policy in policies)
     seconds = fmean(policy["seconds"] for policy in policies)
@@ -142,7 +149,8 @@ def draw(seeds: Seeds, path: Path) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, scale in zip(panels, ("updates", "seconds"), (1, 1 / 60), strict=True):
         for name, color in CURVES.items():
-            for number, seed in enumerate(seeds.values()):
+            known = [seed for seed in seeds.values() if name in seed["curves"]]
+            for number, seed in enumerate(known):
                 points = [_start(seed), *seed["curves"][name]]
                 axes.plot(
                     [scale * point[key] for point in points],

@@ -149,6 +149,15 @@ def test_results_are_kept_and_seeds_are_added(stages, tmp_path, monkeypatch, cap
     assert "Seeds 3, 5." in capsys.readouterr().out
 
 
+def test_chosen_policies_bring_the_runs_that_they_start_from(stages, tmp_path):
+    runs = study.needed(["head"])
+    assert list(runs) == ["SFT", "warmup_head", "head"]
+    assert report.ALIGNED_GRPO in study.needed([report.GRPO_TIME])
+    results = study.Seed(tmp_path, 0, runs).make()
+    assert set(results["policies"]) == {"SFT", "head"}
+    assert "| SFT |" in report.markdown({0: results})
+
+
 def seeds_with(accuracies: dict[str, list[float]]) -> dict:
     """Results of seeds 0, 1, … in which every mark of a policy is its accuracy."""
     found = {}

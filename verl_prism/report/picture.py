@@ -179,9 +179,9 @@ def _draw_response(axes: Axes, text: str, marks: Marks) -> None:
     for number, (name, right) in enumerate(verdicts.items()):
         left = 0.02 + number / len(verdicts)
         if right:
-            _write(axes, left, 1.25 * line, f"{name} right", fontsize=7, color=RIGHT)
+            _write(axes, left, 1.25 * line, f"✓ {name}", fontsize=7, color=RIGHT)
         else:
-            _write(axes, left, 1.25 * line, f"{name} wrong", fontsize=7, color=WRONG)
+            _write(axes, left, 1.25 * line, f"✗ {name}", fontsize=7, color=WRONG)
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:

@@ -29,6 +29,7 @@ from study_report import (
     ALIGNED_GRPO,
     GRPO_TIME,
     GRPO_UPDATES,
+    MARKS,
     SFT,
     TEACHER_SFT,
     TEACHER_SFT_GRPO,
@@ -181,7 +182,7 @@ class Seed:
         for name in policies_of(self._runs):
             means = {}
             for kind, found in marks.items():
-                means[kind] = {mark: each["mean"] for mark, each in found[name].items()}
+                means[kind] = {mark: found[name][mark]["mean"] for mark in MARKS}
             policies[name] = means | {
                 "updates": self._total_updates(name),
                 "seconds": self.total_seconds(name),

@@ -38,6 +38,7 @@ COLUMNS = {  # title: kind of held-out question, mark
     "sum, reasoning": ("sum", "reasoning"),
     "sum, grounded": ("sum", "grounded"),
 }
+MARKS = tuple(dict.fromkeys(name for _, name in COLUMNS.values()))
 CONFIDENCE = 0.95
 CURVES = {
     ALIGNED_GRPO: "#1a7f37",

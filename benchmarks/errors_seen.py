@@ -1,6 +1,7 @@
 """Which errors does a discriminator see? Trains one of each kind on rows of digits, and tests them.
 
-    python examples/digits/data.py --out outputs/row/data --task row --digits 3 --kinds parity
+    python examples/digits/data.py --out outputs/row/data --task row --digits 3 \\
+        --kinds parity sum
     (train outputs/row/sft/policy on it, as examples/digits/study.py does)
     python benchmarks/errors_seen.py --data outputs/row/data --policy outputs/row/sft/policy
 

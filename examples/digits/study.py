@@ -4,13 +4,14 @@
     python examples/digits/study.py --seeds 1 2 3 --options
     python examples/digits/study.py --seeds 1 --policies SFT aligned span_credit
 
-The task is a row of three digits (README.md). RL asks whether the sum is even or
-odd, so half of the wrong responses are rewarded. Policies are tested on that question and on one
-that RL did not ask: what the sum is.
+The task is a row of three digits (README.md). RL asks whether the sum is even or odd, so half of
+the wrong responses are rewarded. Policies are tested on that question and on one that RL did not
+ask: what the sum is.
 
 Each run is resumed if it was stopped, and kept if it is finished. The results of a seed are written
-to `--results`, which the repository keeps; seeds found there are not trained again. The command
-then writes study.md and study.png from all seeds in that folder.
+to `--results`, which the repository keeps; seeds found there are not trained again, unless policies
+are added: all of a seed's policies start from one SFT run. The command then writes study.md and
+study.png from all seeds in that folder.
 """
 
 import argparse
@@ -343,17 +344,18 @@ def main() -> None:
     add("--results", type=Path, default=HERE / "study", help="folder of the seeds' results")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     add("--options", action="store_true", help="also align with other options, one at a time")
-    add("--policies", nargs="+", choices=policies_of(MAIN | OPTIONS), help="only these")
+    everything = policies_of(MAIN | OPTIONS)
+    add("--policies", nargs="+", choices=everything, metavar="NAME", help="only these")
     add("--scale", type=float, default=1.0, help="share of the steps to make, except SFT's")
     arguments = parser.parse_args()
-    runs: Mapping[str, Run] = MAIN | OPTIONS if arguments.options else MAIN
-    if arguments.policies:
-        runs = needed(arguments.policies)
-    wanted = set(policies_of(runs))
+    default = everything if arguments.options else policies_of(MAIN)
+    wanted = set(arguments.policies or default)
     arguments.results.mkdir(parents=True, exist_ok=True)
     for number in arguments.seeds:
         file = arguments.results / f"seed-{number}.json"
-        if not file.exists() or not wanted <= json.loads(file.read_text())["policies"].keys():
+        known = set(json.loads(file.read_text())["policies"]) if file.exists() else set()
+        if not wanted <= known:
+            runs = needed(wanted | known)
             seed = Seed(arguments.out.absolute(), number, runs, arguments.scale)
             file.write_text(json.dumps(seed.make(), indent=2) + "\n")
         print(write_report(arguments.results))

@@ -166,7 +166,8 @@ def draw(seeds: Seeds, path: Path) -> None:
     panels[1].set_xlabel("minutes after SFT")
     panels[0].set_ylabel("right sums, greedy (%)")
     panels[0].set_title("RL asks: even or odd? Test: what is the sum?", fontsize=10, loc="left")
-    panels[1].legend(fontsize=8)
+    if panels[1].lines:
+        panels[1].legend(fontsize=8)
     figure.savefig(path)
 
 

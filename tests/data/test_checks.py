@@ -181,6 +181,18 @@ def test_a_tokenizer_that_is_not_byte_level(prism):
     assert "not a byte-level BPE" in refusal(prism)
 
 
+def test_imitation_of_the_teacher_needs_a_likelihood(prism):
+    settings = prism.discriminator.model_copy(update={"imitation_coef": 0.1})
+    imitating = prism.model_copy(update={"discriminator": settings})
+    message = refusal(imitating)
+    assert f"prism.discriminator.path={settings.path}: its scoring is head" in message
+    assert "discriminator=likelihood" in message
+    config = settings.path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scoring": "likelihood"}))
+    check_inputs(imitating)
+    assert "upcycle.scoring is head" in refusal(imitating.model_copy(update={"stage": "warmup"}))
+
+
 def test_a_host_without_a_gpu(prism, monkeypatch):
     monkeypatch.setattr("verl_prism.data.checks.host.GPU_FILES", ())
     hardware = prism.hardware.model_copy(update={"device": "cuda"})

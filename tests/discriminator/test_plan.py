@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from verl_prism.discriminator.costs import FlopModel, GroupSizes
 from verl_prism.discriminator.plan import Part, assign, local_plan
 
-FLOPS = FlopModel(layers=4, token=100.0, expert_token=400.0, pair=1.0, patch=50.0, patch_pair=0.1)
+FLOPS = FlopModel(
+    layers=4, token=100.0, expert_token=400.0, pair=1.0, output=0, patch=50.0, patch_pair=0.1
+)
 UNLIMITED = 10**9
 
 
@@ -133,6 +135,8 @@ def test_rank_holds_a_group_of_several_packs_once():
 
 @pytest.mark.parametrize("prompt", [0, 50])
 def test_flops_of_a_span_count_the_pairs_of_tokens_that_see_each_other(prompt):
-    only_pairs = FlopModel(layers=1, token=0, expert_token=0, pair=1, patch=0, patch_pair=0)
+    only_pairs = FlopModel(
+        layers=1, token=0, expert_token=0, pair=1, output=0, patch=0, patch_pair=0
+    )
     pairs = sum(prompt + token + 0.5 for token in range(20))
     assert only_pairs.span(prompt, 20) == pairs

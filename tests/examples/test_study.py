@@ -149,6 +149,15 @@ def test_results_are_kept_and_seeds_are_added(stages, tmp_path, monkeypatch, cap
     assert "Seeds 3, 5." in capsys.readouterr().out
 
 
+def test_added_policies_lose_no_result_of_a_seed(stages, tmp_path, monkeypatch):
+    options = ["study.py", "--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    for name in ("aligned", "teacher_SFT"):
+        monkeypatch.setattr(sys, "argv", [*options, "--seeds", "3", "--policies", name])
+        study.main()
+    results = json.loads((tmp_path / "results" / "seed-3.json").read_text())
+    assert set(results["policies"]) == {"SFT", "aligned", "teacher_SFT"}
+
+
 def test_chosen_policies_bring_the_runs_that_they_start_from(stages, tmp_path):
     runs = study.needed(["head"])
     assert list(runs) == ["SFT", "warmup_head", "head"]

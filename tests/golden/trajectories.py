@@ -155,15 +155,7 @@ def make_discriminator(problem: Problem, prism: Any) -> DiscriminatorStep:
     """Return the step of a new discriminator, as the warm-up starts with it."""
     folder = Path(tempfile.mkdtemp())
     settings = prism.discriminator
-    made = settings.upcycle
-    upcycle(
-        problem.base,
-        folder,
-        experts=made.experts,
-        experts_per_token=made.experts_per_token,
-        routing=made.routing,
-        scoring=made.scoring,
-    )
+    upcycle(problem.base, folder, **settings.upcycle.model_dump(exclude={"base"}))
     model = load_discriminator(folder)
     learner = Learner(model, 3e-4, settings.weight_decay, settings.grad_clip)
     return DiscriminatorStep(

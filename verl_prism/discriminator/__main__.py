@@ -12,7 +12,7 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from verl_prism.discriminator.model import Routing
+from verl_prism.discriminator.model import Routing, Scoring
 from verl_prism.discriminator.published import convert_published
 from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.errors import UserError
@@ -59,6 +59,12 @@ def _add_upcycle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "head; dense: no experts",
     )
     add(
+        "--scoring",
+        choices=get_args(Scoring),
+        default="head",
+        help="head: a linear head reads the score; likelihood: it is that of the text",
+    )
+    add(
         "--noise",
         type=float,
         default=0.0,
@@ -95,6 +101,7 @@ def _run(options: argparse.Namespace) -> None:
                 experts=options.experts,
                 experts_per_token=options.experts_per_token,
                 routing=options.routing,
+                scoring=options.scoring,
                 noise=options.noise,
                 seed=options.seed,
                 on_progress=show,

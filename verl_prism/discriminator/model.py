@@ -156,7 +156,9 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
             for layer in layers:
                 layer.mlp.gate = ViewRouter(config.text_config)
         hidden = config.text_config.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(hidden, 1, False) for name in heads(config)})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(hidden, 1, bias=False) for name in head_names(config)}
+        )
         self.lm_head: nn.Linear | None = None
         if config.scoring == "likelihood" and not config.tie_word_embeddings:
             self.lm_head = nn.Linear(hidden, config.text_config.vocab_size, bias=False)
@@ -260,7 +262,7 @@ class PrismDiscriminatorForTokenClassification(Qwen3VLMoePreTrainedModel):
             module.weight.normal_(0.0, self.config.text_config.initializer_range)
 
 
-def heads(config: DiscriminatorConfig) -> list[str]:
+def head_names(config: DiscriminatorConfig) -> list[str]:
     """Return the names of the heads: one per view, a shared one, or none."""
     if config.scoring == "likelihood":
         return []

@@ -189,7 +189,7 @@ def output_layer(folder: Path, tensors: Mapping[str, LazyTensor]) -> LazyTensor:
     """Return the weights of the output layer over the vocabulary.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder has no output layer.
     """
     for name, tensor in tensors.items():
         if _LM_HEAD.fullmatch(name):

@@ -30,6 +30,7 @@ def check_models(prism: Prism) -> None:
     if prism.stage != "eval":  # its policies run one after the other
         check_same_tokens(folders)
     check_byte_level(prism)
+    check_scoring(prism)
 
 
 def model_folders(prism: Prism) -> dict[str, Path]:
@@ -170,6 +171,26 @@ def check_byte_level(prism: Prism) -> None:
             f"prism.policy={prism.policy}: its tokenizer is not a byte-level BPE, so the views "
             "cannot be found among a response's tokens; choose a policy that has one, such as "
             "Qwen3-VL"
+        )
+
+
+def check_scoring(prism: Prism) -> None:
+    """Require a discriminator whose scores are likelihoods, if it is to imitate the teacher."""
+    coef = prism.discriminator.imitation_coef
+    if coef == 0 or prism.stage not in ("warmup", "align"):
+        return
+    if prism.stage == "warmup":
+        key = "prism.discriminator.upcycle.scoring"
+        scoring = prism.discriminator.upcycle.scoring
+    else:
+        folder = prism.discriminator.path
+        key = f"prism.discriminator.path={folder}: its scoring"
+        config = read_json(f"prism.discriminator.path={folder}", folder / "config.json")
+        scoring = config.get("scoring", "head")  # checkpoints from before there was a choice
+    if scoring != "likelihood":
+        raise UserError(
+            f"{key} is {scoring}, but prism.discriminator.imitation_coef={coef} needs likelihood: "
+            "set imitation_coef=0, or warm up with discriminator=likelihood"
         )
 
 

@@ -218,6 +218,7 @@ class Upcycle(Section):
     experts_per_token: PositiveInt
     routing: Literal["dedicated", "token", "dense"]
     scoring: Literal["head", "likelihood"]
+    images: bool
     noise: NonNegativeFloat
 
     @model_validator(mode="after")
@@ -250,6 +251,9 @@ class Discriminator(Section):
     imitation_coef: NonNegativeFloat
     micro_batch_tokens: PositiveInt
     updates_per_step: PositiveInt
+    replay_share: Annotated[float, Field(ge=0.0, lt=1.0)]
+    replay_groups: PositiveInt
+    restart_every: PositiveInt | None
     skip_above_accuracy: Fraction | None
     max_nonfinite: PositiveInt
 

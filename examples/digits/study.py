@@ -27,7 +27,9 @@ from typing import Any
 
 from study_report import (
     ALIGNED,
+    ALIGNED_DAPO,
     ALIGNED_GRPO,
+    ALIGNED_GSPO,
     GRPO_TIME,
     GRPO_UPDATES,
     MARKS,
@@ -81,8 +83,7 @@ WARMUP_OPTIONS = (
 )
 LIKELIHOOD = ("discriminator=likelihood",)
 ALIGN_OPTIONS = ("prism.optim.lr=3e-4", "prism.discriminator.lr=2e-4")
-GRPO_OPTIONS = (
-    "algorithm=grpo",
+RL_OPTIONS = (
     "prism.optim.lr=1e-4",
     f"trainer.test_freq={CURVE_STEPS}",
     "trainer.val_before_train=true",
@@ -99,23 +100,24 @@ def align(*options: str, discriminator: str = WARMUP) -> Run:
     return Run("align", SFT, ALIGN_STEPS, (*ALIGN_OPTIONS, *options), discriminator)
 
 
-def grpo(start: str, steps: int) -> Run:
-    """Return GRPO on questions whose answer can be guessed."""
-    return Run("rlvr", start, steps, GRPO_OPTIONS)
+def rl(start: str, steps: int, algorithm: str = "grpo", continues: str | None = None) -> Run:
+    """Return RL on questions whose answer can be guessed."""
+    options = (f"algorithm={algorithm}", *RL_OPTIONS)
+    return Run("rlvr", start, steps, options, continues=continues)
 
 
 MAIN = {
     SFT: Run("sft", None, 600, SFT_OPTIONS),
     WARMUP: warmup(*LIKELIHOOD),
     ALIGNED: align(*LIKELIHOOD),
-    ALIGNED_GRPO: grpo(ALIGNED, GRPO_STEPS),
-    GRPO_UPDATES: grpo(SFT, ALIGN_STEPS + GRPO_STEPS),
+    ALIGNED_GRPO: rl(ALIGNED, GRPO_STEPS),
+    GRPO_UPDATES: rl(SFT, ALIGN_STEPS + GRPO_STEPS),
     # `_equal_time_steps` sets its steps
-    GRPO_TIME: Run("rlvr", SFT, 0, GRPO_OPTIONS, continues=GRPO_UPDATES),
+    GRPO_TIME: rl(SFT, 0, continues=GRPO_UPDATES),
     TEACHER_SFT: Run("sft", SFT, 150, TEACHER_OPTIONS),
-    TEACHER_SFT_GRPO: grpo(TEACHER_SFT, GRPO_STEPS),
+    TEACHER_SFT_GRPO: rl(TEACHER_SFT, GRPO_STEPS),
 }
-# Alignments that differ from `aligned` in one thing each, and what they need.
+# Alignments that differ from `aligned` in one thing each, what they need, and other RL after it.
 OPTIONS = {
     "warmup_head": warmup(),
     "head": align(discriminator="warmup_head"),
@@ -139,6 +141,13 @@ OPTIONS = {
     "quantile": align(*LIKELIHOOD, "prism.align.normalization=quantile"),
     "two_updates": align(*LIKELIHOOD, "prism.discriminator.updates_per_step=2"),
     "lr_1e-4": align(*LIKELIHOOD, "prism.optim.lr=1e-4"),
+    "warmup_text": warmup(*LIKELIHOOD, "prism.discriminator.upcycle.images=false"),
+    "text_only": align(*LIKELIHOOD, discriminator="warmup_text"),
+    "replay": align(*LIKELIHOOD, "prism.discriminator.replay_share=0.5"),
+    "restart_15": align(*LIKELIHOOD, "prism.discriminator.restart_every=15"),
+    "accuracy_term": align(*LIKELIHOOD, "prism.align.accuracy_weight=0.5"),
+    ALIGNED_DAPO: rl(ALIGNED, GRPO_STEPS, "dapo"),
+    ALIGNED_GSPO: rl(ALIGNED, GRPO_STEPS, "gspo"),
 }
 
 

@@ -12,11 +12,14 @@ from scipy.stats import t
 
 SFT, ALIGNED, ALIGNED_GRPO = "SFT", "aligned", "aligned_GRPO"
 GRPO_UPDATES, GRPO_TIME = "GRPO_equal_updates", "GRPO_equal_time"
+ALIGNED_DAPO, ALIGNED_GSPO = "aligned_DAPO", "aligned_GSPO"
 TEACHER_SFT, TEACHER_SFT_GRPO = "teacher_SFT", "teacher_SFT_GRPO"
 MAIN = (
     SFT,
     ALIGNED,
     ALIGNED_GRPO,
+    ALIGNED_DAPO,
+    ALIGNED_GSPO,
     GRPO_UPDATES,
     GRPO_TIME,
     TEACHER_SFT,
@@ -27,6 +30,8 @@ CONTRASTS = (
     (ALIGNED_GRPO, GRPO_TIME),
     (ALIGNED, SFT),
     (ALIGNED_GRPO, TEACHER_SFT_GRPO),
+    (ALIGNED_DAPO, ALIGNED_GRPO),
+    (ALIGNED_GSPO, ALIGNED_GRPO),
 )
 COLUMNS = {  # title: kind of held-out question, mark
     "parity": ("parity", "accuracy"),

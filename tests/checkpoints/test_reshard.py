@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from verl_prism.checkpoints.reshard import main, move_position, shard_rows
-from verl_prism.checkpoints.store import read_checkpoint, write_manifest
+from verl_prism.checkpoints.store import MANIFEST, read_checkpoint, write_manifest
 from verl_prism.discriminator import on_ranks
+from verl_prism.discriminator.replay import replay_file
 
 # torchdata's state after two steps, of four demonstrations on each rank.
 POSITION = {"_snapshot": {"_snapshot_step": 2, "_main": {"samples_yielded": 8, "seed": None}}}
@@ -83,6 +85,24 @@ def test_two_ranks_continue_like_one(single, tmp_path):
     assert rate == expected_rate
     for name in expected:
         torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(expected[name]))
+
+
+def test_remembered_groups_are_divided_among_the_ranks(single, tmp_path):
+    source = tmp_path / "source" / "global_step_2"
+    shutil.copytree(single, source)
+    groups = [(step, {"prompt_ids": torch.tensor([step])}) for step in (1, 1, 2, 3, 3)]
+    torch.save(groups, replay_file(source, 0))
+    (source / MANIFEST).unlink()
+    write_manifest(source, 2, {".": 1}, {"prism.seed": 0})
+
+    def steps(folder: Path, rank: int) -> list[int]:
+        return [step for step, _ in torch.load(replay_file(folder, rank))]
+
+    two = convert(source, tmp_path / "global_step_2", "2")
+    assert [steps(two, rank) for rank in (0, 1)] == [[1, 2, 3], [1, 3]]
+    assert main([str(two), "--world-size", "1"]) == 0
+    assert steps(two, 0) == [1, 1, 2, 3, 3]
+    assert not replay_file(two, 1).exists()
 
 
 def test_a_new_rank_has_no_random_state_of_another_rank(single, tmp_path):

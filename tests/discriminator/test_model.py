@@ -115,6 +115,24 @@ def test_token_routing_has_one_head_and_every_expert_for_every_token(
     assert all(router.sets.owned.all() for router in token_discriminator.routers())
 
 
+@pytest.mark.parametrize("images", [True, False])
+def test_scores_depend_on_the_image_unless_it_is_hidden(
+    dense_folder, tmp_path, prompt, tokenizer, images
+):
+    upcycle(dense_folder, tmp_path / "target", images=images)
+    model = load_discriminator(tmp_path / "target")
+    scrambled = prompt.scrambled(torch.Generator().manual_seed(0))
+    pack, _ = pack_of(model, prompt, tokenizer)
+    scores, _ = model(pack)
+    others, _ = model(pack_of(model, scrambled, tokenizer)[0])
+    assert torch.equal(scores, others) == (not images)
+    assert (pack.pixel_values is not None) == images
+    shown = model.config.image_token_id in pack.input_ids
+    assert shown == images
+    scores.sum().backward()
+    assert model.model.visual.patch_embed.proj.weight.grad is not None  # as FSDP needs
+
+
 def test_each_view_has_its_own_head(discriminator, prompt, tokenizer):
     pack, index = pack_of(discriminator, prompt, tokenizer)
     scores, _ = discriminator(pack)

@@ -86,7 +86,7 @@ def stages(monkeypatch):
 def test_grpo_gets_as_much_time_as_warmup_alignment_and_grpo(stages, tmp_path):
     seed = study.Seed(tmp_path, 0, study.MAIN)
     policies = seed.make()["policies"]
-    assert set(policies) == set(report.MAIN)
+    assert set(policies) == set(study.policies_of(study.MAIN))
     spent = policies[report.ALIGNED_GRPO]["seconds"]
     assert spent == 3 * SETUP + 2 * (200 + 45 + 45)
     assert policies[report.GRPO_TIME]["seconds"] == pytest.approx(spent, rel=0.05)

@@ -12,6 +12,7 @@ from verl_prism.discriminator.batch import Group
 from verl_prism.discriminator.model import load_discriminator
 from verl_prism.discriminator.plan import RankPlan
 from verl_prism.discriminator.ranks import Ranks
+from verl_prism.discriminator.replay import Replay
 from verl_prism.discriminator.settings import StepSettings
 from verl_prism.discriminator.step import DiscriminatorStep, Optimization, StepResult
 
@@ -29,13 +30,20 @@ class DiscriminatorEngine(FSDPEngine):
             module.gradient_checkpointing_enable({"use_reentrant": False})
         return module
 
-    def prepare_steps(self, settings: StepSettings, dump_folder: Path, steps: int = 0) -> None:
+    def prepare_steps(
+        self,
+        settings: StepSettings,
+        dump_folder: Path,
+        steps: int = 0,
+        replay: Replay | None = None,
+    ) -> None:
         """Prepare the steps after the first `steps` ones.
 
         Call it after `initialize` and again after loading a checkpoint.
 
         Args:
             dump_folder: see `DiscriminatorStep`.
+            replay: see `DiscriminatorStep`.
         """
         self._step = DiscriminatorStep(
             self.module,
@@ -44,6 +52,7 @@ class DiscriminatorEngine(FSDPEngine):
             Ranks(get_device_id(), self.get_data_parallel_group()),
             dump_folder,
             steps,
+            replay,
         )
 
     def step_on(self, groups: Sequence[Group], plan: RankPlan) -> StepResult:

@@ -124,12 +124,21 @@ class AdversarialOPDTrainer(PrismTrainer):
         self._write_advantages(batch, scored, metrics)
         return super()._compute_advantage(batch, metrics)
 
+    @property
+    def _discriminator_restarts(self) -> bool:
+        """Whether this step starts with the discriminator that the stage started with."""
+        every = self.prism.discriminator.restart_every
+        earlier = self.global_steps - 1
+        return every is not None and earlier > 0 and earlier % every == 0
+
     @cached_property
     def _planner(self) -> StepPlanner:
         return StepPlanner(self.prism.discriminator)
 
     def _update_discriminator(self, batch: KVBatchMeta, metrics: Metrics) -> ScoredGroups:
         """Score this step's rollouts and learn from them."""
+        if self._discriminator_restarts:
+            self.discriminator_wg.reset_discriminator(self.global_steps - 1)
         groups = keys_by_group(batch)
         infos = read_infos([key for group in groups for key in group], batch.partition_id)
         ranks = self.discriminator_wg.world_size

@@ -3,6 +3,8 @@
 It runs in the actor's process, or in a process of its own if the discriminator has its own devices.
 """
 
+from pathlib import Path
+
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.trainer.config import CheckpointConfig
 from verl.workers.config import (
@@ -16,6 +18,7 @@ from verl.workers.engine_workers import TrainingWorker
 import verl_prism.alignment.engine as engine  # registers the engine in this process
 from verl_prism.alignment.groups import RankShare, ScoredShare, read_groups, scores_by_key
 from verl_prism.config import Prism, parse_prism
+from verl_prism.discriminator.replay import Replay
 from verl_prism.discriminator.settings import StepSettings
 from verl_prism.trainer.worker import PrismWorker, connect_ranks
 
@@ -63,12 +66,21 @@ class DiscriminatorWorker(TrainingWorker):
         super().__init__(training_worker_config(prism))
         self._settings = StepSettings.from_mapping(prism.discriminator.model_dump())
         self._dump_folder = prism.output
+        self._replay = Replay(
+            self._settings.replay_share, self._settings.replay_groups, f"{prism.seed}/{self.rank}"
+        )
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def reset(self) -> None:
-        """Build the module and the optimizer, and prepare the first step."""
+    def reset(self, steps: int = 0) -> None:
+        """Build the module and the optimizer, and prepare the step after the first `steps` ones.
+
+        A discriminator that has learned is replaced by the one that the stage started from.
+        """
         super().reset()
-        self.engine.prepare_steps(self._settings, self._dump_folder)
+        self._prepare(steps)
+
+    def _prepare(self, steps: int) -> None:
+        self.engine.prepare_steps(self._settings, self._dump_folder, steps, self._replay)
 
     @register(dispatch_mode=Dispatch.ALL_TO_ALL)
     def update_discriminator(self, share: RankShare) -> ScoredShare:
@@ -85,12 +97,14 @@ class DiscriminatorWorker(TrainingWorker):
     def save_discriminator(self, folder: str, step: int) -> None:
         """Save a checkpoint of `step`."""
         self.save_checkpoint(folder, None, step)
+        self._replay.save(Path(folder), self.rank)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_discriminator(self, folder: str, step: int) -> None:
         """Load the checkpoint of `step` and prepare the step after it."""
         self.load_checkpoint(folder)
-        self.engine.prepare_steps(self._settings, self._dump_folder, step)
+        self._replay.load(Path(folder), self.rank)
+        self._prepare(step)
 
 
 class AdversarialOPDWorker(PrismWorker):
@@ -107,6 +121,11 @@ class AdversarialOPDWorker(PrismWorker):
     def update_discriminator(self, share: RankShare) -> ScoredShare:
         """See `DiscriminatorWorker.update_discriminator`."""
         return self.discriminator.update_discriminator(share)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def reset_discriminator(self, steps: int) -> None:
+        """See `DiscriminatorWorker.reset`."""
+        self.discriminator.reset(steps)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_discriminator(self, folder: str, step: int) -> None:

@@ -52,6 +52,8 @@ EXCLUDED: dict[Stage, tuple[str, ...]] = {
         "discriminator.placement",
         "discriminator.pool_devices",
         "discriminator.updates_per_step",
+        "discriminator.replay_",
+        "discriminator.restart_every",
         "discriminator.skip_above_accuracy",
         "discriminator.max_nonfinite",
     ),

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ is complete. Checkpoints of stage warmup need no conversion.
   --world-size actor=N,discriminator=M   The same for a discriminator on devices of its own
 """
 FSDP_CONFIG = "fsdp_config.json"
+REPLAY = "replay_rank_{}.pt"  # as verl_prism.discriminator.replay names it
 SAMPLES_YIELDED = "samples_yielded"  # of torchdata's batch sampler
 
 
@@ -104,12 +106,23 @@ def reshard_part(source: Path, target: Path, saved: int, wanted: int) -> None:
         if rank >= saved:
             extra.pop("rng", None)  # verl then keeps the state that the rank starts with
         torch.save(extra, _shard_file(target, "extra_state", wanted, rank))
+    _share_replay(source, target, saved, wanted)
     config = json.loads((source / FSDP_CONFIG).read_text())
     (target / FSDP_CONFIG).write_text(json.dumps(config | {"world_size": wanted}, indent=4))
     if (source / "data_0.pt").exists():  # stage sft; in the others verl's controller reads data
         position = move_position(_load(source / "data_0.pt"), saved, wanted)
         for rank in range(wanted):
             torch.save(position, target / f"data_{rank}.pt")
+
+
+def _share_replay(source: Path, target: Path, saved: int, wanted: int) -> None:
+    """Divide the groups that the discriminator's ranks remember, if they do."""
+    if not (source / REPLAY.format(0)).exists():
+        return
+    groups = [group for rank in range(saved) for group in _load(source / REPLAY.format(rank))]
+    groups.sort(key=itemgetter(0))  # the step
+    for rank in range(wanted):
+        torch.save(groups[rank::wanted], target / REPLAY.format(rank))
 
 
 def cut(shards: Sequence[Any], rank: int, world_size: int) -> Any:

@@ -65,6 +65,12 @@ def _add_upcycle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="head: a linear head reads the score; likelihood: it is that of the text",
     )
     add(
+        "--images",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether it sees the images of prompts",
+    )
+    add(
         "--noise",
         type=float,
         default=0.0,
@@ -102,6 +108,7 @@ def _run(options: argparse.Namespace) -> None:
                 experts_per_token=options.experts_per_token,
                 routing=options.routing,
                 scoring=options.scoring,
+                images=options.images,
                 noise=options.noise,
                 seed=options.seed,
                 on_progress=show,

@@ -29,6 +29,10 @@ class Prompt:
     pixel_values: Tensor | None = None  # [patches, dim]
     image_grid_thw: Tensor | None = None  # [images, 3]
 
+    def without_images(self, image_token: int) -> "Prompt":
+        """Return the prompt without its images and their tokens."""
+        return Prompt(self.input_ids[self.input_ids != image_token])
+
     def scrambled(self, generator: torch.Generator) -> "Prompt":
         """Return the prompt with the patches of its images in random order."""
         if self.pixel_values is None:
@@ -144,15 +148,22 @@ class GroupEncoder:
 
     def __init__(self, model_config: Any):
         self._flops = FlopModel.of(model_config)
+        self._images: bool = model_config.images
         self._image_token: int = model_config.image_token_id
         self._merge: int = model_config.vision_config.spatial_merge_size
 
     def encode(self, group: Group) -> EncodedGroup:
-        """Add the positions of the prompt's tokens and order the spans by view."""
+        """Add the positions of the prompt's tokens and order the spans by view.
+
+        If the model does not see images, the prompt loses them here.
+        """
+        prompt = group.prompt
+        if not self._images:
+            prompt = prompt.without_images(self._image_token)
         students = [None if spans is None else _by_view(spans) for spans in group.students]
         return EncodedGroup(
-            prompt=group.prompt,
-            positions=mrope_positions(group.prompt, self._image_token, self._merge),
+            prompt=prompt,
+            positions=mrope_positions(prompt, self._image_token, self._merge),
             teacher=_by_view(group.teacher),
             students=tuple(students),
         )

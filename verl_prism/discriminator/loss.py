@@ -42,6 +42,10 @@ class GroupScores:
         student = self.student.detach().float().cpu()
         return GroupScores(teacher, student, self.valid.cpu())
 
+    def first(self, groups: int) -> "GroupScores":
+        """Return the scores of the first groups."""
+        return GroupScores(self.teacher[:, :groups], self.student[:, :groups], self.valid[:groups])
+
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Return the teacher's and the student's scores[views, pairs] of every valid pair."""
         teacher = self.teacher[:, :, None].expand_as(self.student)

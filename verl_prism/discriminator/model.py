@@ -48,12 +48,14 @@ class DiscriminatorConfig(Qwen3VLMoeConfig):
     - `scoring="head"`: a linear head reads the score at the terminal token of the span.
     - `scoring="likelihood"`: the score is LIKELIHOOD_SCALE times the mean log-likelihood of the
       span's tokens, the terminal token included, under the output layer of the dense model.
+    - `images=False`: prompts are scored without their images.
     """
 
     model_type = "prism_discriminator"
 
     routing: str = "dedicated"
     scoring: str = "head"
+    images: bool = True
 
 
 @dataclass(frozen=True)

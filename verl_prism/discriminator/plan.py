@@ -194,6 +194,11 @@ def spread_evenly(items: Sequence[Item], costs: Sequence[float], bins: int) -> l
     return divided
 
 
+def shifted(plan: RankPlan, first: int) -> RankPlan:
+    """Return the plan for the same groups after `first` others."""
+    return tuple(tuple(Part(part.group + first, part.members) for part in pack) for pack in plan)
+
+
 def local_plan(plan: RankPlan) -> tuple[list[Part], RankPlan]:
     """Return what a rank has to hold of each of its groups, and its plan in these indices.
 

@@ -61,7 +61,9 @@ def convert_published(
     expected = {name: _transposed(name, tensor) for name, tensor in blank.items()}
     expected[HEAD] = torch.empty(1, published.text_config.hidden_size, device="meta")
     require_whole(source, tensors | others | {HEAD: head}, expected)
-    config = discriminator_config(published, "token", "head", tensors[EMBEDDING].like.dtype)
+    config = discriminator_config(
+        published, "token", "head", images=True, dtype=tensors[EMBEDDING].like.dtype
+    )
     converted = {f"model.{name}": _converted(name, tensor) for name, tensor in tensors.items()}
     converted[f"heads.{SHARED_HEAD}.weight"] = head
     write_discriminator(config, converted, source, target, max_shard_size, on_progress)

@@ -35,6 +35,8 @@ class StepSettings:
     micro_batch_tokens: size of one forward-backward pass, as `costs.GroupSizes.size` counts it; a
         larger group is split.
     updates_per_step: if more than 1, the groups are scored before the first update.
+    replay_share: share of the groups of an update that are from earlier steps, see `replay.Replay`.
+    replay_groups: number of groups that each rank remembers for it.
     skip_above_accuracy: no update if more of the pairs are told apart; None always updates.
     max_nonfinite: consecutive steps with non-finite numbers after which the run stops.
     """
@@ -42,6 +44,8 @@ class StepSettings:
     micro_batch_tokens: int = 114_688
     loss: LossSettings = field(default_factory=LossSettings)
     updates_per_step: int = 1
+    replay_share: float = 0.0
+    replay_groups: int = 64
     skip_above_accuracy: float | None = None
     max_nonfinite: int = 3
 

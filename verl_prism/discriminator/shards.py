@@ -73,7 +73,7 @@ def read_config(folder: Path, config_class: Any) -> Any:
 
 
 def discriminator_config(
-    source: Any, routing: str, scoring: str, dtype: torch.dtype, **text: Any
+    source: Any, routing: str, scoring: str, images: bool, dtype: torch.dtype, **text: Any
 ) -> DiscriminatorConfig:
     """Make the config of a discriminator with the towers of `source`.
 
@@ -90,6 +90,7 @@ def discriminator_config(
         tie_word_embeddings=source.tie_word_embeddings,
         routing=routing,
         scoring=scoring,
+        images=images,
         dtype=dtype,
         architectures=[PrismDiscriminatorForTokenClassification.__name__],
     )

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +16,12 @@ from torch import Tensor
 from verl_prism.discriminator.batch import Group, GroupEncoder
 from verl_prism.discriminator.loss import GroupScores, mean_accuracy, pair_metrics, pair_sums
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
-from verl_prism.discriminator.plan import RankPlan
+from verl_prism.discriminator.plan import RankPlan, shifted
 from verl_prism.discriminator.ranks import Ranks
+from verl_prism.discriminator.replay import Remembered, Replay
 from verl_prism.discriminator.settings import StepSettings
-from verl_prism.discriminator.spans import VIEWS, Spans
+from verl_prism.discriminator.spans import VIEWS
+from verl_prism.discriminator.stored_groups import to_plain
 from verl_prism.discriminator.update import (
     Backward,
     MiniBatch,
@@ -79,11 +80,13 @@ class DiscriminatorStep:
         ranks: Ranks,
         dump_folder: Path,
         steps: int = 0,
+        replay: Replay | None = None,
     ):
         """Prepare the steps after the first `steps` ones.
 
         Args:
             dump_folder: for the last groups, if the run stops because of non-finite numbers.
+            replay: groups of earlier steps, to learn from again.
 
         Raises:
             UserError: the teacher is to be imitated, but a score is not a likelihood.
@@ -102,12 +105,14 @@ class DiscriminatorStep:
         self._ranks = ranks
         self._dump_folder = dump_folder
         self._steps = steps
+        self._replay = replay or Replay(0.0, 0, "")
         self._consecutive_nonfinite = 0
 
     def __call__(self, groups: Sequence[Group], plan: RankPlan | None = None) -> StepResult:
         """Make one step.
 
-        With one update per step, the scores come from the forward pass of the update.
+        With one update per step, the scores come from the forward pass of the update. Groups of
+        earlier steps, if there are any, count in the loss and the metrics, but are not returned.
 
         Args:
             groups: groups, or parts of groups, of this rank. There may be none.
@@ -117,7 +122,8 @@ class DiscriminatorStep:
             FloatingPointError: on all ranks, after `max_nonfinite` consecutive non-finite steps.
         """
         self._steps += 1
-        batch = self._mini_batch(groups, plan)
+        earlier = self._replay.draw(self._steps, len(groups))
+        batch = self._mini_batch(groups, plan, [each.group for each in earlier])
         totals = Totals.of(batch, self._ranks)
         scores = None
         if self._settings.updates_per_step > 1:
@@ -127,16 +133,39 @@ class DiscriminatorStep:
             updates.append(self._update(batch, totals))
             if updates[-1].nonfinite:
                 break
-        result = StepResult(scores or updates[0].backward.scores, _metrics(updates))
+        scores = (scores or updates[0].backward.scores).first(len(groups))
+        metrics = _metrics(updates) | self._replay_metrics(earlier)
+        result = StepResult(scores, metrics)
         self._stop_if_nonfinite(groups, result)
+        if not result.nonfinite:
+            self._replay.add(self._steps, groups)
         return result
+
+    def _replay_metrics(self, earlier: Sequence[Remembered]) -> dict[str, float]:
+        """Return the number of earlier groups over all ranks, and their mean age in steps."""
+        if not self._replay.enabled:
+            return {}
+        ages = [float(self._steps - each.step) for each in earlier]
+        count, total_age = self._ranks.sum([float(len(ages)), sum(ages)])
+        return {"replay/groups": count, "replay/age": total_age / max(count, 1.0)}
 
     def score(self, groups: Sequence[Group]) -> GroupScores:
         """Score this rank's groups without learning from them. All ranks call it together."""
         return score_groups(self._model, self._mini_batch(groups), self._ranks)
 
-    def _mini_batch(self, groups: Sequence[Group], plan: RankPlan | None = None) -> MiniBatch:
-        return MiniBatch(self._encoder, groups, self._settings.micro_batch_tokens, plan)
+    def _mini_batch(
+        self,
+        groups: Sequence[Group],
+        plan: RankPlan | None = None,
+        earlier: Sequence[Group] = (),
+    ) -> MiniBatch:
+        """Pack groups by the plan, and `earlier` ones in packs of their own."""
+        max_tokens = self._settings.micro_batch_tokens
+        if earlier:
+            if plan is None:
+                plan = self._encoder.plan(groups, max_tokens)
+            plan += shifted(self._encoder.plan(earlier, max_tokens), len(groups))
+        return MiniBatch(self._encoder, [*groups, *earlier], max_tokens, plan)
 
     def _update(self, batch: MiniBatch, totals: Totals) -> _Update:
         """Make one update, unless no rank has a valid pair or the accuracy is high enough."""
@@ -218,27 +247,10 @@ def write_batch(file: Path, groups: Sequence[Group], scores: GroupScores) -> Non
     Spans are saved as token ids. The discriminator's tokenizer decodes them.
     """
     content = {
-        "groups": [_plain(group) for group in groups],
+        "groups": [to_plain(group) for group in groups],
         "teacher_scores": scores.teacher,
         "student_scores": scores.student,
         "valid": scores.valid,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, file)
-
-
-def _plain(group: Group) -> dict[str, Any]:
-    return {
-        "prompt_ids": group.prompt.input_ids,
-        "pixel_values": group.prompt.pixel_values,
-        "image_grid_thw": group.prompt.image_grid_thw,
-        "teacher_ids": _plain_spans(group.teacher),
-        "student_ids": [_plain_spans(spans) for spans in group.students],
-    }
-
-
-def _plain_spans(spans: Spans | None) -> dict[str, list[int]] | None:
-    """Return the spans with plain types, which `torch.load` reads with weights_only=True."""
-    if spans is None:
-        return None
-    return {view.value: list(spans[view]) for view in VIEWS}

@@ -48,6 +48,7 @@ def upcycle(
     experts_per_token: int = 2,
     routing: Routing = "dedicated",
     scoring: Scoring = "head",
+    images: bool = True,
     noise: float = 0.0,
     seed: int = 0,
     max_shard_size: int | str = MAX_SHARD_SIZE,
@@ -61,6 +62,7 @@ def upcycle(
     Args:
         experts: number per layer. It has no effect if routing="dense", like `experts_per_token`.
         scoring: what a score is, see `DiscriminatorConfig`.
+        images: whether the discriminator sees the prompts' images.
         noise: standard deviation of the noise on each expert, relative to that of its weights.
         seed: of noise, routers and heads. A tensor's numbers depend only on it and on its name.
 
@@ -80,6 +82,7 @@ def upcycle(
         source,
         routing,
         scoring,
+        images,
         tensors[EMBEDDING].like.dtype,
         num_experts=experts,
         num_experts_per_tok=experts_per_token,

@@ -105,6 +105,7 @@ def upcycled_config(dense: Qwen3VLConfig, upcycle: Upcycle) -> DiscriminatorConf
         dense,
         upcycle.routing,
         upcycle.scoring,
+        upcycle.images,
         torch.float32,
         num_experts=upcycle.experts,
         num_experts_per_tok=upcycle.experts_per_token,

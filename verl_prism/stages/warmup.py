@@ -74,6 +74,7 @@ def make_discriminator(folder: Path, settings: Upcycle, seed: int, log: MetricsL
         experts_per_token=settings.experts_per_token,
         routing=settings.routing,
         scoring=settings.scoring,
+        images=settings.images,
         noise=settings.noise,
         seed=seed,
         on_progress=lambda done, total: log.note(f"upcycling {100 * done // max(total, 1)} %"),

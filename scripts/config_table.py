@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 BEGIN, END = "<!-- begin table -->\n", "<!-- end table -->\n"
 STAGES_OF_FILE = {
-    "verl/sft.yaml": ("sft",),
+    "verl/sft.yaml": ("sft", "dpo"),
+    "stage/dpo.yaml": ("dpo",),
     "verl/ppo.yaml": ("align", "rlvr"),
     "stage/align.yaml": ("align",),
     "stage/rlvr.yaml": ("rlvr",),

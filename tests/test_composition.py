@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from verl_prism.compose import compose_run, trainer_configs_dir
 from verl_prism.errors import UserError
 
-STAGES = ("sft", "warmup", "align", "rlvr", "sample", "eval")
+STAGES = ("sft", "warmup", "align", "rlvr", "dpo", "sample", "eval")
 ALGORITHMS = ("grpo", "dapo", "gspo", "opd_whitebox")
 MODELS = ("digits", "qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b")
 HARDWARE = ("cpu", "cuda", "8xh100", "1gpu_lora")
@@ -34,7 +34,7 @@ def test_every_combination_composes(stage, algorithm, model, hardware):
     assert prism.hardware.device == ("cpu" if hardware == "cpu" else "cuda")
     assert not OmegaConf.missing_keys(config.prism)
     assert ("actor_rollout_ref" in config) == (stage in ("align", "rlvr"))
-    assert ("engine" in config) == (stage == "sft")
+    assert ("engine" in config) == (stage in ("sft", "dpo"))
     longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
     assert longest <= prism.hardware.max_tokens_per_device, (
         "a whole sequence fits into one forward pass"
@@ -115,10 +115,10 @@ def test_workers_of_stage_align_get_our_node():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "choose the stage to run: stage=align|eval|rlvr|sample|sft|warmup"),
+        ([], "choose the stage to run: stage=align|dpo|eval|rlvr|sample|sft|warmup"),
         (
             ["stage=foo"],
-            "unknown stage foo; stage= is one of align, eval, rlvr, sample, sft, warmup",
+            "unknown stage foo; stage= is one of align, dpo, eval, rlvr, sample, sft, warmup",
         ),
         (
             ["stage=rlvr", "algorithm=ppo"],
@@ -182,10 +182,11 @@ def test_verl_accepts_the_ppo_config(algorithm, hardware):
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)
-def test_verl_accepts_the_sft_config(hardware):
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_verl_accepts_the_sft_config(hardware, stage):
     from verl.utils.config import omega_conf_to_dataclass
 
-    config, _ = compose_run(["stage=sft", f"hardware={hardware}"])
+    config, _ = compose_run([f"stage={stage}", f"hardware={hardware}"])
     for node in (config.engine, config.optim, config.checkpoint, config.profiler):
         omega_conf_to_dataclass(node)
 

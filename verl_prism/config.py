@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 
 from verl_prism.errors import UserError
 
-Stage = Literal["sft", "warmup", "align", "rlvr", "sample", "eval"]
+Stage = Literal["sft", "warmup", "align", "rlvr", "dpo", "sample", "eval"]
 ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # whose trainer is verl's PPO trainer on Ray
 ONLY_SAMPLE: tuple[Stage, ...] = ("sample", "eval")  # which train nothing
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -208,6 +208,14 @@ class Sft(Section):
     examples_per_step: PositiveInt
     freeze_vision: bool
     dataloader_workers: NonNegativeInt
+
+
+class Dpo(Section):
+    """Stage dpo."""
+
+    pairs_per_step: PositiveInt
+    responses_per_prompt: PositiveInt
+    beta: PositiveFloat
 
 
 class Upcycle(Section):
@@ -421,6 +429,7 @@ class Prism(Section):
     optim: Optim
     lora: Lora
     sft: Sft
+    dpo: Dpo
     discriminator: Discriminator
     warmup: Warmup
     align: Align

@@ -28,6 +28,7 @@ stages
   stage=warmup     warm-up of the discriminator                      -> <output>/discriminator
   stage=align      adversarial alignment against the discriminator   -> <output>/policy
   stage=rlvr       RL with verifiable rewards                        -> <output>/policy
+  stage=dpo        a baseline: prefer the teacher to fixed responses -> <output>/policy
   stage=sample     the policy answers the training questions         -> <output>/samples.parquet
   stage=eval       grade policies on the held-out questions          -> <output>/results.json
 

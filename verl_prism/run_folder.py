@@ -35,6 +35,11 @@ class RunFolder:
         return self.policy
 
     @property
+    def reference(self) -> Path:
+        """Stage dpo: log-probabilities of all responses under the policy that it starts from."""
+        return self.path / "reference.pt"
+
+    @property
     def config(self) -> Path:
         """The run's configuration, secrets redacted."""
         return self.path / "config.yaml"

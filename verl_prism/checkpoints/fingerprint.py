@@ -23,6 +23,7 @@ ALL_STAGES = (
 # The position in the data is saved per data loader worker, so their number is included.
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
     "sft": ("optim.", "lora.", "sft."),
+    "dpo": ("optim.", "lora.", "dpo."),
     "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),
     "align": (
         "optim.",
@@ -47,6 +48,7 @@ OF_STAGE: dict[Stage, tuple[str, ...]] = {
 # Settings below those of OF_STAGE that may change between a checkpoint and a resumed run.
 EXCLUDED: dict[Stage, tuple[str, ...]] = {
     "sft": (),
+    "dpo": (),
     "warmup": (
         "discriminator.path",
         "discriminator.placement",
@@ -108,7 +110,7 @@ def world_sizes(prism: Prism) -> dict[str, int]:
     """
     devices = prism.hardware.devices_per_node * prism.hardware.nodes
     match prism.stage:
-        case "sft":
+        case "sft" | "dpo":
             return {".": devices}
         case "rlvr":
             return {"actor": devices}

@@ -47,8 +47,12 @@ class PrismSFTDataset(MultiTurnSFTDataset):
         processor: ProcessorMixin,
         max_samples: int = -1,
     ) -> None:
-        self._model_rows = open_rows(parquet_files, config, max_samples)
+        self._model_rows = self._open(parquet_files, config, max_samples)
         super().__init__(parquet_files, tokenizer, config, processor, max_samples)
+
+    def _open(self, files: Any, config: DictConfig, max_samples: int) -> Sequence[Row]:
+        """Return the demonstrations: rows with `messages` and `images`."""
+        return open_rows(files, config, max_samples)
 
     def _download(self) -> None:
         """Do nothing: the files are local."""

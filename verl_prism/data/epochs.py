@@ -17,6 +17,8 @@ def steps_per_epoch(prism: Prism, rows: int) -> float:
     match prism.stage:
         case "sft":
             return rows / prism.sft.examples_per_step
+        case "dpo":
+            return rows * prism.dpo.responses_per_prompt / prism.dpo.pairs_per_step
         case "warmup":
             training = min(rows, prism.warmup.prompts) * (1 - prism.warmup.heldout_fraction)
             return training * prism.warmup.samples_per_prompt / prism.warmup.pairs_per_step

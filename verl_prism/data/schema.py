@@ -62,6 +62,7 @@ TRAIN_COLUMNS: dict[Stage, tuple[str, ...]] = {
     "warmup": ("prompt", "images", "teacher_response"),
     "align": (*_QUESTION, "teacher_response"),
     "rlvr": _QUESTION,
+    "dpo": ("prompt", "images", "teacher_response", "student_responses"),
     "sample": ("prompt", "images"),
     "eval": (),
 }
@@ -70,6 +71,7 @@ HELDOUT_COLUMNS: dict[Stage, tuple[str, ...]] = {
     "warmup": (),
     "align": _QUESTION,
     "rlvr": _QUESTION,
+    "dpo": (),
     "sample": (),
     "eval": _QUESTION,
 }

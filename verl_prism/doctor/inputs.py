@@ -92,8 +92,13 @@ def check_batches(case: Case) -> Iterator[Finding]:
             f"{ranks} devices",
             "set prism.sft.examples_per_step to a multiple of the number of devices",
         )
+    if prism.stage == "dpo" and prism.dpo.pairs_per_step % ranks:
+        yield error(
+            f"{prism.dpo.pairs_per_step} pairs per step do not divide among {ranks} devices",
+            "set prism.dpo.pairs_per_step to a multiple of the number of devices",
+        )
     tensor_parallel = hardware.tensor_parallel_size
-    if prism.stage != "sft" and hardware.devices_per_node % tensor_parallel:
+    if prism.stage not in ("sft", "dpo") and hardware.devices_per_node % tensor_parallel:
         yield error(
             f"prism.hardware.tensor_parallel_size={tensor_parallel} does not divide "
             f"{hardware.devices_per_node} devices of a node",

@@ -51,7 +51,7 @@ def check_vllm_cache(case: Case) -> Iterator[Finding]:
     On CPU the cache does not depend on this share.
     """
     hardware = case.prism.hardware
-    if hardware.device == "cpu" or case.prism.stage == "sft":
+    if hardware.device == "cpu" or case.prism.stage in ("sft", "dpo"):
         yield ok("not on a GPU")
         return
     memory, _ = device_memory(case)

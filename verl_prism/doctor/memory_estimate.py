@@ -215,7 +215,7 @@ def phases(
     match prism.stage:
         case "sample" | "eval":
             return [Phase(GENERATION, processes | device.vllm(policy, device_memory))]
-        case "sft":
+        case "sft" | "dpo":
             update = device.policy_update(policy, trainable_parameters(prism, policy))
             return [Phase(POLICY_UPDATE, processes | update)]
         case "warmup":

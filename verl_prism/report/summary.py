@@ -20,6 +20,7 @@ SHOWN: dict[Stage, dict[str, str]] = {
         "invalid": "align/invalid",
     },
     "rlvr": {"accuracy": "reward/acc", "format": "reward/format", "length": "response_length/mean"},
+    "dpo": {"accuracy": "dpo/accuracy", "margin": "dpo/margin"},
     "sample": {},
     "eval": {},
 }

@@ -39,7 +39,7 @@ def run_stage(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     Only the stage's own module is imported: torch, verl, Ray and vLLM take long to import.
     """
     match prism.stage:
-        case "sft":
+        case "sft" | "dpo":
             from verl_prism.stages.sft import run_sft
 
             return run_sft(config, prism)

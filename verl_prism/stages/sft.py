@@ -1,4 +1,4 @@
-"""Stage 1: supervised fine-tuning with verl's SFT trainer."""
+"""Stages `sft` and `dpo`: training on fixed responses with verl's SFT trainer."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     plugin.assert_loaded()
     checkpoints = checkpoint_store(prism)
     if not (prism.resume and checkpoints.reached(prism.steps)):
-        on_all_devices(prism.hardware, train_rank, config, prism.sft.freeze_vision)
+        on_all_devices(prism.hardware, train_rank, config, prism)
     trained = checkpoints.last(prism.steps)
     shown = shown_metrics(prism.stage, prism.algorithm.dynamic_sampling)
     metrics = summary_metrics(checkpoints.run, shown)
@@ -33,20 +33,25 @@ def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
 
 
 @record
-def train_rank(config: DictConfig, freeze_vision: bool) -> None:
+def train_rank(config: DictConfig, prism: Prism) -> None:
     """Train in this process, which is one rank."""
     if "RANK" not in os.environ:
         os.environ |= _single_rank()
     # A rank that torch has spawned would spawn the data loader's workers too, but verl's processor
     # cannot be pickled.
     multiprocessing.set_start_method("fork", force=True)
-    if freeze_vision:
+    if prism.stage == "sft" and prism.sft.freeze_vision:
         from verl_prism.trainer.frozen_vision import VENDOR
 
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR
-    from verl_prism.trainer.sft import train  # verl reads the variables when it is imported
+    # verl reads the variables when it is imported
+    if prism.stage == "dpo":
+        from verl_prism.trainer.dpo import PrismDPOTrainer as Trainer
+    else:
+        from verl_prism.trainer.sft import PrismSFTTrainer as Trainer
+    from verl_prism.trainer.sft import train
 
-    train(config)
+    train(Trainer, config)
 
 
 def _single_rank() -> dict[str, str]:

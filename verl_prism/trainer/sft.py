@@ -19,11 +19,11 @@ from verl_prism.config import parse_prism
 from verl_prism.errors import EndedEarly
 
 
-def train(config: DictConfig) -> None:
+def train(trainer: "type[PrismSFTTrainer]", config: DictConfig) -> None:
     """Train up to the last step, or until an early end is requested. Both save a checkpoint."""
     initialize_global_process_group()
     with contextlib.suppress(EndedEarly):
-        PrismSFTTrainer(config).fit()
+        trainer(config).fit()
     destroy_global_process_group()
 
 

@@ -1,6 +1,7 @@
 """All checks of what a stage reads, before Ray starts and before torch is imported."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +203,9 @@ def rows_per_step(prism: Prism) -> tuple[str, int]:
     match prism.stage:
         case "sft":
             return "prism.sft.examples_per_step", prism.sft.examples_per_step
+        case "dpo":
+            responses = prism.dpo.responses_per_prompt
+            return "prism.dpo.pairs_per_step", math.ceil(prism.dpo.pairs_per_step / responses)
         case "align" | "rlvr":
             return "prism.rollout.prompts_per_step", prism.rollout.prompts_per_step
     return "prism.data.train", 1  # these stages use the rows that there are

@@ -31,13 +31,19 @@ def check_messages(row: Mapping[str, Any], column: str) -> list[Mapping[str, str
     return messages
 
 
-def check_student_responses(row: Mapping[str, Any]) -> None:
-    """Check that a row has at least one response of the policy; their format is not checked."""
+def check_student_responses(row: Mapping[str, Any], at_least: int = 1) -> None:
+    """Check that a row has enough responses of the policy; their format is not checked."""
     responses = row["student_responses"]
     if not responses:
         raise RowError(
             Reason.NO_RESPONSE,
             "student_responses is empty; python -m verl_prism.data sample writes responses",
+        )
+    if len(responses) < at_least:
+        raise RowError(
+            Reason.NO_RESPONSE,
+            f"student_responses has {len(responses)} responses, fewer than "
+            f"prism.dpo.responses_per_prompt={at_least}; lower it, or sample more",
         )
     if None in responses:
         raise RowError(Reason.NO_RESPONSE, f"student_responses[{responses.index(None)}] is null")

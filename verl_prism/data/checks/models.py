@@ -19,7 +19,7 @@ PARTS = {
     "tokenizer": ("tokenizer.json",),
     "image processor": ("processor_config.json", "preprocessor_config.json"),
 }
-STAGES: tuple[Stage, ...] = ("sft", "warmup", "align", "rlvr")
+STAGES: tuple[Stage, ...] = ("sft", "warmup", "align", "rlvr", "dpo")
 
 
 def check_models(prism: Prism) -> None:

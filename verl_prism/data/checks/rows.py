@@ -27,6 +27,7 @@ from verl_prism.errors import UserError
 from verl_prism.response import View
 
 EXAMPLES = 3
+END_TOKENS = 2  # that the chat template adds after a response
 
 Row = dict[str, Any]
 Progress = Callable[[int], None]  # is given the number of rows since the last call
@@ -83,6 +84,8 @@ class RowChecker:
         self._images = ImageSettings.of(prism.image, model)
         self._counter = TokenCounter(key, model)
         self._teacher = TeacherCounter(key, model) if "teacher_response" in columns else None
+        self._pairs = prism.dpo.responses_per_prompt if prism.stage == "dpo" else 0
+        self._pass_limit = prism.hardware.max_tokens_per_device
         if self.text_column == "messages":
             self._limit_key = "prism.hardware.max_tokens_per_device"
             self._limit = prism.hardware.max_tokens_per_device
@@ -100,6 +103,7 @@ class RowChecker:
             "limit": self._limit,
             "views": list(self._view_limits.values()) if self._teacher else [],
             "image": prism.image.model_dump(),
+            "pairs": (self._pairs, self._pass_limit) if self._pairs else None,
         }
 
     def check(self, rows: Sequence[Row]) -> tuple[int, list[Overlong]]:
@@ -121,6 +125,8 @@ class RowChecker:
                 longest = max(longest, length)
         if self._teacher is not None:
             overlong += self._overlong_views(self._teacher, rows)
+        if self._pairs:
+            overlong += self._overlong_pairs(rows, lengths)
         return longest, overlong
 
     def _check_row(self, row: Row) -> Conversation:
@@ -131,7 +137,7 @@ class RowChecker:
         if self._teacher is not None:
             teacher_response(row)
         if "student_responses" in self.columns:
-            check_student_responses(row)
+            check_student_responses(row, at_least=max(self._pairs, 1))
         return self._counter.conversation(
             messages, image_tokens, add_generation_prompt=self.text_column == "prompt"
         )
@@ -153,6 +159,20 @@ class RowChecker:
                         f"teacher_response: its {view} is {views[view]} tokens long, over "
                         f"prism.discriminator.{key}={limit}",
                     )
+
+    def _overlong_pairs(
+        self, rows: Sequence[Row], prompts: Sequence[int | RowError]
+    ) -> Iterator[Overlong]:
+        """Find rows with a response that does not fit into a pass, together with the prompt."""
+        for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            responses = [row["teacher_response"], *row["student_responses"][: self._pairs]]
+            length = max(self._counter.text_lengths(responses))
+            if prompt + length + END_TOKENS > self._pass_limit:
+                yield Overlong(
+                    number,
+                    f"the prompt has {prompt:,} tokens and the longest response {length:,}, over "
+                    f"prism.hardware.max_tokens_per_device={self._pass_limit}",
+                )
 
 
 class RowErrorAt(Exception):

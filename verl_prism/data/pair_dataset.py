@@ -1,0 +1,66 @@
+"""verl's dataset for stage dpo: pairs of a teacher's response and one of the policy's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from verl_prism.config import parse_prism
+from verl_prism.data.datasets import ModelRows, PrismSFTDataset, open_rows
+from verl_prism.data.rows import Row
+
+PAIR = "pair"  # the number of an example's pair
+TIE = "tie"  # 1 if both responses of the pair are the same, else 0
+
+
+class Demonstrations(Sequence[Row]):
+    """The responses of pairs as demonstrations: the teacher's of pair i is 2i, the policy's 2i + 1.
+
+    A row has a pair for each of its first `responses` values of `student_responses`.
+    """
+
+    def __init__(self, rows: ModelRows, responses: int) -> None:
+        self.rows = rows.rows
+        self._model_rows = rows
+        self._responses = responses
+
+    def __len__(self) -> int:
+        return 2 * self._responses * len(self._model_rows)
+
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]
+        pair, is_student = divmod(index, 2)
+        row, response = divmod(pair, self._responses)
+        found = self._model_rows[row]
+        text = found["student_responses"][response] if is_student else found["teacher_response"]
+        answer = {"role": "assistant", "content": text}
+        return {"messages": [*found["prompt"], answer], "images": found["images"]}
+
+
+class PrismPairDataset(PrismSFTDataset):
+    """Pairs, each as the two examples that verl's SFT dataset makes of its demonstrations."""
+
+    def __init__(
+        self,
+        parquet_files: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DictConfig,
+        processor: ProcessorMixin,
+        max_samples: int = -1,
+    ) -> None:
+        self._responses = parse_prism(config.prism).dpo.responses_per_prompt
+        super().__init__(parquet_files, tokenizer, config, processor, max_samples)
+
+    def _open(self, files: Any, config: DictConfig, max_samples: int) -> Demonstrations:
+        return Demonstrations(open_rows(files, config, max_samples), self._responses)
+
+    def __len__(self) -> int:
+        return super().__len__() // 2
+
+    def __getitem__(self, item: int) -> list[dict[str, Any]]:  # type: ignore[override]
+        teacher = super().__getitem__(2 * item)
+        student = super().__getitem__(2 * item + 1)
+        tie = torch.equal(teacher["input_ids"], student["input_ids"])
+        pair = {PAIR: torch.tensor([item]), TIE: torch.tensor([float(tie)])}
+        return [teacher | pair, student | pair]

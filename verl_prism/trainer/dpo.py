@@ -1,0 +1,190 @@
+"""Direct preference optimization (DPO, arXiv 2305.18290) with verl's SFT trainer.
+
+A pair is two examples, one after the other: the teacher's response, which is preferred, and the
+policy's. The log-probabilities of the reference, which is the policy that the stage starts from,
+are computed once, before the first step.
+"""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.distributed import all_gather_object
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, DistributedSampler
+from verl.utils import tensordict_utils as tu
+from verl.utils.dataset.dataset_utils import DatasetPadMode
+
+from verl_prism.config import parse_prism
+from verl_prism.data.pair_dataset import PAIR, TIE
+from verl_prism.trainer.sft import PrismSFTTrainer
+
+REFERENCE = "reference"  # of an example, its log-probability under the reference
+METRICS = ("accuracy", "margin", "ties", "teacher_reward", "student_reward")
+
+
+def sequence_log_probs(log_probs: Tensor, loss_mask: Tensor) -> Tensor:
+    """Return the log-probability [B] of each response.
+
+    Both arguments are nested [B, tokens]. The log-probability at a token is that of the next one.
+    """
+    lengths = loss_mask.offsets().diff()
+    counted = torch.roll(loss_mask.values(), shifts=-1, dims=0)
+    sequences = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    sums = torch.zeros(len(lengths), device=lengths.device)
+    return sums.index_add(0, sequences, log_probs.values().float() * counted)
+
+
+def dpo_terms(
+    log_probs: Tensor, reference: Tensor, ties: Tensor, beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the losses [pairs], and values [pairs] of METRICS.
+
+    The loss of a pair is -logsigmoid(β (log π(t) - log ref(t)) - β (log π(s) - log ref(s))), for
+    the teacher's response t and the policy's response s.
+
+    Args:
+        log_probs: [2 · pairs] of the teacher's and the policy's responses by turns.
+        reference: the same under the reference.
+        ties: [pairs] 1 if both responses are the same, which counts as half accurate.
+    """
+    rewards = beta * (log_probs - reference)
+    teacher = rewards[0::2]
+    student = rewards[1::2]
+    margin = teacher - student
+    accuracy = torch.where(ties > 0, 0.5, (margin > 0).float())
+    terms = (accuracy, margin, ties, teacher, student)
+    values = dict(zip(METRICS, (term.detach() for term in terms), strict=True))
+    return F.softplus(-margin), values
+
+
+def dpo_loss(
+    beta: float, model_output: Mapping[str, Tensor], data: TensorDict, dp_group: Any = None
+) -> tuple[Tensor, dict[str, float]]:
+    """Return this micro-batch's share of the loss, and of each metric, as verl calls it.
+
+    The shares of all micro-batches and ranks add up to means over the pairs of the step.
+    """
+    log_probs = sequence_log_probs(model_output["log_probs"], data["loss_mask"])
+    reference = data[REFERENCE].to(log_probs.device)
+    ties = data[TIE].values()[0::2].to(log_probs.device)
+    losses, values = dpo_terms(log_probs, reference, ties, beta)
+    pairs = data["global_batch_size"]
+    metrics = {f"dpo/{name}": value.sum().item() / pairs for name, value in values.items()}
+    return losses.sum() / pairs * data["dp_size"], metrics  # FSDP averages over the ranks
+
+
+class PairCollator:
+    """Joins pairs to a batch of examples, with verl's own collator."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+
+    def __call__(self, pairs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        """Return the batch as verl's collator makes it, with two examples for each pair."""
+        return self._collate(list(chain.from_iterable(pairs)))
+
+
+class PairClient:
+    """verl's training worker, which gets both examples of a pair in one micro-batch."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self.reference: Tensor  # [pairs, 2], set before the first step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    def train_batch(self, data: TensorDict) -> TensorDict:
+        """Add the reference's log-probabilities, train, and sum the metrics."""
+        pairs = data[PAIR].values()[0::2].cpu()
+        data[REFERENCE] = self.reference[pairs].flatten()
+        tu.assign_non_tensor(data, force_group_size=2)
+        output: TensorDict = self._worker.train_batch(data)
+        metrics = tu.get(output, "metrics")
+        for name in METRICS:
+            shares = metrics[f"dpo/{name}"]
+            metrics[f"dpo/{name}"] = float(torch.tensor(shares).sum())
+        return output
+
+    def log_probs(self, data: TensorDict) -> Tensor:
+        """Return the log-probability [B] of each response."""
+        tu.assign_non_tensor(data, force_group_size=2, compute_loss=False)
+        output = self._worker.infer_batch(data)
+        return sequence_log_probs(output["log_probs"], data["loss_mask"].cpu())
+
+
+class PrismDPOTrainer(PrismSFTTrainer):
+    """The trainer of stage dpo."""
+
+    def _build_engine(self) -> None:
+        super()._build_engine()
+        self.training_client = PairClient(self.training_client)
+        beta = parse_prism(self.config.prism).dpo.beta
+        self.training_client.set_loss_fn(partial(dpo_loss, beta))
+
+    def _build_dataloader(self) -> None:
+        super()._build_dataloader()
+        self.collate_fn = PairCollator(self.collate_fn)
+        self.train_dataloader.loader.collate_fn = self.collate_fn
+
+    def _init_engine(self) -> None:
+        """Load the model and, before a checkpoint replaces it, compute the reference."""
+        super()._init_engine()
+        file = self._checkpoints.run.reference
+        if self.config.trainer.resume_mode == "disable" or not file.exists():
+            reference = self._compute_reference()
+            if self.rank == 0:
+                write_reference(file, reference)
+        else:
+            reference = torch.load(file, weights_only=True)
+        self.training_client.reference = reference
+
+    def _compute_reference(self) -> Tensor:
+        """Return the log-probabilities [pairs, 2] of both responses, computed by all ranks."""
+        ranks = {
+            "rank": self.engine.get_data_parallel_rank(),
+            "num_replicas": self.engine.get_data_parallel_size(),
+        }
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.train_batch_size_per_dp,
+            sampler=DistributedSampler(self.train_dataset, shuffle=False, **ranks),
+            collate_fn=self.collate_fn,
+            num_workers=self.config.data.num_workers,
+        )
+        reference = torch.zeros(len(self.train_dataset), 2)
+        for batch in loader:
+            found = self._batch_reference(batch)
+            gathered: list[Any] = [None] * ranks["num_replicas"]
+            all_gather_object(gathered, found, group=self.engine.get_data_parallel_group())
+            for pairs, log_probs in gathered:
+                reference[pairs] = log_probs
+        return reference
+
+    def _batch_reference(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the numbers [P] of a batch's pairs, and their log-probabilities [P, 2]."""
+        settings = {
+            "use_remove_padding": self.config.model.use_remove_padding,
+            "use_dynamic_bsz": self.config.data.use_dynamic_bsz,
+            "max_token_len_per_gpu": self.config.data.max_token_len_per_gpu,
+            "temperature": 1.0,
+            "pad_mode": DatasetPadMode.NO_PADDING,
+            "pad_token_id": self.model_config.tokenizer.pad_token_id,
+        }
+        data = tu.get_tensordict(tensor_dict=batch, non_tensor_dict=settings)
+        pairs = data[PAIR].values()[0::2].cpu()
+        return pairs, self.training_client.log_probs(data).reshape(-1, 2)
+
+
+def write_reference(file: Path, reference: Tensor) -> None:
+    """Write the file at once, so that a run that is stopped leaves none or a whole one."""
+    partial_file = file.with_suffix(".part")
+    torch.save(reference, partial_file)
+    os.replace(partial_file, file)

@@ -30,6 +30,8 @@ from study_report import (
     ALIGNED_DAPO,
     ALIGNED_GRPO,
     ALIGNED_GSPO,
+    DPO,
+    DPO_GRPO,
     GRPO_TIME,
     GRPO_UPDATES,
     MARKS,
@@ -42,8 +44,12 @@ from study_report import (
 HERE = Path(__file__).parent
 TASK = ("--task", "row", "--digits", "3", "--kinds", "parity", "sum", "--rl-kinds", "parity")
 ASKED, OTHER = "parity", "sum"  # questions that RL asks, and others
-WARMUP = "warmup"
+WARMUP, SAMPLES = "warmup", "samples"
 ALIGN_STEPS, GRPO_STEPS = 45, 45
+# Steps that GRPO makes in the time of warm-up, alignment and 45 steps of GRPO. On two idle cores
+# these take 15 minutes, and GRPO starts in 2.5 minutes and makes a step in 5.2 s: 144 steps. A
+# number, not a clock, so that a busy host does not change the comparison.
+EQUAL_TIME_STEPS = 150
 CURVE_STEPS = 15  # between two points of a learning curve
 
 
@@ -53,6 +59,7 @@ class Run:
 
     start: the run whose policy it starts from; None: the base model.
     discriminator: the run whose discriminator it starts from, if it needs one.
+    samples: the run whose samples it learns from, if it does.
     continues: the run of which it makes further steps; its steps are counted from that run's start.
     """
 
@@ -61,7 +68,14 @@ class Run:
     steps: int
     options: tuple[str, ...] = ()
     discriminator: str | None = None
+    samples: str | None = None
     continues: str | None = None
+
+    @property
+    def others(self) -> list[str]:
+        """The runs besides `start` that have to be made before."""
+        needed = (self.discriminator, self.samples, self.continues)
+        return [name for name in needed if name is not None]
 
 
 SFT_OPTIONS = (
@@ -73,6 +87,10 @@ TEACHER_OPTIONS = (
     "prism.sft.examples_per_step=32",
     "prism.optim.lr=1e-3",
     "prism.optim.schedule=cosine",
+)
+DPO_OPTIONS = (
+    "prism.dpo.responses_per_prompt=1",
+    "prism.optim.lr=3e-4",
 )
 WARMUP_OPTIONS = (
     "prism.discriminator.lr=5e-4",
@@ -112,10 +130,12 @@ MAIN = {
     ALIGNED: align(*LIKELIHOOD),
     ALIGNED_GRPO: rl(ALIGNED, GRPO_STEPS),
     GRPO_UPDATES: rl(SFT, ALIGN_STEPS + GRPO_STEPS),
-    # `_equal_time_steps` sets its steps
-    GRPO_TIME: rl(SFT, 0, continues=GRPO_UPDATES),
+    GRPO_TIME: rl(SFT, EQUAL_TIME_STEPS, continues=GRPO_UPDATES),
     TEACHER_SFT: Run("sft", SFT, 150, TEACHER_OPTIONS),
     TEACHER_SFT_GRPO: rl(TEACHER_SFT, GRPO_STEPS),
+    SAMPLES: Run("sample", SFT, 0, ("prism.rollout.samples_per_prompt=1",)),
+    DPO: Run("dpo", SFT, 128, DPO_OPTIONS, samples=SAMPLES),
+    DPO_GRPO: rl(DPO, GRPO_STEPS),
 }
 # Alignments that differ from `aligned` in one thing each, what they need, and other RL after it.
 OPTIONS = {
@@ -160,16 +180,15 @@ def needed(names: Iterable[str]) -> dict[str, Run]:
         name = waiting.pop()
         run = everything[name]
         found.add(name)
-        before = (run.start, run.discriminator, run.continues)
-        waiting += [each for each in before if each is not None]
-    if GRPO_TIME in found and ALIGNED_GRPO not in found:  # whose time it gets
-        return needed([*found, ALIGNED_GRPO])
+        waiting += run.others
+        if run.start is not None:
+            waiting.append(run.start)
     return {name: run for name, run in everything.items() if name in found}
 
 
 def policies_of(runs: Mapping[str, Run]) -> list[str]:
     """Return the runs that make a policy."""
-    return [name for name, run in runs.items() if run.stage != "warmup"]
+    return [name for name, run in runs.items() if run.stage not in ("warmup", "sample")]
 
 
 class Seed:
@@ -206,8 +225,7 @@ class Seed:
         run = self._runs[name]
         if name == SFT or run.start is None:
             return 0.0
-        before = [each for each in (run.discriminator, run.continues) if each is not None]
-        seconds = sum(self._seconds(each) for each in [name, *before])
+        seconds = sum(self._seconds(each) for each in [name, *run.others])
         return seconds + self.total_seconds(run.start)
 
     def _total_updates(self, name: str) -> int:
@@ -240,22 +258,24 @@ class Seed:
             return
         if run.continues is not None and not folder.exists():
             self._copy(self._folder(run.continues), folder)
-        options = [f"prism.steps={self._steps(name, run)}", *run.options]
+        options = list(run.options)
+        if run.stage != "sample":
+            options.append(f"prism.steps={self._steps(name, run)}")
         if run.start is not None:
             options.append(f"prism.policy={self._folder(run.start)}/policy")
         if run.discriminator is not None:
             warm = self._folder(run.discriminator)
             options.append(f"prism.discriminator.path={warm}/discriminator")
+        if run.samples is not None:
+            options.append(f"prism.data.train={self._folder(run.samples)}/samples.parquet")
         if run.stage == "rlvr":
             options.append(f"prism.data.train={self._data(ASKED)}/rl.parquet")
             options.append(f"prism.data.heldout={self._data(OTHER)}/heldout.parquet")
-        if name == TEACHER_SFT:
+        if name == TEACHER_SFT or run.stage == "sample":
             options.append(f"prism.data.train={self._data(ASKED)}/train.parquet")
         self._prism(run.stage, folder, *options)
 
     def _steps(self, name: str, run: Run) -> int:
-        if name == GRPO_TIME:
-            return self._equal_time_steps()
         if name == SFT:
             return run.steps  # with fewer steps it does not know the format
         return max(1, round(self._scale * run.steps))
@@ -264,13 +284,6 @@ class Seed:
         """Copy a finished run, so that it resumes in the copy."""
         shutil.copytree(source, target)
         (target / "summary.json").unlink()
-
-    def _equal_time_steps(self) -> int:
-        """Return how many steps GRPO makes in the time of warm-up, alignment and its own GRPO."""
-        steps: int = self._summary(GRPO_UPDATES)["steps"]
-        seconds = self._seconds(GRPO_UPDATES)
-        in_time = round(self.total_seconds(ALIGNED_GRPO) * steps / seconds)
-        return max(steps + 1, in_time)
 
     def _evaluate(self, kind: str) -> dict[str, Any]:
         """Return the marks of each policy on held-out questions of this kind."""

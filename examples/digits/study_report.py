@@ -13,6 +13,7 @@ from scipy.stats import t
 SFT, ALIGNED, ALIGNED_GRPO = "SFT", "aligned", "aligned_GRPO"
 GRPO_UPDATES, GRPO_TIME = "GRPO_equal_updates", "GRPO_equal_time"
 ALIGNED_DAPO, ALIGNED_GSPO = "aligned_DAPO", "aligned_GSPO"
+DPO, DPO_GRPO = "DPO", "DPO_GRPO"
 TEACHER_SFT, TEACHER_SFT_GRPO = "teacher_SFT", "teacher_SFT_GRPO"
 MAIN = (
     SFT,
@@ -22,6 +23,8 @@ MAIN = (
     ALIGNED_GSPO,
     GRPO_UPDATES,
     GRPO_TIME,
+    DPO,
+    DPO_GRPO,
     TEACHER_SFT,
     TEACHER_SFT_GRPO,
 )
@@ -29,6 +32,8 @@ CONTRASTS = (
     (ALIGNED_GRPO, GRPO_UPDATES),
     (ALIGNED_GRPO, GRPO_TIME),
     (ALIGNED, SFT),
+    (ALIGNED, DPO),
+    (ALIGNED_GRPO, DPO_GRPO),
     (ALIGNED_GRPO, TEACHER_SFT_GRPO),
     (ALIGNED_DAPO, ALIGNED_GRPO),
     (ALIGNED_GSPO, ALIGNED_GRPO),

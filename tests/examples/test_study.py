@@ -1,4 +1,4 @@
-"""The study's order of runs, its equal time, its resume and its report, without training."""
+"""The study's order of runs, its resume and its report, without training."""
 
 import importlib.util
 import json
@@ -83,13 +83,12 @@ def stages(monkeypatch):
     return stages
 
 
-def test_grpo_gets_as_much_time_as_warmup_alignment_and_grpo(stages, tmp_path):
-    seed = study.Seed(tmp_path, 0, study.MAIN)
-    policies = seed.make()["policies"]
+def test_time_is_that_since_the_sft_policy(stages, tmp_path):
+    policies = study.Seed(tmp_path, 0, study.MAIN).make()["policies"]
     assert set(policies) == set(study.policies_of(study.MAIN))
-    spent = policies[report.ALIGNED_GRPO]["seconds"]
-    assert spent == 3 * SETUP + 2 * (200 + 45 + 45)
-    assert policies[report.GRPO_TIME]["seconds"] == pytest.approx(spent, rel=0.05)
+    assert policies[report.ALIGNED_GRPO]["seconds"] == 3 * SETUP + 2 * (200 + 45 + 45)
+    assert policies[report.GRPO_TIME]["seconds"] == 2 * SETUP + 2 * study.EQUAL_TIME_STEPS
+    assert policies[report.DPO]["seconds"] == 2 * SETUP + 2 * 128
     assert policies[report.SFT]["seconds"] == 0
 
 
@@ -161,7 +160,8 @@ def test_added_policies_lose_no_result_of_a_seed(stages, tmp_path, monkeypatch):
 def test_chosen_policies_bring_the_runs_that_they_start_from(stages, tmp_path):
     runs = study.needed(["head"])
     assert list(runs) == ["SFT", "warmup_head", "head"]
-    assert report.ALIGNED_GRPO in study.needed([report.GRPO_TIME])
+    assert list(study.needed([report.DPO])) == ["SFT", "samples", "DPO"]
+    assert report.GRPO_UPDATES in study.needed([report.GRPO_TIME])
     results = study.Seed(tmp_path, 0, runs).make()
     assert set(results["policies"]) == {"SFT", "head"}
     assert "| SFT |" in report.markdown({0: results})

@@ -30,7 +30,7 @@ from verl_prism.files import atomic_folder
 HELP = """\
 usage: python -m verl_prism.checkpoints.reshard CHECKPOINT --world-size N
 
-Convert the checkpoint of stage sft, dpo, align or rlvr in the folder CHECKPOINT (global_step_…) to N
+Convert a checkpoint of stage sft, dpo, align or rlvr, in the folder CHECKPOINT (global_step_…), to N
 ranks, so that a run with N devices can resume from it. The folder is replaced once the conversion
 is complete. Checkpoints of stage warmup need no conversion.
 

@@ -1,4 +1,4 @@
-"""The ranks of torch that train together in stages sft, dpo and warmup, one per device of all nodes."""
+"""The ranks of torch that train together on fixed texts, one per device of all nodes."""
 
 import os
 import socket

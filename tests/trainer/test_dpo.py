@@ -85,7 +85,7 @@ def test_the_gradient_pushes_the_teacher_up_and_the_student_down():
 class FourRows:
     """Stands in for `ModelRows`: rows with three responses."""
 
-    rows = None
+    rows = None  # not used
 
     def __len__(self) -> int:
         return 4

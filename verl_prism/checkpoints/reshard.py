@@ -30,9 +30,9 @@ from verl_prism.files import atomic_folder
 HELP = """\
 usage: python -m verl_prism.checkpoints.reshard CHECKPOINT --world-size N
 
-Convert a checkpoint of stage sft, dpo, align or rlvr, in the folder CHECKPOINT (global_step_…), to N
-ranks, so that a run with N devices can resume from it. The folder is replaced once the conversion
-is complete. Checkpoints of stage warmup need no conversion.
+Convert a checkpoint of stage sft, dpo, align or rlvr to N ranks, so that a run with N devices can
+resume from it. CHECKPOINT is its folder (global_step_…), which is replaced once the conversion is
+complete. Checkpoints of stage warmup need no conversion.
 
   --world-size N                         Number of ranks of the run that will resume
   --world-size actor=N,discriminator=M   The same for a discriminator on devices of its own

@@ -21,7 +21,13 @@ from verl_prism.data.rows import Row, Rows, heldout_rows, train_rows
 from verl_prism.errors import UserError
 
 
-class ModelRows(Sequence[Row]):
+class ExampleRows(Sequence[Row]):
+    """What verl's datasets make examples of. `rows` are those of the data files."""
+
+    rows: Rows
+
+
+class ModelRows(ExampleRows):
     """Rows whose `images` are as verl takes them: a list, with the limits of `prism.image`."""
 
     def __init__(self, rows: Rows, limits: prism_config.Image) -> None:
@@ -50,7 +56,7 @@ class PrismSFTDataset(MultiTurnSFTDataset):
         self._model_rows = self._open(parquet_files, config, max_samples)
         super().__init__(parquet_files, tokenizer, config, processor, max_samples)
 
-    def _open(self, files: Any, config: DictConfig, max_samples: int) -> Sequence[Row]:
+    def _open(self, files: Any, config: DictConfig, max_samples: int) -> ExampleRows:
         """Return the demonstrations: rows with `messages` and `images`."""
         return open_rows(files, config, max_samples)
 

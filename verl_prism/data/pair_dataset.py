@@ -1,6 +1,5 @@
 """verl's dataset for stage dpo: pairs of a teacher's response and one of the policy's."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,14 +7,14 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from verl_prism.config import parse_prism
-from verl_prism.data.datasets import ModelRows, PrismSFTDataset, open_rows
+from verl_prism.data.datasets import ExampleRows, ModelRows, PrismSFTDataset, open_rows
 from verl_prism.data.rows import Row
 
 PAIR = "pair"  # the number of an example's pair
 TIE = "tie"  # 1 if both responses of the pair are the same, else 0
 
 
-class Demonstrations(Sequence[Row]):
+class Demonstrations(ExampleRows):
     """The responses of pairs as demonstrations: the teacher's of pair i is 2i, the policy's 2i + 1.
 
     A row has a pair for each of its first `responses` values of `student_responses`.

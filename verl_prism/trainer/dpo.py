@@ -34,7 +34,7 @@ def sequence_log_probs(log_probs: Tensor, loss_mask: Tensor) -> Tensor:
 
     Both arguments are nested [B, tokens]. The log-probability at a token is that of the next one.
     """
-    lengths = loss_mask.offsets().diff()
+    lengths = torch.tensor([len(mask) for mask in loss_mask.unbind()], device=loss_mask.device)
     counted = torch.roll(loss_mask.values(), shifts=-1, dims=0)
     sequences = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
     sums = torch.zeros(len(lengths), device=lengths.device)
@@ -125,13 +125,15 @@ class PrismDPOTrainer(PrismSFTTrainer):
 
     def _build_engine(self) -> None:
         super()._build_engine()
-        self.training_client = PairClient(self.training_client)
+        worker: Any = self.training_client
+        self.training_client: Any = PairClient(worker)
         beta = parse_prism(self.config.prism).dpo.beta
         self.training_client.set_loss_fn(partial(dpo_loss, beta))
 
     def _build_dataloader(self) -> None:
         super()._build_dataloader()
-        self.collate_fn = PairCollator(self.collate_fn)
+        collate: Any = self.collate_fn
+        self.collate_fn: Any = PairCollator(collate)
         self.train_dataloader.loader.collate_fn = self.collate_fn
 
     def _init_engine(self) -> None:

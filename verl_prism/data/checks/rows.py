@@ -113,12 +113,13 @@ class RowChecker:
             RowErrorAt: the first mistake.
         """
         conversations = [_at(number, self._check_row, row) for number, row in enumerate(rows)]
-        lengths = self._counter.lengths(conversations)
         overlong = []
         longest = 0
-        for number, length in enumerate(lengths):
+        lengths = []
+        for number, length in enumerate(self._counter.lengths(conversations)):
             if isinstance(length, RowError):
                 raise RowErrorAt(number, str(length))
+            lengths.append(length)
             if length > self._limit:
                 overlong.append(Overlong(number, self._too_long(length, conversations[number])))
             else:
@@ -160,9 +161,7 @@ class RowChecker:
                         f"prism.discriminator.{key}={limit}",
                     )
 
-    def _overlong_pairs(
-        self, rows: Sequence[Row], prompts: Sequence[int | RowError]
-    ) -> Iterator[Overlong]:
+    def _overlong_pairs(self, rows: Sequence[Row], prompts: Sequence[int]) -> Iterator[Overlong]:
         """Find rows with a response that does not fit into a pass, together with the prompt."""
         for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             responses = [row["teacher_response"], *row["student_responses"][: self._pairs]]

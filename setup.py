@@ -26,6 +26,7 @@ setup(
         "verl_prism": ["py.typed"],
         "verl_prism.checkpoints": ["*.jinja"],
         "verl_prism.prepare": ["*.jinja"],
+        "verl_prism.report.page": ["*.jinja", "*.js", "*.css"],
         "verl_prism.prepare.convert": ["*.txt"],
         "verl_prism.prepare.distill": ["*.txt"],
         "verl_prism.trainer_configs": ["*.yaml", "*/*.yaml"],

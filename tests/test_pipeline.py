@@ -10,6 +10,9 @@ import pytest
 from openai_endpoint import RIGHT, Endpoint
 
 from verl_prism.discriminator import load_discriminator
+from verl_prism.report.page.render import unpacked
+from verl_prism.report.step_samples import read_samples
+from verl_prism.run_folder import RunFolder
 
 pytestmark = pytest.mark.integration
 
@@ -61,6 +64,19 @@ def test_align_updates_policy_and_discriminator(pipeline, aligned):
         assert step["discriminator/grad_norm"] > 0
         assert step["actor/grad_norm"] > 0
         assert step["align/advantage_std"] > 0
+
+
+def test_align_keeps_samples_for_its_report(pipeline, aligned):
+    run = RunFolder(pipeline.root / "align")
+    samples = read_samples(run)
+    assert [sample["step"] for sample in samples] == [1] * 8 + [2] * 8
+    valid = [sample for sample in samples if not sample["fault"]]
+    assert valid
+    assert all({"perception", "reasoning", "advantage", "acc"} <= sample.keys() for sample in valid)
+    (data,) = unpacked(run.report.read_text())["runs"]
+    questions = {str(sample["row"]): sample for sample in samples}
+    assert data["questions"].keys() == questions.keys()
+    assert all(question["images"] for question in data["questions"].values())
 
 
 def test_align_exports_a_policy_and_a_discriminator_that_load(pipeline, aligned):

@@ -414,6 +414,7 @@ class Prism(Section):
     policy: ModelPath
     steps: PositiveInt
     epochs: PositiveFloat | None
+    samples_per_step: NonNegativeInt
     loggers: Annotated[list[Logger], AfterValidator(with_file)]
     checkpoint_every: PositiveInt
     keep_checkpoints: PositiveInt

@@ -60,6 +60,16 @@ class RunFolder:
         return self.path / "metrics.earlier.jsonl"
 
     @property
+    def step_samples(self) -> Path:
+        """Some of the policy's responses of each training step, one JSON line each."""
+        return self.path / "step_samples.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The report of the run, one HTML file without links to anything else."""
+        return self.path / "report.html"
+
+    @property
     def summary(self) -> Path:
         """The summary that the console shows at the end of the stage, as JSON."""
         return self.path / "summary.json"

@@ -37,7 +37,9 @@ def test_two_steps_export_a_policy(digits_folder, tmp_path):
     run = command(digits_folder, tmp_path, "prism.steps=2", "prism.optim.warmup_steps=0")
     done = subprocess.run(run, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout[done.stdout.index("✓") :].splitlines()) == 3
+    assert len(done.stdout[done.stdout.index("✓") :].splitlines()) == 4
+    assert done.stdout.endswith(f"  report: {tmp_path / 'report.html'}\n")
+    assert (tmp_path / "report.html").stat().st_size > 10_000
     AutoProcessor.from_pretrained(tmp_path / "policy")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "policy", dtype="auto")
     assert str(model.dtype) == "torch.float32", "the dtype of the weights"

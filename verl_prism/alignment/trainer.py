@@ -121,6 +121,7 @@ class AdversarialOPDTrainer(PrismTrainer):
     def _compute_advantage(self, batch: KVBatchMeta, metrics: Metrics) -> KVBatchMeta:
         with marked_timer("update_discriminator", self.timing_raw):
             scored = self._update_discriminator(batch, metrics)
+        self.marks = {key: view_scores(scores) for key, scores in scored.scores.items()}
         self._write_advantages(batch, scored, metrics)
         return super()._compute_advantage(batch, metrics)
 
@@ -214,6 +215,11 @@ class AdversarialOPDTrainer(PrismTrainer):
         for name in list(metrics):
             if name.startswith(SUMS_OVER_TOKENS):
                 del metrics[name]
+
+
+def view_scores(scores: RowScores) -> dict[str, float]:
+    """Return the score of each view by its name."""
+    return {view.value: score for view, score in zip(VIEWS, scores, strict=True)}
 
 
 def policy_advantage(

@@ -95,6 +95,10 @@ class PrismRLDataset(RLHFDataset):
     def _read_files_and_tokenize(self) -> None:
         self.dataframe = open_rows(self.original_data_files, self.config, self.max_samples)
 
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """Return a question as verl does, with the number of its row for the report."""
+        return super().__getitem__(item) | {"row": item}
+
 
 def open_rows(files: Any, config: DictConfig, max_samples: int) -> ModelRows:
     """Return the rows of `prism.data.train`, or of `heldout` if `files` are verl's `val_files`.

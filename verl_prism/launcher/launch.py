@@ -28,6 +28,7 @@ from verl_prism.launcher.watch import Watch
 from verl_prism.redaction import Redactor, run_redactor
 from verl_prism.report.measures_table import measures_table
 from verl_prism.report.metrics import join_records, keep_steps
+from verl_prism.report.step_samples import keep_samples
 from verl_prism.report.summary import shown_metrics
 from verl_prism.report.table import results_table
 from verl_prism.run_folder import RunFolder
@@ -121,8 +122,10 @@ def prepare_output(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) 
         shutil.rmtree(folder, ignore_errors=True)
     if checkpoint:
         keep_steps(run, checkpoint.metrics, checkpoint.step)
+        keep_samples(run, checkpoint.step)
         return
     run.earlier_metrics.unlink(missing_ok=True)
+    run.step_samples.unlink(missing_ok=True)
     if published(run):
         shutil.rmtree(run.replaced_checkpoints, ignore_errors=True)
         run.checkpoints.rename(run.replaced_checkpoints)
@@ -168,11 +171,23 @@ def run_process(
         outcome = read_outcome(run)
         if status == 0 and "metrics" in outcome:
             console.finish(outcome["metrics"], run.result(prism.stage))
+            console.say(_write_report(run))
             if prism.stage == "eval":
                 results = json.loads(run.results.read_text())
                 console.print(results_table(results))
                 console.print(measures_table(results))
     return _report_end(prism, status, outcome, console, watch)
+
+
+def _write_report(run: RunFolder) -> str:
+    """Write the run's report, and return a line about it. A failure does not fail the run."""
+    from verl_prism.report.page import write_report
+
+    try:
+        write_report([run.path], run.report)
+    except Exception as error:
+        return f"  no report: {type(error).__name__}: {error}"
+    return f"  report: {run.report}"
 
 
 def _console(prism: Prism, run: RunFolder, first_step: int, redact: Redactor) -> StageConsole:

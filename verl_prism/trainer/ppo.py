@@ -15,7 +15,9 @@ from verl.utils.debug import marked_timer
 from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.config import parse_prism
+from verl_prism.report.step_samples import add_samples
 from verl_prism.trainer.on_policy import ratio_setting, take_shortcut
+from verl_prism.trainer.samples import Marks, step_samples
 from verl_prism.trainer.worker import PrismWorker
 
 
@@ -49,6 +51,21 @@ class PrismTrainer(PPOTrainerSync):
         if self._on_policy:
             take_shortcut(config)
         super().__init__(config)
+        self.marks: Marks = {}  # of the rollouts of this step, for the report
+
+    def _compute_metrics(
+        self,
+        batch: KVBatchMeta,
+        metrics: dict[str, Any],
+        timing_raw: dict[str, float],
+        global_steps: int,
+        epoch: int,
+    ) -> None:
+        """Keep samples of the step for the report, before verl deletes its rollouts."""
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        count = self.prism.samples_per_step
+        samples = step_samples(global_steps, batch, count, self.tokenizer, self.marks)
+        add_samples(self.checkpoints.run, samples)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Skip the pass if each PPO ratio is 1; the loss then gets vLLM's log-probabilities."""

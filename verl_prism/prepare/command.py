@@ -40,6 +40,9 @@ COMMANDS: dict[str, Command] = {
     "estimate": Command("estimate", "estimate the costs and the time of distill from a sample"),
     "distill": Command("distill", "ask a teacher to answer the questions"),
     "sample": Command("sample", "let the policy answer each question several times"),
+    "score": Command(
+        "score", "score the responses with a discriminator, for filters and best of n"
+    ),
     "filter": Command("filter", "keep the questions that the policy solves sometimes"),
     "pairs": Command("pairs", "choose responses that pair fairly with the teacher's"),
     "recipe": Command("recipe", "run all steps of a recipe file, and write a data card"),

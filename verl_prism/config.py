@@ -415,6 +415,7 @@ class Prism(Section):
     steps: PositiveInt
     epochs: PositiveFloat | None
     samples_per_step: NonNegativeInt
+    log_samples_every: PositiveInt | None
     loggers: Annotated[list[Logger], AfterValidator(with_file)]
     checkpoint_every: PositiveInt
     keep_checkpoints: PositiveInt

@@ -17,6 +17,7 @@ from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.config import parse_prism
 from verl_prism.report.step_samples import add_samples
 from verl_prism.trainer.on_policy import ratio_setting, take_shortcut
+from verl_prism.trainer.sample_tables import SampleTables
 from verl_prism.trainer.samples import Marks, step_samples
 from verl_prism.trainer.worker import PrismWorker
 
@@ -52,6 +53,7 @@ class PrismTrainer(PPOTrainerSync):
             take_shortcut(config)
         super().__init__(config)
         self.marks: Marks = {}  # of the rollouts of this step, for the report
+        self._sample_tables = SampleTables(self.prism)
 
     def _compute_metrics(
         self,
@@ -66,6 +68,7 @@ class PrismTrainer(PPOTrainerSync):
         count = self.prism.samples_per_step
         samples = step_samples(global_steps, batch, count, self.tokenizer, self.marks)
         add_samples(self.checkpoints.run, samples)
+        self._sample_tables.write(samples, global_steps)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Skip the pass if each PPO ratio is 1; the loss then gets vLLM's log-probabilities."""

@@ -4,7 +4,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Let the first run write bytecode; every later process of a run then imports faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup setup-gpu demo test test-slow test-slurm bench lint clean
+.PHONY: help setup setup-gpu demo test test-slow test-slurm bench lint docs clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -39,6 +39,14 @@ lint: setup ## check format, style, types, import layers and spelling
 	@.venv/bin/lint-imports
 	@.venv/bin/codespell
 
-clean: ## delete .venv, outputs and caches
-	rm -rf .venv outputs build dist *.egg-info .import_linter_cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+docs: .venv-docs/bin/mkdocs ## build the documentation site in site/ (creates .venv-docs)
+	@.venv-docs/bin/mkdocs build --strict
+
+.venv-docs/bin/mkdocs: requirements/docs.txt
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/pip install --quiet --no-deps -r requirements/docs.txt
+	@touch $@
+
+clean: ## delete the environments, outputs, site and caches
+	rm -rf .venv .venv-docs outputs site build dist *.egg-info .import_linter_cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -118,7 +118,7 @@ class Data(Section):
 
 
 class Image(Section):
-    """The sizes between which images are resized, in pixels; None: the limits of the model."""
+    """The sizes between which images are resized, in pixels; null: the limits of the model."""
 
     min_pixels: PositiveInt | None
     max_pixels: PositiveInt | None

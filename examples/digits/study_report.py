@@ -50,11 +50,12 @@ COLUMNS = {  # title: kind of held-out question, mark
 }
 MARKS = tuple(dict.fromkeys(name for _, name in COLUMNS.values()))
 CONFIDENCE = 0.95
-CURVES = {
-    ALIGNED_GRPO: "#1a7f37",
-    GRPO_TIME: "#b42318",
-    GRPO_UPDATES: "#d98880",
-    TEACHER_SFT_GRPO: "#6e6e6e",
+CURVES = {  # policy: label and color
+    ALIGNED_GRPO: ("alignment, then GRPO", "#1a7f37"),
+    GRPO_TIME: ("GRPO, as much time", "#b42318"),
+    GRPO_UPDATES: ("GRPO, as many updates", "#d98880"),
+    DPO_GRPO: ("DPO, then GRPO", "#2563c9"),
+    TEACHER_SFT_GRPO: ("SFT on the teacher's texts, then GRPO", "#6e6e6e"),
 }
 
 Seeds = Mapping[int, Mapping[str, Any]]  # by seed, the content of seed-N.json
@@ -159,7 +160,7 @@ def draw(seeds: Seeds, path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, scale in zip(panels, ("updates", "seconds"), (1, 1 / 60), strict=True):
-        for name, color in CURVES.items():
+        for name, (label, color) in CURVES.items():
             known = [seed for seed in seeds.values() if name in seed["curves"]]
             for number, seed in enumerate(known):
                 points = [_start(seed), *seed["curves"][name]]
@@ -169,7 +170,7 @@ def draw(seeds: Seeds, path: Path) -> None:
                     color=color,
                     alpha=0.7,
                     marker=".",
-                    label=name if number == 0 else None,
+                    label=label if number == 0 else None,
                 )
         axes.grid(alpha=0.3)
     panels[0].set_xlabel("policy updates after SFT")

@@ -20,11 +20,19 @@ class BuildWithPth(build_py):
 
 
 setup(
-    packages=[*find_packages(include=["verl_prism", "verl_prism.*"]), "verl_prism.trainer_configs"],
-    package_dir={"verl_prism.trainer_configs": "trainer_configs"},
+    packages=[
+        *find_packages(include=["verl_prism", "verl_prism.*"]),
+        "verl_prism.trainer_configs",
+        "verl_prism.examples.digits",
+    ],
+    package_dir={
+        "verl_prism.trainer_configs": "trainer_configs",
+        "verl_prism.examples.digits": "examples/digits",
+    },
     package_data={
         "verl_prism": ["py.typed"],
         "verl_prism.checkpoints": ["*.jinja"],
+        "verl_prism.examples.digits": ["*.sh"],
         "verl_prism.prepare": ["*.jinja"],
         "verl_prism.report.page": ["*.jinja", "*.js", "*.css"],
         "verl_prism.prepare.convert": ["*.txt"],

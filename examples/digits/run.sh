@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The whole method on real images, on two CPU cores, without a GPU.
-# Each stage starts from the output of the previous one. Run it from the root of the repository.
+# Each stage starts from the output of the previous one.
 #
 #   examples/digits/run.sh [FOLDER] [SEED]
 set -euo pipefail
 root=${1:-outputs/digits}
 seed=${2:-0}
-here=examples/digits
+here=$(dirname "$0")
 
 prism() {
     python -m verl_prism.main model=digits hardware=cpu prism.root="$root" prism.seed="$seed" "$@"
@@ -14,8 +14,8 @@ prism() {
 
 # Images of three digits, the question what their sum is, demonstrations and the teacher's responses;
 # a tiny Qwen3-VL with random weights.
-python $here/data.py --out "$root/data" --seed "$seed" --task row --digits 3
-python $here/model.py --data "$root/data" --out "$root/base" --seed "$seed"
+python "$here/data.py" --out "$root/data" --seed "$seed" --task row --digits 3
+python "$here/model.py" --data "$root/data" --out "$root/base" --seed "$seed"
 
 # 1. Fine-tune on the demonstrations. Most of them are careless, and the policy learns their errors.
 prism stage=sft prism.steps=500 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 \
@@ -35,5 +35,5 @@ prism stage=align discriminator=likelihood prism.steps=30 prism.optim.lr=3e-4 \
 prism stage=rlvr algorithm=grpo prism.steps=25 prism.optim.lr=3e-4
 
 # Evaluate the policy of each stage on 600 questions about held-out scans.
-prism stage=eval prism.eval.metrics=$here/metrics.py:measure \
+prism stage=eval "prism.eval.metrics=$here/metrics.py:measure" \
     "prism.eval.policies={SFT: $root/sft/policy, aligned: $root/align/policy, RL: $root/rlvr/policy}"

@@ -400,6 +400,7 @@ class Eval(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
     metrics: UserFunction | None
     max_questions: PositiveInt | None
+    category: str
     bootstrap: PositiveInt
 
 

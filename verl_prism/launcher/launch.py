@@ -41,7 +41,7 @@ FIRST_PHASE: dict[Stage, str] = {
     "warmup": "loading the policy",
     "align": "starting Ray, the policy, vLLM and the discriminator",
     "rlvr": "starting Ray, the policy and vLLM",
-    "dpo": "loading the policy and computing the reference",
+    "dpo": "loading the policy",
     "sample": "loading the policy",
     "eval": "loading the policy",
 }

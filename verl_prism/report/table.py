@@ -20,6 +20,23 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return f"{caption(results)}\n\n{markdown_table(_lines(results))}\n"
 
 
+def categories_markdown(results: Mapping[str, Any]) -> str:
+    """Return the section of results.md with a line for each category of each policy.
+
+    It is empty if all questions are of one category.
+    """
+    found = results["categories"]
+    if found is None:
+        return ""
+    names = columns(results)
+    lines = [["policy", found["field"], "questions", *(TITLES.get(name, name) for name in names)]]
+    for policy, categories in found["policies"].items():
+        for category, metrics in categories.items():
+            cells = [cell(name, metrics[name]) for name in names]
+            lines.append([policy, category, str(found["questions"][category]), *cells])
+    return f"\n## By {found['field']}\n\n{markdown_table(lines)}\n"
+
+
 def terminal_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
     """Return lines as a table for a terminal; the first line is the header, a word per row."""
     table = Table(

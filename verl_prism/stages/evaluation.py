@@ -20,7 +20,7 @@ from verl_prism.report.intervals import CONFIDENCE
 from verl_prism.report.measures_table import measures_markdown
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.report.picture import draw_examples
-from verl_prism.report.table import results_markdown
+from verl_prism.report.table import categories_markdown, results_markdown
 from verl_prism.response import FormatFault, Response, parse_response
 from verl_prism.rewards.own import Score, own_score
 from verl_prism.rewards.score import score_response
@@ -28,6 +28,7 @@ from verl_prism.rewards.user_function import load_metrics
 from verl_prism.rollout.journal import Journal, JournalReader
 from verl_prism.rollout.sampling import Finished, Row, Sample, Sampling
 from verl_prism.run_folder import RunFolder
+from verl_prism.stages.evaluation_categories import by_category, read_categories
 from verl_prism.stages.evaluation_teacher import compare_with_teacher
 from verl_prism.stages.sampling import (
     journal_settings,
@@ -58,6 +59,7 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
     settings = prism.eval
     folder = RunFolder(prism.output)
     rows = read_questions(prism)
+    categories = read_categories(prism, len(rows))
     measure = load_measure(settings.metrics)
     with MetricsLog(folder) as log:
         sample_policies(prism, rows, log)
@@ -76,10 +78,12 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
             "confidence": CONFIDENCE,
             "policies": policies,
             "teacher": teacher,
+            "categories": by_category(marks, categories, settings.category),
             "comparisons": comparisons(marks, settings.bootstrap, prism.seed),
         }
         folder.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        tables = results_markdown(results) + measures_markdown(results)
+        tables = results_markdown(results) + categories_markdown(results)
+        tables += measures_markdown(results)
         folder.results_table.write_text(tables, encoding="utf-8")
         first = {name: FirstResponses(folder.samples(name), given) for name, given in marks.items()}
         draw_examples(folder.examples, rows, first)

@@ -23,6 +23,7 @@ from verl.utils.dataset.dataset_utils import DatasetPadMode
 
 from verl_prism.config import parse_prism
 from verl_prism.data.pair_dataset import PAIR, TIE
+from verl_prism.report.metrics import MetricsLog
 from verl_prism.trainer.sft import PrismSFTTrainer
 
 REFERENCE = "reference"  # of an example, its log-probability under the reference
@@ -162,13 +163,20 @@ class PrismDPOTrainer(PrismSFTTrainer):
             num_workers=self.config.data.num_workers,
         )
         reference = torch.zeros(len(self.train_dataset), 2)
-        for batch in loader:
+        for number, batch in enumerate(loader):
+            self._note(f"computing the reference {100 * number // len(loader)} %")
             found = self._batch_reference(batch)
             gathered: list[Any] = [None] * ranks["num_replicas"]
             all_gather_object(gathered, found, group=self.engine.get_data_parallel_group())
             for pairs, log_probs in gathered:
                 reference[pairs] = log_probs
         return reference
+
+    def _note(self, text: str) -> None:
+        """Name the current phase on the console."""
+        if self.rank == 0:
+            with MetricsLog(self._checkpoints.run) as log:
+                log.note(text)
 
     def _batch_reference(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the numbers [P] of a batch's pairs, and their log-probabilities [P, 2]."""

@@ -5,11 +5,9 @@ policy's. The log-probabilities of the reference, which is the policy that the s
 are computed once, before the first step.
 """
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from verl.utils.dataset.dataset_utils import DatasetPadMode
 
 from verl_prism.config import parse_prism
 from verl_prism.data.pair_dataset import PAIR, TIE
+from verl_prism.files import atomic_file
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.trainer.sft import PrismSFTTrainer
 
@@ -144,7 +143,8 @@ class PrismDPOTrainer(PrismSFTTrainer):
         if self.config.trainer.resume_mode == "disable" or not file.exists():
             reference = self._compute_reference()
             if self.rank == 0:
-                write_reference(file, reference)
+                with atomic_file(file) as target:
+                    torch.save(reference, target)
         else:
             reference = torch.load(file, weights_only=True)
         self.training_client.reference = reference
@@ -191,10 +191,3 @@ class PrismDPOTrainer(PrismSFTTrainer):
         data = tu.get_tensordict(tensor_dict=batch, non_tensor_dict=settings)
         pairs = data[PAIR].values()[0::2].cpu()
         return pairs, self.training_client.log_probs(data).reshape(-1, 2)
-
-
-def write_reference(file: Path, reference: Tensor) -> None:
-    """Write the file at once, so that a run that is stopped leaves none or a whole one."""
-    partial_file = file.with_suffix(".part")
-    torch.save(reference, partial_file)
-    os.replace(partial_file, file)

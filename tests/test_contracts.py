@@ -38,6 +38,7 @@ from verl_prism.alignment.trainer import AdversarialOPDTrainer
 from verl_prism.alignment.worker import AdversarialOPDWorker, DiscriminatorWorker
 from verl_prism.rollout.seeded import SeededAgentLoop, SeededAgentLoopManager
 from verl_prism.rollout.vllm_plugins import WholeBatchScheduler
+from verl_prism.trainer.dpo import PrismDPOTrainer
 from verl_prism.trainer.frozen_vision import VENDOR, FrozenVisionEngine
 from verl_prism.trainer.ppo import PrismTrainer, PublishCheckpoint
 from verl_prism.trainer.replay_buffer import ConfiguredReplayBuffer
@@ -60,6 +61,12 @@ OVERRIDDEN = [
     (PPOTrainerSync, PrismTrainer, "_compute_old_log_prob", ["self", "batch", "metrics"]),
     (PPOTrainerSync, PrismTrainer, "_init_resource_pool_mgr", ["self"]),
     (
+        PPOTrainerSync,
+        PrismTrainer,
+        "_compute_metrics",
+        ["self", "batch", "metrics", "timing_raw", "global_steps", "epoch"],
+    ),
+    (
         CheckpointCallback,
         PublishCheckpoint,
         "on_save",
@@ -67,6 +74,9 @@ OVERRIDDEN = [
     ),
     (SFTTrainer, PrismSFTTrainer, "_build_ckpt_handler", ["self"]),
     (SFTTrainer, PrismSFTTrainer, "_build_dataloader", ["self"]),
+    (SFTTrainer, PrismDPOTrainer, "_build_engine", ["self"]),
+    (SFTTrainer, PrismDPOTrainer, "_build_dataloader", ["self"]),
+    (SFTTrainer, PrismDPOTrainer, "_init_engine", ["self"]),
     (CheckpointHandler, PublishingHandler, "save_checkpoint", ["self", "step"]),
     (CheckpointHandler, PublishingHandler, "_load_dataloader_state", ["self", "checkpoint_path"]),
     (ActorRolloutRefWorker, AdversarialOPDWorker, "init_model", ["self"]),
@@ -98,6 +108,9 @@ CALLED = [
     (FSDPEngine, "optimizer_step", ["self"]),
     (FSDPEngine, "lr_scheduler_step", ["self"]),
     (TrainingWorker, "reset", ["self"]),
+    (TrainingWorker, "set_loss_fn", ["self", "loss_fn"]),
+    (TrainingWorker, "train_batch", ["self", "data"]),
+    (TrainingWorker, "infer_batch", ["self", "data"]),
     (
         TrainingWorker,
         "save_checkpoint",

@@ -32,6 +32,7 @@ from verl_prism.alignment.groups import ScoredShare
 from verl_prism.alignment.trainer import AdversarialOPDTrainer, policy_advantage
 from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
+from verl_prism.trainer.ppo import PrismTrainer
 
 WEIGHTS = torch.tensor([0.5, 0.5])
 PENALTY = 1.5
@@ -386,6 +387,7 @@ def rewarded(
     settings = ["prism.rollout.samples_per_prompt=2", "prism.align.perception_weight=0.75"]
     trainer.prism = compose_run(["stage=align", *settings, *overrides])[1]
     trainer.discriminator_wg = trainer._planner = Discriminator(nonfinite)
+    trainer.global_steps = 1
     padding = {"response_len": 1, "is_padding": True}
     tags = [padding if key == "pad" else {"response_len": 5} for key in order]
     batch = KVBatchMeta(partition_id="train", keys=order, tags=tags)
@@ -457,8 +459,23 @@ def test_sums_of_advantages_over_tokens_are_not_reported(monkeypatch):
         metrics["critic/rewards/max"] = 31.0
         metrics["critic/advantages/mean"] = 0.1
 
-    monkeypatch.setattr(PPOTrainerSync, "_compute_metrics", report)
+    monkeypatch.setattr(PrismTrainer, "_compute_metrics", report)
     metrics: dict[str, float] = {}
     trainer = object.__new__(AdversarialOPDTrainer)
     trainer._compute_metrics(None, metrics, {}, global_steps=1, epoch=0)
     assert metrics == {"critic/advantages/mean": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [("null", []), ("1", [2, 3, 4, 5, 6, 7]), ("3", [4, 7])]
+)
+def test_the_discriminator_restarts_after_every_n_steps(every, expected):
+    trainer = object.__new__(AdversarialOPDTrainer)
+    setting = f"prism.discriminator.restart_every={every}"
+    trainer.prism = compose_run(["stage=align", setting])[1]
+    restarts = []
+    for step in range(1, 8):
+        trainer.global_steps = step
+        if trainer._discriminator_restarts:
+            restarts.append(step)
+    assert restarts == expected

@@ -69,10 +69,21 @@ def test_the_demo_finds_its_scripts_and_makes_its_data(installed, tmp_path):
     assert (tmp_path / "data" / "sft.parquet").exists()
 
 
-def test_the_files_of_the_report_are_in_the_wheel(installed):
-    page = installed / "verl_prism" / "report" / "page"
-    names = {file.name for file in page.iterdir()}
-    assert {"page.html.jinja", "page.css", "page.js", "charts.js", "samples.js"} <= names
+@pytest.mark.parametrize(
+    "pattern",
+    ["*.py", "*.jinja", "*.js", "*.css", "*.txt"],
+)
+def test_every_file_of_the_package_is_in_the_wheel(installed, pattern):
+    names = [file.relative_to(ROOT) for file in (ROOT / "verl_prism").rglob(pattern)]
+    assert names
+    assert [name for name in names if not (installed / name).exists()] == []
+
+
+def test_the_configs_and_the_import_hooks_are_in_the_wheel(installed):
+    configs = [file.relative_to(ROOT) for file in (ROOT / "trainer_configs").rglob("*.yaml")]
+    assert configs
+    assert all((installed / "verl_prism" / config).exists() for config in configs)
+    assert (installed / "verl_prism_cpu.pth").exists()
 
 
 def test_an_unknown_command_lists_the_known_ones(capsys):

@@ -91,9 +91,6 @@ class Entry:
     text: str
 
 
-# YAML
-
-
 @cache
 def entries(file: Path) -> tuple[Entry, ...]:
     """Return the keys of a file that are under `prism`, in the order of the file."""
@@ -157,9 +154,6 @@ def preset_values() -> dict[str, Values]:
     return found
 
 
-# Types
-
-
 def section_class(key: str) -> type[Section]:
     """Return the class of a section, e.g. of `prism.reward.judge`."""
     kind: type[Section] = Prism
@@ -214,9 +208,6 @@ def in_words(names: list[str]) -> str:
     """Return "a, b or c"."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
-
-
-# The page
 
 
 def all_entries() -> list[Entry]:

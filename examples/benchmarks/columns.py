@@ -84,7 +84,7 @@ def _missing(schema: pa.Schema, columns: Columns) -> str:
 
 
 def _column_type(schema: pa.Schema, path: str) -> pa.DataType | None:
-    """Return the type of a column or of a field of it; None if there is none."""
+    """Return the type of a column or of one of its fields; None if it is missing."""
     name, *fields = path.split(".")
     if name not in schema.names:
         return None

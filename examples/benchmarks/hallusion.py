@@ -50,7 +50,7 @@ def measure(answers: Sequence[Answer]) -> Measures:
     """Return aAcc, qAcc and fAcc, and the accuracy by category and subcategory.
 
     aAcc: all questions. qAcc: the same question about all figures of a set is answered right. fAcc:
-    all questions about a figure are answered right; the missing figure 0 of category VS is none.
+    all questions about a figure are answered right. Questions without a figure do not count.
     HallusionBench `utils.py` and lmms-eval: `get_eval_all`, `get_eval_pair_all`, `get_eval_fig`.
     """
     shown = [answer for answer in answers if not _without_figure(answer)]

@@ -305,3 +305,14 @@ def test_a_model_card_describes_the_run_but_not_the_machine(compose, tmp_path):
     assert "| prism.discriminator.path | models/warm |" in card
     assert str(tmp_path) not in card
     assert "/home" not in card
+
+
+def test_a_run_that_starts_again_is_not_shown_as_complete(tmp_path):
+    prism = compose(f"prism.output={tmp_path}/run")
+    run = RunFolder(prism.output)
+    run.path.mkdir()
+    earlier = (run.summary, run.report, run.step_samples)
+    for file in earlier:
+        file.write_text("of the earlier run")
+    prepare_output(prism, run, None)
+    assert not any(file.exists() for file in earlier)

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from verl_prism.config import parse_prism
 from verl_prism.data.datasets import ExampleRows, ModelRows, PrismSFTDataset, open_rows
@@ -40,19 +39,9 @@ class Demonstrations(ExampleRows):
 class PrismPairDataset(PrismSFTDataset):
     """Pairs, each as the two examples that verl's SFT dataset makes of its demonstrations."""
 
-    def __init__(
-        self,
-        parquet_files: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        config: DictConfig,
-        processor: ProcessorMixin,
-        max_samples: int = -1,
-    ) -> None:
-        self._responses = parse_prism(config.prism).dpo.responses_per_prompt
-        super().__init__(parquet_files, tokenizer, config, processor, max_samples)
-
     def _open(self, files: Any, config: DictConfig, max_samples: int) -> Demonstrations:
-        return Demonstrations(open_rows(files, config, max_samples), self._responses)
+        responses = parse_prism(config.prism).dpo.responses_per_prompt
+        return Demonstrations(open_rows(files, config, max_samples), responses)
 
     def __len__(self) -> int:
         return super().__len__() // 2

@@ -113,8 +113,8 @@ def prepare_output(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) 
     Without a checkpoint to resume from, earlier checkpoints are set aside until this run has one.
     """
     run.path.mkdir(parents=True, exist_ok=True)
-    run.outcome.unlink(missing_ok=True)
-    run.end_request.unlink(missing_ok=True)
+    for file in (run.outcome, run.end_request, run.summary, run.report):
+        file.unlink(missing_ok=True)
     if prism.stage in ONLY_SAMPLE:
         return
     _check_inputs_are_kept(prism, run)

@@ -190,7 +190,7 @@ class Scorer:
 
 
 def _texts(row: Row) -> list[str | None]:
-    """Return the teacher's response, None if there is none, and then the policy's."""
+    """Return the teacher's response, None if it is missing, and then the policy's."""
     responses = row["student_responses"]
     if not responses:
         raise UserError(f"row {row_id(row)}: student_responses is empty; run sample first")

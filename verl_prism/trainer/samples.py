@@ -37,7 +37,7 @@ def step_samples(
     rows = zip(chosen, *(column(data[field]) for field in FIELDS), strict=True)
     samples = []
     for key, row, ids, mask, advantages, extra in rows:
-        info = extra["reward_extra_info"]
+        info = extra.get("reward_extra_info", {})  # verl sets it only if there is a reward
         samples.append(
             {
                 STEP: step,

@@ -60,7 +60,7 @@ def sample_data(run: RunFolder, settings: Settings, count: int) -> dict[str, Any
 
 
 def count_lines(file: Path) -> int:
-    """Return the number of complete lines of a file; 0 if there is none."""
+    """Return the number of complete lines of a file, 0 if it does not exist."""
     if not file.exists():
         return 0
     with file.open("rb") as lines:

@@ -307,10 +307,9 @@ def test_a_model_card_describes_the_run_but_not_the_machine(compose, tmp_path):
     assert "/home" not in card
 
 
-def test_a_run_that_starts_again_is_not_shown_as_complete(tmp_path):
-    prism = compose(f"prism.output={tmp_path}/run")
-    run = RunFolder(prism.output)
-    run.path.mkdir()
+def test_a_run_that_starts_again_is_not_shown_as_complete(compose, run):
+    prism = compose()
+    run.path.mkdir(exist_ok=True)
     earlier = (run.summary, run.report, run.step_samples)
     for file in earlier:
         file.write_text("of the earlier run")

@@ -24,6 +24,7 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+from transformers.utils.logging import disable_progress_bar
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -225,6 +226,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = build_tokenizer(arguments.data)
     model = build_model(tokenizer, arguments.seed, SIZES[arguments.size])
+    disable_progress_bar()
     model.save_pretrained(arguments.out)
     build_processor(tokenizer).save_pretrained(arguments.out)
     print(f"{arguments.out}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")

@@ -18,7 +18,7 @@ python "$here/data.py" --out "$root/data" --seed "$seed" --task row --digits 3
 python "$here/model.py" --data "$root/data" --out "$root/base" --seed "$seed"
 
 # 1. Fine-tune on the demonstrations. Most of them are careless, and the policy learns their errors.
-prism stage=sft prism.steps=500 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 \
+prism stage=sft prism.steps=450 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 \
     prism.optim.warmup_steps=35
 
 # 2a. Warm up the discriminator: it learns to score the teacher's responses above the policy's. The
@@ -28,11 +28,11 @@ prism stage=warmup discriminator=likelihood prism.steps=100 prism.discriminator.
     prism.warmup.mismatched_teachers=2 prism.warmup.pairs_per_step=64
 
 # 2b. Align the policy against the discriminator. Gold answers are not used here.
-prism stage=align discriminator=likelihood prism.steps=30 prism.optim.lr=3e-4 \
+prism stage=align discriminator=likelihood prism.steps=25 prism.optim.lr=3e-4 \
     prism.discriminator.lr=2e-4
 
 # 3. Reinforcement learning with verifiable rewards.
-prism stage=rlvr algorithm=grpo prism.steps=25 prism.optim.lr=3e-4
+prism stage=rlvr algorithm=grpo prism.steps=20 prism.optim.lr=3e-4
 
 # Evaluate the policy of each stage on 600 questions about held-out scans.
 prism stage=eval "prism.eval.metrics=$here/metrics.py:measure" \

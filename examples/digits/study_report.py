@@ -48,6 +48,28 @@ COLUMNS = {  # title: kind of held-out question, mark
     "sum, reasoning": ("sum", "reasoning"),
     "sum, grounded": ("sum", "grounded"),
 }
+SHORT_COLUMNS = (
+    "parity",
+    "parity, greedy",
+    "parity, grounded",
+    "sum",
+    "sum, greedy",
+    "sum, perception",
+    "sum, reasoning",
+)
+SHORT_NAMES = {
+    SFT: "SFT",
+    ALIGNED: "aligned",
+    ALIGNED_GRPO: "aligned, then GRPO",
+    GRPO_UPDATES: "GRPO, as many updates",
+    GRPO_TIME: "GRPO, as much time",
+    TEACHER_SFT: "SFT on the teacher's texts",
+}
+SHORT_CONTRASTS = {
+    (ALIGNED, SFT): "aligned minus SFT",
+    (ALIGNED_GRPO, GRPO_UPDATES): "aligned, GRPO minus GRPO, updates",
+    (ALIGNED_GRPO, GRPO_TIME): "aligned, GRPO minus GRPO, time",
+}
 MARKS = tuple(dict.fromkeys(name for _, name in COLUMNS.values()))
 CONFIDENCE = 0.95
 CURVES = {  # policy: label and color
@@ -137,6 +159,31 @@ def markdown(seeds: Seeds) -> str:
         compared = [(name, ALIGNED) for name in options]
         lines += ["", *_difference_table(seeds, "option", compared)]
     return "\n".join(lines) + "\n"
+
+
+def short_markdown(seeds: Seeds) -> str:
+    """Return the README's table: the main policies and contrasts."""
+    header = ["", *(column.split(", ")[-1] for column in SHORT_COLUMNS), "updates"]
+    lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(SHORT_COLUMNS) + 1)]
+    for name, label in SHORT_NAMES.items():
+        means = [f"{100 * interval.mean:.1f}" for interval in _short(mean_marks(seeds, name))]
+        updates = _policy_cells(seeds, name)[-2]
+        lines.append(f"| {label}{_some(seeds, name)} | {' | '.join([*means, updates])} |")
+    for (name, against), label in SHORT_CONTRASTS.items():
+        gains = [interval.cell(100) for interval in _short(differences(seeds, name, against))]
+        lines.append(f"| {label}{_some(seeds, name, against)} | {' | '.join(gains)} | |")
+    return "\n".join(lines) + "\n"
+
+
+def _some(seeds: Seeds, *names: str) -> str:
+    """Return a note if only some seeds have these policies."""
+    known = [number for number, seed in seeds.items() if set(names) <= set(seed["policies"])]
+    return "" if len(known) == len(seeds) else f" ({len(known)} seeds)"
+
+
+def _short(intervals: Sequence[Interval]) -> list[Interval]:
+    by_column = dict(zip(COLUMNS, intervals, strict=True))
+    return [by_column[column] for column in SHORT_COLUMNS]
 
 
 def _policy_cells(seeds: Seeds, name: str) -> list[str]:

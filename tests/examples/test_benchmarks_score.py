@@ -13,7 +13,7 @@ from PIL import Image
 
 from verl_prism.errors import UserError
 from verl_prism.run_folder import RunFolder
-from verl_prism.stages.evaluation import grade_policy, load_measure
+from verl_prism.stages.evaluation_grading import Grader, load_measure
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -54,7 +54,7 @@ def write_run(folder: Path, heldout: Path, answers: list[list[str]]) -> Path:
     rows = pq.read_table(heldout).to_pylist()[: len(answers)]
     responses = [[response(answer) for answer in each] for each in answers]
     with open(RunFolder(folder).responses, "w", encoding="utf-8") as lines:
-        grade_policy("aligned", rows, responses, load_measure(None), lines)
+        Grader(load_measure(None)).grade("aligned", rows, responses, lines)
     results = {"heldout": str(heldout), "questions": len(answers)}
     RunFolder(folder).results.write_text(json.dumps(results), encoding="utf-8")
     return folder

@@ -10,7 +10,7 @@ from verl_prism.response import parse_response
 from verl_prism.rewards.own import load_reward, own_score
 from verl_prism.rewards.score import compute_judged_score
 from verl_prism.rollout.sampling import Sample
-from verl_prism.stages.evaluation import grade_sample
+from verl_prism.stages.evaluation_grading import grade_sample
 from verl_prism.trainer.replay_buffer import reward_metrics
 
 RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answer>"

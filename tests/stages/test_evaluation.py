@@ -10,13 +10,8 @@ from verl_prism.compose import compose_run
 from verl_prism.errors import UserError
 from verl_prism.measures.marks import QuestionMarks, intervals
 from verl_prism.rollout.sampling import Sample
-from verl_prism.stages.evaluation import (
-    grade_policy,
-    grade_sample,
-    load_measure,
-    read_questions,
-    run_eval,
-)
+from verl_prism.stages.evaluation import read_questions, run_eval
+from verl_prism.stages.evaluation_grading import Grader, grade_sample, load_measure
 
 RIGHT = "<caption>A 3 and a 5.</caption><think>3 + 5 = 8.</think><answer>8</answer>"
 ROW = {
@@ -72,7 +67,7 @@ def test_lines_of_the_responses_file():
     """Other tools read this format, so it is spelled out here."""
     samples = [Sample("8", 1, False), Sample(RIGHT, 22, False), Sample("é\u2028", 4, True)]
     file = io.StringIO()
-    grade_policy("one", [ROW], [[asdict(sample) for sample in samples]], no_marks, file)
+    Grader(no_marks).grade("one", [ROW], [[asdict(sample) for sample in samples]], file)
     lines = file.getvalue().split("\n")
     wrong = '"marks": {"accuracy": false, "format": false, "length": '
     assert lines == [
@@ -120,6 +115,9 @@ def test_two_policies_end_to_end(digits_folder, tmp_path, vllm_for_cpu):
             "prism.eval.max_questions=9",
             "prism.eval.samples=2",
             "prism.reproducible=true",
+            "prism.reward.judge.endpoint=http://127.0.0.1:9/v1",  # no response is judged
+            "prism.reward.judge.model=none",
+            f"prism.reward.judge.cache={tmp_path}/judge",
             f"prism.eval.policies={{one: {digits_folder}/base, two: {digits_folder}/base}}",
         ]
     )
@@ -139,6 +137,8 @@ def test_two_policies_end_to_end(digits_folder, tmp_path, vllm_for_cpu):
     assert [line["sample"] for line in lines[:3]] == [None, 0, 1]
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["questions"], results["samples"], results["seed"]) == (9, 2, 0)
+    assert results["judge"]["model"] == "none"
+    assert set(results["judge"]["policies"]["two"].values()) == {0}
     sampled = [
         line["tokens"] for line in lines if line["policy"] == "two" and line["sample"] is not None
     ]

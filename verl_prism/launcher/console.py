@@ -43,6 +43,7 @@ class StageConsole:
     shown: label -> key of each metric on the progress line.
     first_step: step that the run resumes from; the log of the earlier run is then continued.
     redact: removes secrets from what is written to the log.
+    unit: what the steps are, for the summary.
     progressed: time (`time.monotonic()`) of the last reported step or phase.
     """
 
@@ -54,6 +55,7 @@ class StageConsole:
         shown: Mapping[str, str] | None = None,
         first_step: int = 0,
         redact: Callable[[str], str] = str,
+        unit: str = "steps",
     ) -> None:
         self.stage = stage
         self.run = run
@@ -64,6 +66,7 @@ class StageConsole:
         self._shown = shown or {}
         self._first_step = first_step
         self._redact = redact
+        self._unit = unit
         self._log: StageLog | None = None
         self._log_start = 0
         self._note = "starting"
@@ -137,7 +140,7 @@ class StageConsole:
         seconds = self._pace.elapsed()
         self._stop_line()
         shown = " · ".join(f"{label} {_short(value)}" for label, value in metrics.items())
-        steps = f"{self.step - self._first_step} steps in " if self.step else ""
+        steps = f"{self.step - self._first_step} {self._unit} in " if self.step else ""
         self._console.print(Text(f"✓ {self.stage}: {result}", style="bold"), soft_wrap=True)
         self.say(f"  {shown or 'no metrics'}")
         self.say(f"  {steps}{_clock(seconds)} · log in {self.log_path}")

@@ -191,13 +191,15 @@ def _write_report(run: RunFolder) -> str:
 
 
 def _console(prism: Prism, run: RunFolder, first_step: int, redact: Redactor) -> StageConsole:
+    only_samples = prism.stage in ONLY_SAMPLE
     return StageConsole(
         prism.stage,
         run,
-        total_steps=None if prism.stage in ONLY_SAMPLE else prism.steps,
+        total_steps=None if only_samples else prism.steps,
         shown=shown_metrics(prism.stage, prism.algorithm.dynamic_sampling),
         first_step=first_step,
         redact=redact,
+        unit="responses" if only_samples else "steps",
     )
 
 

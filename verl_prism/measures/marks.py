@@ -10,6 +10,7 @@ from verl_prism.report.intervals import Interval, mean_interval, rate_interval
 
 Marks = dict[str, bool | float | None]
 MEANS = ("reward", "length")  # marks that are not rates
+GREEDY = ("accuracy", "judged_accuracy")  # marks that the greedy response has on its own, too
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,17 @@ def intervals(marks: Sequence[QuestionMarks]) -> dict[str, Interval]:
 
 
 def mark_values(marks: Sequence[QuestionMarks]) -> dict[str, Values]:
-    """Return values[Q][S] of each mark, without undefined ones, and `greedy_accuracy`[Q][1]."""
+    """Return values[Q][S] of each mark, without undefined ones, and `greedy_accuracy`[Q][1].
+
+    With a judge, `greedy_judged_accuracy`[Q][1] too.
+    """
     result: dict[str, Values] = {}
     for name in marks[0].greedy:
         result[name] = [_values(name, each.samples) for each in marks]
-    return result | {"greedy_accuracy": [_values("accuracy", [each.greedy]) for each in marks]}
+    for name in GREEDY:
+        if name in marks[0].greedy:
+            result[f"greedy_{name}"] = [_values(name, [each.greedy]) for each in marks]
+    return result
 
 
 def pass_at_k(marks: Sequence[QuestionMarks]) -> dict[str, dict[str, Any]]:

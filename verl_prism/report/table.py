@@ -7,7 +7,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 NOT_METRICS = ("folder", "pass_at_k", "teacher")  # entries of a policy that are not intervals
-TITLES = {"length": "mean length", "greedy_accuracy": "greedy accuracy"}
+TITLES = {
+    "length": "mean length",
+    "judged_accuracy": "judged accuracy",
+    "greedy_accuracy": "greedy accuracy",
+    "greedy_judged_accuracy": "greedy judged accuracy",
+}
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -35,6 +40,24 @@ def categories_markdown(results: Mapping[str, Any]) -> str:
             cells = [cell(name, metrics[name]) for name in names]
             lines.append([policy, category, str(found["questions"][category]), *cells])
     return f"\n## By {found['field']}\n\n{markdown_table(lines)}\n"
+
+
+def judge_markdown(results: Mapping[str, Any]) -> str:
+    """Return the section of results.md about what the judge said; empty if the judge is off."""
+    judge = results["judge"]
+    if judge is None:
+        return ""
+    opinions = list(dict.fromkeys(name for counts in judge["policies"].values() for name in counts))
+    lines = [["policy", *opinions]]
+    for policy, counts in judge["policies"].items():
+        lines.append([policy, *(str(counts[name]) for name in opinions)])
+    text = (
+        f"{judge['model']} was asked about each answer in a valid format that the rules call "
+        "wrong. These are the numbers of answers by what it said. `judged accuracy` counts "
+        "those that it calls right too, so it is never below `accuracy`. An answer without a "
+        "verdict counts as wrong."
+    )
+    return f"\n## What the judge said\n\n{text}\n\n{markdown_table(lines)}\n"
 
 
 def terminal_table(title: str, lines: Sequence[Sequence[str]]) -> Table:

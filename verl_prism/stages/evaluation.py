@@ -8,9 +8,9 @@ questions).
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from verl_prism.config import Prism
 from verl_prism.data.rows import Rows, heldout_rows
@@ -20,15 +20,13 @@ from verl_prism.report.intervals import CONFIDENCE
 from verl_prism.report.measures_table import measures_markdown
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.report.picture import draw_examples
-from verl_prism.report.table import categories_markdown, results_markdown
-from verl_prism.response import FormatFault, Response, parse_response
-from verl_prism.rewards.own import Score, own_score
-from verl_prism.rewards.score import score_response
-from verl_prism.rewards.user_function import load_metrics
+from verl_prism.report.table import categories_markdown, judge_markdown, results_markdown
 from verl_prism.rollout.journal import Journal, JournalReader
-from verl_prism.rollout.sampling import Finished, Row, Sample, Sampling
+from verl_prism.rollout.sampling import Finished, Row, Sampling
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.evaluation_categories import by_category, read_categories
+from verl_prism.stages.evaluation_grading import Grader, grade_policies, load_measure
+from verl_prism.stages.evaluation_judge import open_judge
 from verl_prism.stages.evaluation_teacher import compare_with_teacher
 from verl_prism.stages.sampling import (
     journal_settings,
@@ -36,18 +34,6 @@ from verl_prism.stages.sampling import (
     sampling_devices,
     sampling_job,
 )
-
-Measure = Callable[[Response, Row], Mapping[str, bool | None]]
-OWN_MARKS = ("accuracy", "format", "reward", "length")
-
-
-@dataclass(frozen=True)
-class GradedSample:
-    """A response with its format fault, if any, and its marks."""
-
-    sample: Sample
-    fault: FormatFault | None
-    marks: Marks
 
 
 def run_eval(prism: Prism) -> dict[str, float | str]:
@@ -61,10 +47,10 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
     rows = read_questions(prism)
     categories = read_categories(prism, len(rows))
     measure = load_measure(settings.metrics)
-    with MetricsLog(folder) as log:
+    with MetricsLog(folder) as log, open_judge(prism) as judge:
         sample_policies(prism, rows, log)
-        log.note("grading")
-        marks = grade_policies(prism, rows, measure)
+        grader = Grader(measure, prism.reward.function, judge)
+        marks = grade_policies(prism, rows, grader, log.note)
         policies = summarize(settings.policies, marks)
         teacher = compare_with_teacher(prism, len(rows), policies, log)
         log.note("writing results")
@@ -78,12 +64,13 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
             "confidence": CONFIDENCE,
             "policies": policies,
             "teacher": teacher,
+            "judge": None if judge is None else judge.results(),
             "categories": by_category(marks, categories, settings.category),
             "comparisons": comparisons(marks, settings.bootstrap, prism.seed),
         }
         folder.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        tables = results_markdown(results) + categories_markdown(results)
-        tables += measures_markdown(results)
+        tables = results_markdown(results) + judge_markdown(results)
+        tables += categories_markdown(results) + measures_markdown(results)
         folder.results_table.write_text(tables, encoding="utf-8")
         first = {name: FirstResponses(folder.samples(name), given) for name, given in marks.items()}
         draw_examples(folder.examples, rows, first)
@@ -119,44 +106,6 @@ def _encode(finished: Finished) -> tuple[int, list[dict[str, Any]]]:
     return number, [asdict(sample) for sample in samples]
 
 
-def grade_policies(
-    prism: Prism, rows: Sequence[Row], measure: Measure
-) -> dict[str, list[QuestionMarks]]:
-    """Grade all responses, write them to `responses.jsonl`, and return their marks by policy.
-
-    Memory holds the responses to one question at a time.
-    """
-    folder = RunFolder(prism.output)
-    marks = {}
-    with open(folder.responses, "w", encoding="utf-8") as lines:
-        for name in prism.eval.policies:
-            responses = JournalReader(folder.samples(name))
-            marks[name] = grade_policy(name, rows, responses, measure, lines, prism.reward.function)
-    return marks
-
-
-def grade_policy(
-    policy: str,
-    rows: Sequence[Row],
-    responses: Sequence[Sequence[Mapping[str, Any]]],
-    measure: Measure,
-    lines: TextIO,
-    reward: str | None = None,
-) -> list[QuestionMarks]:
-    """Grade responses[Q][1 + S], the greedy one first; write each to `lines`; return marks[Q].
-
-    reward: `prism.reward.function`, None for the built-in grader.
-    """
-    marks = []
-    for question, row in enumerate(rows):
-        samples = [Sample(**fields) for fields in responses[question]]
-        graded = [grade_sample(sample, row, measure, reward) for sample in samples]
-        write_responses(lines, policy, question, row, graded)
-        greedy, *sampled = [each.marks for each in graded]
-        marks.append(QuestionMarks(greedy, sampled))
-    return marks
-
-
 class FirstResponses(Sequence[tuple[str, Marks]]):
     """Text and marks of a policy's first sampled response to each question, read when used."""
 
@@ -187,49 +136,6 @@ def read_questions(prism: Prism) -> Rows:
     return rows[:limit]
 
 
-def load_measure(spec: str | None) -> Measure:
-    """Return the function that computes the task's own marks; without a name, there are none."""
-    return load_metrics(spec) if spec is not None else lambda response, row: {}
-
-
-def grade_sample(
-    sample: Sample, row: Row, measure: Measure, reward: str | None = None
-) -> GradedSample:
-    """Grade one response.
-
-    Its marks are accuracy and format (True or False), the task's own marks (None if undefined) and
-    the length in tokens. With a reward function of the user's own, the reward is a mark too, and a
-    response is accurate if its `acc` is 1.
-
-    reward: `prism.reward.function`, None for the built-in grader.
-    """
-    response = parse_response(sample.text)
-    score = _score(response, row, reward)
-    own = measure(response, row)
-    if clash := set(own) & set(OWN_MARKS):
-        raise UserError(
-            f"prism.eval.metrics: {sorted(clash)[0]!r} is a mark that every task has; "
-            "choose another name"
-        )
-    marks: Marks = {
-        "accuracy": score["acc"] == 1.0,
-        **own,
-        "format": score["format"] == 1.0,
-        "length": sample.tokens,
-    }
-    if reward is not None:
-        marks["reward"] = float(score["score"])
-    return GradedSample(sample, response.fault, marks)
-
-
-def _score(response: Response, row: Row, reward: str | None) -> Score:
-    gold = row["reward_model"]["ground_truth"]
-    extra_info = row.get("extra_info")
-    if reward is None:
-        return score_response(response, gold, extra_info)
-    return own_score(reward, row["data_source"], response, gold, extra_info)
-
-
 def summarize(
     policies: Mapping[str, Path], marks: Mapping[str, Sequence[QuestionMarks]]
 ) -> dict[str, dict[str, Any]]:
@@ -239,23 +145,6 @@ def summarize(
         means = {mark: asdict(interval) for mark, interval in intervals(given).items()}
         results[name] = {"folder": str(policies[name]), **means, "pass_at_k": pass_at_k(given)}
     return results
-
-
-def write_responses(
-    lines: TextIO, policy: str, question: int, row: Row, graded: Sequence[GradedSample]
-) -> None:
-    """Write one JSON line per response; `sample` counts from 0 and is null for the greedy one."""
-    for number, each in enumerate(graded):
-        record = {
-            "policy": policy,
-            "question": question,
-            "sample": number - 1 if number else None,
-            "gold": row["reward_model"]["ground_truth"],
-            **asdict(each.sample),
-            "fault": each.fault,
-            "marks": each.marks,
-        }
-        lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _progress(

@@ -14,14 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from columns import fitting_columns, top_level
+from columns import TEXTS, Columns, fitting_columns, top_level
 from question import BadValue, LeftOut, Question
 from sets import BENCHMARKS, Benchmark
 
 from verl_prism.data.row_files import Row, RowWriter, count_rows, read_rows
+from verl_prism.data.schema import COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.prepare.convert.settings import DEFAULT_SYSTEM_PROMPT
+
+_TYPES = {TEXTS: pa.list_(pa.string())}  # all other facts are texts
 
 
 @dataclass
@@ -54,7 +58,7 @@ def convert(name: str, files: Sequence[Path], out: Path, system: str) -> Report:
     benchmark = BENCHMARKS[name]
     report = Report()
     names: set[str] = set()
-    with RowWriter(out, benchmark.schema()) as writer:
+    with RowWriter(out, _schema(benchmark.facts)) as writer:
         for place, source in _rows(benchmark, files):
             report.read += 1
             try:
@@ -124,6 +128,17 @@ def _rows(benchmark: Benchmark, files: Sequence[Path]) -> Iterator[tuple[str, Ro
     for file, columns in zip(files, forms, strict=True):
         for number, row in enumerate(read_rows([file], top_level(columns))):
             yield f"{file}, row {number}", row
+
+
+def _schema(facts: Columns) -> pa.Schema:
+    """Return the schema of our rows. facts: the columns of `extra_info` besides its own two."""
+    kinds = {name: _TYPES.get(kind, pa.string()) for name, kind in facts.items()}
+    extra_info = pa.struct(
+        {"index": pa.int64(), "equivalent_answers": pa.list_(pa.string()), **kinds}
+    )
+    names = ("id", "prompt", "images", "data_source", "reward_model")
+    columns = {name: COLUMNS[name] for name in names}
+    return pa.schema({**columns, "extra_info": extra_info})
 
 
 def _our_row(benchmark: str, question: Question, index: int, system: str) -> dict[str, Any]:

@@ -9,15 +9,10 @@ import mathvision
 import mathvista
 import mmmu
 import mmmu_pro
-import pyarrow as pa
 import wemath
-from columns import TEXTS, Columns
+from columns import Columns
 from measures import MeasureAll
 from question import Question, Row
-
-from verl_prism.data.schema import COLUMNS
-
-_TYPES = {TEXTS: pa.list_(pa.string())}  # all other facts are texts
 
 
 @dataclass(frozen=True)
@@ -47,16 +42,6 @@ class Benchmark:
         """Return the command that downloads a split to `folder`."""
         included = " ".join(f'--include "{pattern}"' for pattern in self.patterns(split))
         return f"hf download --repo-type dataset {hub} {included} --local-dir {folder}"
-
-    def schema(self) -> pa.Schema:
-        """Return the schema of our rows."""
-        facts = {name: _TYPES.get(kind, pa.string()) for name, kind in self.facts.items()}
-        extra_info = pa.struct(
-            {"index": pa.int64(), "equivalent_answers": pa.list_(pa.string()), **facts}
-        )
-        names = ("id", "prompt", "images", "data_source", "reward_model")
-        columns = {name: COLUMNS[name] for name in names}
-        return pa.schema({**columns, "extra_info": extra_info})
 
 
 BENCHMARKS: dict[str, Benchmark] = {

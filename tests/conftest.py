@@ -10,8 +10,9 @@ from pathlib import Path
 
 # Before torch is imported: idle threads of torch must sleep, and vLLM must not compile its sampler.
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_COMPILE_DISABLE": "1"}
-# Results of checks are not kept in the user's own cache.
-os.environ["VERL_PRISM_CACHE"] = tempfile.mkdtemp(prefix="verl_prism-cache-")
+# Results of checks are not kept in the user's own cache. The folder is deleted at the end.
+CACHE = tempfile.TemporaryDirectory(prefix="verl_prism-cache-")
+os.environ["VERL_PRISM_CACHE"] = CACHE.name
 
 import pyarrow.parquet as pq
 import pytest

@@ -149,9 +149,25 @@ def test_the_table_of_config_keys_is_up_to_date():
     )
 
 
+def test_the_table_of_the_study_is_up_to_date():
+    study_table = script("study_table")
+    assert study_table.PAGE.read_text(encoding="utf-8") == study_table.page(), (
+        "run: python scripts/study_table.py"
+    )
+
+
 @pytest.mark.slow  # it composes all presets
 def test_the_table_of_memory_is_up_to_date():
     memory_table = script("memory_table")
     assert memory_table.PAGE.read_text(encoding="utf-8") == memory_table.page(), (
         "run: python scripts/memory_table.py"
+    )
+
+
+@pytest.mark.slow  # it composes all presets
+def test_the_table_of_gpu_hours_is_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")  # it uses the models of memory_table
+    cost_table = script("cost_table")
+    assert cost_table.PAGE.read_text(encoding="utf-8") == cost_table.page(), (
+        "run: python scripts/cost_table.py"
     )

@@ -391,6 +391,16 @@ def test_a_host_too_small_for_offloaded_models(run, on_gpu_host):
     assert "a host with more memory" in finding.fix
 
 
+def test_remembered_groups_take_host_memory(run, on_gpu_host):
+    share = "prism.discriminator.replay_share=0.5"
+    (finding,) = findings(CHECKS["host memory"], run.case("hardware=cuda", share))
+    assert (finding.level, "of remembered groups: " in finding.text) == ("ok", True)
+    many = "prism.discriminator.replay_groups=1000000000"
+    (finding,) = findings(CHECKS["host memory"], run.case("hardware=cuda", share, many))
+    assert finding.level == "error"
+    assert finding.fix.startswith("lower prism.discriminator.replay_groups")
+
+
 def test_processes_that_cannot_communicate(run, monkeypatch):
     case = run.case()
     (finding,) = findings(CHECKS["communication"], case)

@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, Qwen3VLConfig
+from qwen3_vl import QWEN
+from transformers import AutoModelForImageTextToText
 
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
@@ -17,6 +18,7 @@ from verl_prism.doctor.memory_estimate import (
     DeviceMemory,
     host_memory,
     phases,
+    replay_memory,
     trainable_parameters,
     training_state,
 )
@@ -28,55 +30,6 @@ from verl_prism.doctor.sizes import (
     upcycled_config,
 )
 from verl_prism.errors import UserError
-
-VISION = {
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "num_heads": 16,
-    "in_channels": 3,
-    "num_position_embeddings": 2304,
-}
-SMALL_VISION = {
-    "depth": 24,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "deepstack_visual_indexes": [5, 11, 17],
-}
-LARGE_VISION = {
-    "depth": 27,
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "deepstack_visual_indexes": [8, 16, 24],
-}
-
-
-def qwen3_vl(
-    hidden: int, mlp: int, layers: int, heads: int, tied: bool, vision: dict
-) -> Qwen3VLConfig:
-    text = {
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "head_dim": 128,
-        "num_attention_heads": heads,
-        "num_key_value_heads": 8,
-        "vocab_size": 151936,
-        "tie_word_embeddings": tied,
-    }
-    return Qwen3VLConfig(
-        text_config=text,
-        vision_config=VISION | vision | {"out_hidden_size": hidden},
-        tie_word_embeddings=tied,
-    )
-
-
-QWEN = {
-    "2b": qwen3_vl(2048, 6144, 28, 16, True, SMALL_VISION),
-    "4b": qwen3_vl(2560, 9728, 36, 32, True, SMALL_VISION),
-    "8b": qwen3_vl(4096, 12288, 36, 32, False, LARGE_VISION),
-}
-
 
 # Parameters of each part as they were counted by hand from config.json.
 COUNTED = {
@@ -98,6 +51,7 @@ COUNTED = {
         "vision_hidden": 1024,
         "vision_depth": 24,
         "merged_patches": 4,
+        "patch_values": 3 * 2 * 16 * 16,
     },
     "4b": {
         "total": 4_437_815_808,
@@ -117,6 +71,7 @@ COUNTED = {
         "vision_hidden": 1024,
         "vision_depth": 24,
         "merged_patches": 4,
+        "patch_values": 3 * 2 * 16 * 16,
     },
     "8b": {
         "total": 8_767_123_696,
@@ -136,6 +91,7 @@ COUNTED = {
         "vision_hidden": 1152,
         "vision_depth": 27,
         "merged_patches": 4,
+        "patch_values": 3 * 2 * 16 * 16,
     },
 }
 
@@ -353,3 +309,44 @@ def test_a_larger_share_caches_more_sequences(sizes, share, least, most):
 def test_loading_takes_a_copy_for_each_rank(sizes):
     prism = compose("stage=rlvr", "model=qwen3_vl_4b", "hardware=8xh100")
     assert host_memory(prism, sizes["4b"], None) == 4 * sizes["4b"].total * (4 + 8)
+
+
+REPLAY = "prism.discriminator.replay_share=0.5"
+
+
+def replayed(*overrides: str) -> int:
+    prism = compose("stage=align", "model=qwen3_vl_4b", "hardware=8xh100", *overrides)
+    return replay_memory(prism, upcycled_2b())
+
+
+def test_a_remembered_image_takes_25_megabytes():
+    """One of 1024 x 1024 pixels has 64 x 64 patches, which are 1,024 tokens."""
+    one = (
+        "prism.data.max_prompt_tokens=1024",
+        "prism.discriminator.replay_groups=1",
+        "prism.hardware.devices_per_node=1",
+    )
+    assert replayed(REPLAY, *one) == 4 * 3 * 2 * 1024 * 1024 == 25_165_824
+
+
+def test_a_node_holds_the_groups_of_its_devices():
+    groups = replayed(REPLAY)
+    assert groups == 8 * 64 * 2 * 25_165_824
+    assert replayed(REPLAY, "prism.hardware.nodes=2") == groups
+    pool = ("prism.discriminator.placement=pool", "prism.discriminator.pool_devices=2")
+    assert replayed(REPLAY, *pool) == groups / 4
+    assert replayed() == 0
+
+
+def test_remembered_groups_are_host_memory(sizes):
+    settings = ("stage=align", "model=qwen3_vl_4b", "hardware=8xh100")
+    for offload in ("true", "false"):
+        key = f"prism.hardware.offload={offload}"
+        without = host_memory(compose(*settings, key), sizes["4b"], upcycled_2b())
+        replaying = host_memory(compose(*settings, key, REPLAY), sizes["4b"], upcycled_2b())
+        assert replaying - without == replayed(REPLAY)
+
+
+def test_a_remembered_image_takes_what_its_tensor_takes(dense_folder, prompt):
+    patches = prompt.image_grid_thw.prod().item()
+    assert prompt.pixel_values.nbytes == 4 * patches * policy_sizes(dense_folder).patch_values

@@ -61,20 +61,31 @@ class FlopModel:
     def of(cls, config: Any) -> "FlopModel":
         """Take the sizes from a `DiscriminatorConfig`."""
         text = config.text_config
-        heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
         if config.routing == "dense":
             mlp = 3 * text.hidden_size * text.intermediate_size
         else:
             expert = 3 * text.hidden_size * text.moe_intermediate_size
             mlp = text.num_experts_per_tok * expert + text.num_experts * text.hidden_size
-        output = 2 * text.hidden_size * text.vocab_size if config.scoring == "likelihood" else 0
+        return cls._with(config, mlp, has_output=config.scoring == "likelihood")
+
+    @classmethod
+    def of_policy(cls, config: Any) -> "FlopModel":
+        """Take the sizes from a dense `Qwen3VLConfig`. Its output layer reads every token."""
+        text = config.text_config
+        mlp = 3 * text.hidden_size * text.intermediate_size
+        return cls._with(config, mlp, has_output=True)
+
+    @classmethod
+    def _with(cls, config: Any, mlp: int, has_output: bool) -> "FlopModel":
+        text = config.text_config
         vision = config.vision_config
+        heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
         return cls(
             layers=text.num_hidden_layers,
             token=2 * text.hidden_size * text.head_dim * heads,
             expert_token=2 * mlp,
             pair=4 * text.num_attention_heads * text.head_dim,
-            output=output,
+            output=2 * text.hidden_size * text.vocab_size if has_output else 0,
             patch=_patch_flops(vision),
             patch_pair=4 * vision.hidden_size * vision.depth,
         )

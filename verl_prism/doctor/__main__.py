@@ -39,13 +39,14 @@ from verl_prism.doctor.memory_checks import (
     check_vllm_cache,
 )
 from verl_prism.doctor.ray_resources import check_ray
+from verl_prism.doctor.time_checks import check_time
 from verl_prism.errors import UserError
 from verl_prism.gpu_check.__main__ import main as gpu_check
 from verl_prism.hub import with_local_models
 from verl_prism.redaction import command_redactor
 
 HELP = """\
-usage: python -m verl_prism.doctor stage=… [key=value …]
+usage: python -m verl_prism.doctor stage=… [key=value …] [--response-tokens=N]
        python -m verl_prism.doctor --gpu-check [--help] [option …]
 
 Checks a run before it costs GPU time. It takes the same arguments as python -m verl_prism.main.
@@ -56,6 +57,9 @@ It checks
   GPUs, communication between processes, and Ray's resources
   models, data, batch sizes, and verl's own validation of the configuration
   estimated memory per device in each phase of a step, and host memory
+
+It also estimates the GPU hours of the stage. --response-tokens=N is the mean length of the
+policy's responses; by default, that of the teacher's where the stage reads them, else 2,000.
 
 Each problem comes with a fix. On a host without a GPU, such as a login node, problems of the host
 itself are only noted if the run needs GPUs.
@@ -69,6 +73,7 @@ example:
 exit codes: 0 no errors (there may be warnings), 2 errors
 """
 GPU_CHECK = "--gpu-check"
+RESPONSE_TOKENS = "--response-tokens="
 EXIT_ERRORS = 2
 MARKS: dict[Level, str] = {
     "ok": "[green]✓[/]",
@@ -113,6 +118,7 @@ CHECKS: dict[str, Check] = {
     "device memory": check_device_memory,
     "vLLM's cache": check_vllm_cache,
     "host memory": check_host_memory,
+    "time": check_time,
     "verl": check_verl_config,
 }
 
@@ -186,17 +192,29 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     # The small files suffice for all checks.
     find_models = partial(with_local_models, weights=False, say=_say)
+    options = [each for each in arguments if each.startswith(RESPONSE_TOKENS)]
+    overrides = [each for each in arguments if each not in options]
     try:
-        config, prism = compose_run(arguments, find_models)
+        response_tokens = _response_tokens(options)
+        config, prism = compose_run(overrides, find_models)
     except UserError as mistake:
         message = command_redactor(arguments, os.environ)(str(mistake))
         sys.stderr.write(f"verl_prism: {message}\n")
         return EXIT_ERRORS
-    case = Case(config, prism)
+    case = Case(config, prism, response_tokens)
     results = {name: findings(check, case) for name, check in CHECKS.items()}
     print_findings(Console(soft_wrap=False, highlight=False), results)
     levels = {finding.level for found in results.values() for finding in found}
     return EXIT_ERRORS if "error" in levels else 0
+
+
+def _response_tokens(options: Sequence[str]) -> int | None:
+    if not options:
+        return None
+    value = options[-1].removeprefix(RESPONSE_TOKENS)
+    if not value.isdecimal() or int(value) == 0:
+        raise UserError(f"{options[-1]}: write a number of tokens, such as {RESPONSE_TOKENS}2000")
+    return int(value)
 
 
 def _say(line: str) -> None:

@@ -38,10 +38,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """The run that is checked. The first use of a model's sizes imports torch."""
+    """The run that is checked. The first use of a model's sizes imports torch.
+
+    Attributes:
+        response_tokens: Mean length of the policy's responses, if the user knows it.
+    """
 
     config: DictConfig
     prism: Prism
+    response_tokens: int | None = None
 
     @property
     def on_ray(self) -> bool:

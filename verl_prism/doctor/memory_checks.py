@@ -7,7 +7,13 @@ import psutil
 from verl_prism.config import ONLY_SAMPLE
 from verl_prism.doctor.devices import visible_gpus
 from verl_prism.doctor.finding import GIB, Case, Finding, error, gib, ok, warning
-from verl_prism.doctor.memory_estimate import DeviceMemory, Phase, host_memory, phases
+from verl_prism.doctor.memory_estimate import (
+    DeviceMemory,
+    Phase,
+    host_memory,
+    phases,
+    replay_memory,
+)
 
 H100 = 80 * GIB
 TIGHT = 0.9  # share of a device's memory
@@ -65,7 +71,7 @@ def check_vllm_cache(case: Case) -> Iterator[Finding]:
 
 
 def check_host_memory(case: Case) -> Iterator[Finding]:
-    """Check that the host holds the offloaded models and those being loaded."""
+    """Check that the host holds offloaded models, those being loaded, and remembered groups."""
     if case.prism.hardware.device == "cpu":
         yield ok("part of device memory")
         return
@@ -74,10 +80,14 @@ def check_host_memory(case: Case) -> Iterator[Finding]:
         return
     needed = host_memory(case.prism, case.policy, case.discriminator)
     total = psutil.virtual_memory().total
+    contents = "offloaded models and models being loaded"
+    fix = "set prism.hardware.offload=false, or use a host with more memory"
+    replay = replay_memory(case.prism, case.discriminator)
+    if replay:
+        contents += f", and at most {gib(replay)} of remembered groups"
+        fix = f"lower prism.discriminator.replay_groups, {fix}"
     if needed > total:
         yield error(
-            f"offloaded models and models being loaded need {gib(needed)} of host memory; "
-            f"this host has {gib(total)}",
-            "set prism.hardware.offload=false, or use a host with more memory",
+            f"{contents} need {gib(needed)} of host memory; this host has {gib(total)}", fix
         )
-    yield ok(f"offloaded models and models being loaded: {gib(needed)} of {gib(total)}")
+    yield ok(f"{contents}: {gib(needed)} of {gib(total)}")

@@ -268,7 +268,8 @@ def trainable_parameters(prism: Prism, policy: "Sizes") -> int:
 def host_memory(prism: Prism, policy: "Sizes", discriminator: "Sizes | None") -> int:
     """Return what one node's host memory holds.
 
-    These are offloaded models and, while the largest model is loaded, a whole copy for each rank.
+    These are offloaded models, remembered groups and, while the largest model is loaded, a whole
+    copy for each rank.
     """
     models: list[tuple[int, int]] = []
     if prism.stage != "warmup":
@@ -276,11 +277,26 @@ def host_memory(prism: Prism, policy: "Sizes", discriminator: "Sizes | None") ->
     if discriminator is not None:
         models.append((discriminator.total, discriminator.total))
     loading = FP32 * max(total for total, _ in models) * prism.hardware.devices_per_node
+    held = loading + replay_memory(prism, discriminator)
     if not prism.hardware.offload:
-        return loading
+        return held
     nodes = prism.hardware.nodes
     offloaded = [sum(training_state(total, trainable, nodes)) for total, trainable in models]
-    return loading + sum(offloaded)
+    return held + sum(offloaded)
+
+
+def replay_memory(prism: Prism, discriminator: "Sizes | None") -> int:
+    """Return what the groups that the discriminator remembers take on one node.
+
+    Only their images count, which are float32. They take at most all tokens of a prompt.
+    """
+    settings = prism.discriminator
+    if prism.stage != "align" or discriminator is None or settings.replay_share == 0:
+        return 0
+    own_pool = settings.placement == "pool"
+    ranks = settings.pool_devices if own_pool else prism.hardware.devices_per_node
+    patches = prism.data.max_prompt_tokens * discriminator.merged_patches
+    return ranks * settings.replay_groups * patches * discriminator.patch_values * FP32
 
 
 def checkpoint_bytes(policy: int, discriminator: int, lora: bool) -> int:

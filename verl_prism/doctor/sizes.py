@@ -45,6 +45,7 @@ class Sizes:
         vision_hidden: Width of the vision tower.
         vision_depth: Number of blocks of the vision tower.
         merged_patches: Number of image patches that become one token.
+        patch_values: Numbers that an image patch is given as.
     """
 
     total: int
@@ -64,6 +65,7 @@ class Sizes:
     vision_hidden: int
     vision_depth: int
     merged_patches: int
+    patch_values: int
 
     def adapters(self, rank: int) -> int:
         """Return the parameters of LoRA adapters on all linear maps of the language model."""
@@ -146,6 +148,7 @@ def sizes_of(config: Qwen3VLConfig | DiscriminatorConfig) -> Sizes:
         vision_hidden=vision.hidden_size,
         vision_depth=vision.depth,
         merged_patches=vision.spatial_merge_size**2,
+        patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
     )
 
 

@@ -19,6 +19,7 @@ from verl_prism.discriminator import (
     shard,
 )
 from verl_prism.gpu_check.device import allocated_gib, now, peak_gib, reset_peak
+from verl_prism.gpu_check.peaks import peak_of
 from verl_prism.gpu_check.precision import checkpoint_activations, random_model
 from verl_prism.gpu_check.problem import (
     QUICK,
@@ -36,8 +37,6 @@ DEFAULT_TOKENS = StepSettings().micro_batch_tokens
 TOKEN_LIMITS = tuple(DEFAULT_TOKENS // parts for parts in (1, 2, 4, 8))
 REPEATS = 3  # timed steps after one warm-up step
 LEARNING_RATE = 1e-6
-# Dense bf16 TFLOP/s that the makers state, by a part of the device's name.
-PEAK_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362}
 QUICK_SHARE = 16  # by which --quick shortens texts
 KERNELS = 20  # of a profile
 KERNEL_NAME = 100  # characters
@@ -152,11 +151,10 @@ def utilization(flops_per_second: float, device: str) -> dict[str, Any]:
     """Return the model TFLOP/s, and their share of the device's peak if it is known."""
     result: dict[str, Any] = {"model_tflops": float(f"{flops_per_second / 1e12:.4g}")}
     if device == "cuda":
-        name = torch.cuda.get_device_name()
-        peak = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
-        result["peak_tflops"] = peak
+        peak = peak_of(torch.cuda.get_device_name())
+        result["peak_tflops"] = None if peak is None else peak.tflops
         if peak is not None:
-            result["mfu"] = round(flops_per_second / 1e12 / peak, 4)
+            result["mfu"] = round(flops_per_second / 1e12 / peak.tflops, 4)
     return result
 
 

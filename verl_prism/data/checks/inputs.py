@@ -13,7 +13,7 @@ from verl_prism.data.checks.cache import read_result, result_key, write_result
 from verl_prism.data.checks.columns import check_columns
 from verl_prism.data.checks.host import check_loggers, check_nodes, check_output
 from verl_prism.data.checks.models import check_models, model_folders
-from verl_prism.data.checks.rows import FileReport, RowChecker, check_rows
+from verl_prism.data.checks.rows import FileReport, RowChecker, add_tokens, check_rows
 from verl_prism.data.epochs import MANY_EPOCHS, epochs_of, steps_per_epoch
 from verl_prism.data.rows import SPLITS, parquet_files
 from verl_prism.data.schema import stage_columns
@@ -45,11 +45,13 @@ class SplitReport:
         rows: number of rows, without those that are left out.
         longest: tokens of the longest prompt or demonstration that is not left out.
         skipped: numbers of the rows that are left out, counted over all files.
+        tokens: sums over the rows that are not left out, as in `FileReport`.
     """
 
     rows: int
     longest: int
     skipped: tuple[int, ...]
+    tokens: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,10 @@ def _join(prism: Prism, key: str, found: list[tuple[Path, FileReport]]) -> Split
     if skipped and prism.data.overlong == "error":
         raise UserError(_overlong_text(key, len(skipped), rows, found))
     longest = max(report.longest for _, report in found)
-    return SplitReport(rows - len(skipped), longest, tuple(skipped))
+    tokens: dict[str, int] = {}
+    for _, report in found:
+        add_tokens(tokens, report.tokens)
+    return SplitReport(rows - len(skipped), longest, tuple(skipped), tokens)
 
 
 def _overlong_text(key: str, count: int, rows: int, found: list[tuple[Path, FileReport]]) -> str:

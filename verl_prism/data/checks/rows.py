@@ -1,9 +1,9 @@
 """One pass over the rows of a data file, in memory that does not grow with the file."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ from verl_prism.response import View
 
 EXAMPLES = 3
 END_TOKENS = 2  # that the chat template adds after a response
+TEXT, IMAGES = "text", "images"
 
 Row = dict[str, Any]
 Progress = Callable[[int], None]  # is given the number of rows since the last call
@@ -41,6 +42,20 @@ class Overlong:
     text: str
 
 
+class Checked(NamedTuple):
+    """What a batch of rows has.
+
+    Attributes:
+        longest: tokens of the longest prompt or demonstration that is not too long.
+        overlong: what is too long.
+        tokens: see `FileReport`.
+    """
+
+    longest: int
+    overlong: list[Overlong]
+    tokens: dict[str, int]
+
+
 @dataclass
 class FileReport:
     """What a pass over a file found.
@@ -50,23 +65,33 @@ class FileReport:
         longest: tokens of the longest prompt or demonstration that is not too long.
         overlong: numbers of the rows that are too long.
         examples: the first few of them, in words.
+        tokens: sums over the rows that are not too long, by what has them: `TEXT`, which is a
+            prompt or a demonstration with its images, `IMAGES`, and each view of the teacher.
     """
 
     rows: int = 0
     longest: int = 0
     overlong: list[int] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
 
-    def add(self, rows: int, longest: int, overlong: Iterable[Overlong]) -> None:
-        """Add what a batch of `rows` rows has; the rows in `overlong` count from its start."""
-        for found in sorted(overlong, key=lambda item: item.row):
+    def add(self, rows: int, checked: Checked) -> None:
+        """Add what a batch of `rows` rows has; the numbers of its rows count from its start."""
+        for found in sorted(checked.overlong, key=lambda item: item.row):
             number = self.rows + found.row
             if number not in self.overlong[-1:]:
                 self.overlong.append(number)
             if len(self.examples) < EXAMPLES:
                 self.examples.append(f"row {number}: {found.text}")
-        self.longest = max(self.longest, longest)
+        self.longest = max(self.longest, checked.longest)
+        add_tokens(self.tokens, checked.tokens)
         self.rows += rows
+
+
+def add_tokens(sums: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add numbers of tokens to sums of the same names."""
+    for name, count in more.items():
+        sums[name] = sums.get(name, 0) + count
 
 
 class RowChecker:
@@ -106,8 +131,8 @@ class RowChecker:
             "pairs": (self._pairs, self._pass_limit) if self._pairs else None,
         }
 
-    def check(self, rows: Sequence[Row]) -> tuple[int, list[Overlong]]:
-        """Check a batch. Return the tokens of its longest conversation and what is too long.
+    def check(self, rows: Sequence[Row]) -> Checked:
+        """Check a batch.
 
         Raises:
             RowErrorAt: the first mistake.
@@ -124,11 +149,18 @@ class RowChecker:
                 overlong.append(Overlong(number, self._too_long(length, conversations[number])))
             else:
                 longest = max(longest, length)
+        images = [sum(conversation.image_tokens) for conversation in conversations]
+        tokens = {TEXT: lengths, IMAGES: images}
         if self._teacher is not None:
-            overlong += self._overlong_views(self._teacher, rows)
+            views = self._teacher.lengths([row["teacher_response"] for row in rows])
+            overlong += self._overlong_views(views)
+            for view in View:
+                tokens[view.value] = [each[view] for each in views]
         if self._pairs:
             overlong += self._overlong_pairs(rows, lengths)
-        return longest, overlong
+        left_out = {found.row for found in overlong}
+        sums = {name: _sum_without(left_out, counts) for name, counts in tokens.items()}
+        return Checked(longest, overlong, sums)
 
     def _check_row(self, row: Row) -> Conversation:
         messages = check_messages(row, self.text_column)
@@ -150,8 +182,7 @@ class RowChecker:
             f"{self.text_column} has {length:,} tokens{share}, over {self._limit_key}={self._limit}"
         )
 
-    def _overlong_views(self, counter: TeacherCounter, rows: Sequence[Row]) -> Iterator[Overlong]:
-        lengths = counter.lengths([row["teacher_response"] for row in rows])
+    def _overlong_views(self, lengths: Sequence[Mapping[View, int]]) -> Iterator[Overlong]:
         for number, views in enumerate(lengths):
             for view, (key, limit) in self._view_limits.items():
                 if views[view] > limit:
@@ -172,6 +203,10 @@ class RowChecker:
                     f"the prompt has {prompt:,} tokens and the longest response {length:,}, over "
                     f"prism.hardware.max_tokens_per_device={self._pass_limit}",
                 )
+
+
+def _sum_without(left_out: Collection[int], counts: Sequence[int]) -> int:
+    return sum(count for row, count in enumerate(counts) if row not in left_out)
 
 
 class RowErrorAt(Exception):
@@ -200,10 +235,10 @@ def check_rows(file: Path, checker: RowChecker, on_progress: Progress) -> FileRe
     for batch in read_batches(file, columns):
         rows = to_rows(file, report.rows, batch)
         try:
-            longest, overlong = checker.check(rows)
+            checked = checker.check(rows)
         except RowErrorAt as error:
             raise UserError(f"{file}, row {report.rows + error.number}: {error}") from None
-        report.add(len(rows), longest, overlong)
+        report.add(len(rows), checked)
         on_progress(len(rows))
     return report
 

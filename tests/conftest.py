@@ -1,8 +1,10 @@
 """Fixtures: a tiny Qwen3-VL from the digits example, its discriminator, prompts, and a pipeline."""
 
+import atexit
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,9 +12,10 @@ from pathlib import Path
 
 # Before torch is imported: idle threads of torch must sleep, and vLLM must not compile its sampler.
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_COMPILE_DISABLE": "1"}
+# wandb uploads nothing.
+os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 # Results of checks are not kept in the user's own cache. The folder is deleted at the end.
-CACHE = tempfile.TemporaryDirectory(prefix="verl_prism-cache-")
-os.environ["VERL_PRISM_CACHE"] = CACHE.name
+os.environ["VERL_PRISM_CACHE"] = tempfile.mkdtemp(prefix="verl_prism-cache-")
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +25,8 @@ from verl_prism.discriminator import load_discriminator
 from verl_prism.discriminator.upcycling import upcycle
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.warmup_data import encode_row
+
+atexit.register(shutil.rmtree, os.environ["VERL_PRISM_CACHE"], ignore_errors=True)
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "examples" / "digits"
@@ -119,6 +124,8 @@ class Pipeline:
 @pytest.fixture(scope="session")
 def pipeline(digits_folder, tmp_path_factory, vllm_for_cpu):
     """A pipeline after stages sft and warmup: the policy knows the format."""
+    from logged import LOGGERS
+
     pipeline = Pipeline(digits_folder, tmp_path_factory.mktemp("pipeline") / "digits")
     pipeline.run(
         "sft",
@@ -126,6 +133,7 @@ def pipeline(digits_folder, tmp_path_factory, vllm_for_cpu):
         "prism.sft.examples_per_step=16",
         "prism.optim.lr=2e-3",
         "prism.optim.warmup_steps=10",
+        *LOGGERS,
     )
     pipeline.run(
         "warmup",
@@ -134,5 +142,6 @@ def pipeline(digits_folder, tmp_path_factory, vllm_for_cpu):
         "prism.warmup.prompts=60",
         "prism.warmup.samples_per_prompt=2",
         "prism.warmup.pairs_per_step=16",
+        *LOGGERS,
     )
     return pipeline

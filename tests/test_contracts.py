@@ -24,6 +24,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.trainer.sft_trainer import SFTTrainer
 from verl.utils import distributed, tensordict_utils
 from verl.utils.checkpoint import CheckpointHandler
+from verl.utils.tracking import Tracking
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngine, FSDPEngineWithLMHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
@@ -74,6 +75,7 @@ OVERRIDDEN = [
     ),
     (SFTTrainer, PrismSFTTrainer, "_build_ckpt_handler", ["self"]),
     (SFTTrainer, PrismSFTTrainer, "_build_dataloader", ["self"]),
+    (SFTTrainer, PrismSFTTrainer, "_build_engine", ["self"]),
     (SFTTrainer, PrismDPOTrainer, "_build_engine", ["self"]),
     (SFTTrainer, PrismDPOTrainer, "_build_dataloader", ["self"]),
     (SFTTrainer, PrismDPOTrainer, "_init_engine", ["self"]),
@@ -121,6 +123,13 @@ CALLED = [
         "load_checkpoint",
         ["self", "local_path", "hdfs_path", "del_local_after_load"],
     ),
+    (
+        Tracking,
+        "__init__",
+        ["self", "project_name", "experiment_name", "default_backend", "config"],
+    ),
+    (Tracking, "log", ["self", "data", "step", "backend"]),
+    (Tracking, "finish", ["self", "exit_code"]),
     (distributed, "initialize_global_process_group_ray", ["timeout_second", "backend"]),
     (Scheduler, "get_request_counts", ["self"]),
     (Scheduler, "set_pause_state", ["self", "pause_state"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from logged import LOGGERS, assert_logged, by_step, wandb_metrics
 from openai_endpoint import RIGHT, Endpoint
 
 from verl_prism.discriminator import load_discriminator
@@ -43,6 +44,7 @@ def aligned(pipeline):
         "prism.align.accuracy_weight=0.5",
         "prism.discriminator.replay_share=0.5",
         "prism.discriminator.restart_every=1",
+        *LOGGERS,
     )
 
 
@@ -66,10 +68,33 @@ def test_align_updates_policy_and_discriminator(pipeline, aligned):
         assert step["align/advantage_std"] > 0
 
 
+def test_loggers_get_the_demonstrations_that_sft_begins_with(pipeline):
+    run = RunFolder(pipeline.root / "sft")
+    samples = read_samples(run)
+    assert_logged(run, {1: samples})
+    rows = pq.read_table(pipeline.root / "data" / "sft.parquet").to_pylist()
+    assert len({sample["row"] for sample in samples}) == 8
+    for sample in samples:
+        assert sample["response"] == rows[sample["row"]]["messages"][-1]["content"]
+
+
+def test_loggers_get_metrics_and_scored_samples_of_the_warmup(pipeline):
+    run = RunFolder(pipeline.root / "warmup")
+    samples = read_samples(run)
+    last = wandb_metrics(run)[5]
+    heldout = {name: value for name, value in last.items() if name.startswith("heldout/")}
+    assert {"heldout/perception/accuracy", "heldout/scrambled/reasoning/accuracy"} <= heldout.keys()
+    assert_logged(run, by_step(samples), {5: heldout})
+    assert any({"perception", "teacher_perception"} <= sample.keys() for sample in samples)
+    (data,) = unpacked(run.report.read_text())["runs"]
+    assert len(data["samples"]) == len(samples) == 5 * 8
+
+
 def test_align_keeps_samples_for_its_report(pipeline, aligned):
     run = RunFolder(pipeline.root / "align")
     samples = read_samples(run)
     assert [sample["step"] for sample in samples] == [1] * 8 + [2] * 8
+    assert_logged(run, by_step(samples))
     valid = [sample for sample in samples if not sample["fault"]]
     assert valid
     assert all({"perception", "reasoning", "advantage", "acc"} <= sample.keys() for sample in valid)
@@ -94,8 +119,11 @@ def test_rlvr_starts_from_the_aligned_policy(pipeline, aligned):
         "prism.rollout.samples_per_prompt=4",
         "prism.optim.lr=1e-3",
         "prism.rollout.old_log_probs=always",
+        *LOGGERS,
     )
     assert len(steps) == 2
+    run = RunFolder(pipeline.root / "rlvr")
+    assert_logged(run, by_step(read_samples(run)))
     assert_vllm_serves_the_actor_by_verls_metrics(steps)
     assert 0 < steps[0]["critic/score/mean"] < 1
     policies = (
@@ -106,8 +134,26 @@ def test_rlvr_starts_from_the_aligned_policy(pipeline, aligned):
         policies,
         "prism.eval.metrics=examples/digits/metrics.py:measure",
         "prism.eval.max_questions=40",
+        *LOGGERS,
     )
-    assert {"results.json", "results.md", "examples.png"} <= set(os.listdir(pipeline.root / "eval"))
+    run = RunFolder(pipeline.root / "eval")
+    assert {"results.json", "results.md", "examples.png"} <= set(os.listdir(run.path))
+    samples, metrics = first_samples(run, questions=range(0, 40, 5))
+    assert_logged(run, {0: samples}, {0: metrics})
+
+
+def first_samples(run: RunFolder, questions: range) -> tuple[list[dict], dict[str, float]]:
+    """Return each policy's first samples of some questions, and its accuracy, from its files."""
+    lines = [json.loads(line) for line in run.responses.read_text().splitlines()]
+    samples = []
+    for question in questions:
+        for line in lines:
+            if (line["question"], line["sample"]) == (question, 0):
+                own = {"row": question, "policy": line["policy"], "response": line["text"]}
+                samples.append(own | line["marks"])
+    policies = json.loads(run.results.read_text())["policies"]
+    accuracy = {f"{name}/accuracy": means["accuracy"]["mean"] for name, means in policies.items()}
+    return samples, accuracy
 
 
 @pytest.mark.slow

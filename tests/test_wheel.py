@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -88,5 +89,12 @@ def test_the_configs_and_the_import_hooks_are_in_the_wheel(installed):
 
 def test_an_unknown_command_lists_the_known_ones(capsys):
     assert cli.main(["train"]) == 2
-    assert "verl-prism COMMAND" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "there is no command 'train'" in shown
+    assert "verl-prism COMMAND" in shown
     assert cli.main([]) == 2
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"verl-prism {version('verl_prism')}\n"

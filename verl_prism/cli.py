@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 HELP = """\
@@ -18,13 +19,14 @@ usage: verl-prism COMMAND [ARGUMENTS]
   discriminator …  make the folder of a discriminator                (… verl_prism.discriminator)
   demo [FOLDER]    the whole method on pictures of digits, on two CPU cores
 
-verl-prism COMMAND --help explains a command.
+verl-prism COMMAND --help explains a command. verl-prism --version prints the version.
 """
 DEMO_HELP = """\
 usage: verl-prism demo [FOLDER] [SEED]
 
 Run the whole method on pictures of handwritten digits, with a model of 1.4 million parameters, on
-two CPU cores. The results are in FOLDER (default: outputs/digits).
+two CPU cores: about 12 minutes if they are idle. The results are in FOLDER (default:
+outputs/digits). The same command continues a demo that was stopped.
 """
 MODULES = {
     "run": "verl_prism.main",
@@ -45,8 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if command == "demo":
         return demo(others)
+    if command == "--version":
+        sys.stdout.write(f"verl-prism {version('verl_prism')}\n")
+        return 0
     if command not in MODULES:
-        sys.stderr.write(HELP)
+        unknown = f"there is no command {command!r}\n\n" if command else ""
+        sys.stderr.write(unknown + HELP)
         return 2
     module = importlib.import_module(MODULES[command])
     status: int = module.main(others)

@@ -99,6 +99,10 @@ class RunFolder:
         """Checkpoints of an earlier run, kept until this run has saved one."""
         return self.path / "checkpoints.replaced"
 
+    def replaced(self, result: Path) -> Path:
+        """Where the `policy` or `discriminator` of an earlier run is, until another one follows."""
+        return result.with_name(f"{result.name}.replaced")
+
     @property
     def skipped_rows(self) -> Path:
         """Numbers of the rows that every stage leaves out: JSON {"train": [...], "heldout": [...]}.

@@ -8,14 +8,18 @@ root=${1:-outputs/digits}
 seed=${2:-0}
 here=$(dirname "$0")
 
+# A stage that is complete is not run again, and one that was stopped continues.
 prism() {
-    python -m verl_prism.main model=digits hardware=cpu prism.root="$root" prism.seed="$seed" "$@"
+    python -m verl_prism.main model=digits hardware=cpu prism.resume=true \
+        prism.root="$root" prism.seed="$seed" "$@"
 }
 
 # Images of three digits, the question what their sum is, demonstrations and the teacher's responses;
 # a tiny Qwen3-VL with random weights.
-python "$here/data.py" --out "$root/data" --seed "$seed" --task row --digits 3
-python "$here/model.py" --data "$root/data" --out "$root/base" --seed "$seed"
+if [[ ! -f $root/base/config.json ]]; then
+    python "$here/data.py" --out "$root/data" --seed "$seed" --task row --digits 3
+    python "$here/model.py" --data "$root/data" --out "$root/base" --seed "$seed"
+fi
 
 # 1. Fine-tune on the demonstrations. Most of them are careless, and the policy learns their errors.
 prism stage=sft prism.steps=450 prism.sft.examples_per_step=16 prism.optim.lr=2e-3 \

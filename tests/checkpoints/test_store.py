@@ -13,7 +13,7 @@ from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
 from verl_prism.errors import EndedEarly, UserError
-from verl_prism.launcher.launch import is_complete, prepare_output
+from verl_prism.launcher.launch import is_complete, kept_text, prepare_output
 from verl_prism.report.metrics import join_records, keep_steps, read_records
 from verl_prism.run_folder import RunFolder
 
@@ -259,6 +259,28 @@ def test_starting_from_scratch_keeps_earlier_checkpoints_until_a_new_one_is_save
     save(prism, 2)
     assert newest_step(prism) == 2
     assert not run.replaced_checkpoints.exists()
+
+
+def test_starting_from_scratch_keeps_the_earlier_result(compose, run):
+    prism = compose()
+    run.policy.mkdir(parents=True)
+    (run.policy / "config.json").write_text("first")
+    prepare_output(prism, run, None)
+    assert not run.policy.exists()
+    prepare_output(prism, run, None)
+    assert (run.replaced(run.policy) / "config.json").read_text() == "first"
+    run.policy.mkdir()
+    prepare_output(prism, run, None)
+    assert names(run.replaced(run.policy)) == set(), "the later result replaces it"
+
+
+def test_what_a_stopped_run_leaves(compose, run):
+    prism = compose()
+    assert kept_text(prism, run).startswith("no checkpoint was saved yet")
+    save(prism, 5)
+    assert kept_text(prism, run) == "prism.resume=true continues from the checkpoint of step 5"
+    sampling = prism.model_copy(update={"stage": "sample"})
+    assert kept_text(sampling, run).startswith("the responses so far are kept")
 
 
 def test_a_run_cannot_start_from_checkpoints_that_it_would_overwrite(compose, run):

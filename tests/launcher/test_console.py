@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from verl_prism.launcher.console import StageConsole
+from verl_prism.launcher.console import StageConsole, clock
 from verl_prism.launcher.log_errors import last_errors
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.run_folder import RunFolder
@@ -209,3 +209,17 @@ def test_a_resumed_run_counts_its_own_steps_and_continues_the_log(tmp_path, capf
     shown = capfd.readouterr().out
     assert "resuming from step 30\n" in shown
     assert "  2 steps in " in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (59.6, "1:00"),
+        (3599, "59:59"),
+        (3600, "1:00:00"),
+        (47 * 3600 + 61, "47:01:01"),
+        (12.2 * 86400, "12 d 4 h"),
+    ],
+)
+def test_times_have_hours_and_days(seconds, shown):
+    assert clock(seconds) == shown

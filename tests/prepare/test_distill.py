@@ -459,6 +459,23 @@ def test_an_estimate_asks_a_sample_that_is_not_asked_again(distill, endpoint, so
     assert len(endpoint.requests) == 60
 
 
+def test_an_estimate_that_nothing_was_answered_for_is_an_error(distill, endpoint):
+    endpoint.reply = lambda key, body: 503
+    with pytest.raises(UserError, match=r"no row of the sample was answered: .*503"):
+        distill("sample=3", "retries=0", command="estimate")
+
+
+def test_a_run_without_a_request_leaves_no_settings_behind(distill, endpoint):
+    """As after a wrong address or key: the right settings may then be others."""
+    with pytest.raises(UserError, match="no row of the sample was answered"):
+        distill(
+            "teacher.endpoint=http://127.0.0.1:9/v1", "sample=3", "retries=0", command="estimate"
+        )
+    assert distill("teacher.model=another").counts["rows written"] == ROWS
+    with pytest.raises(UserError, match="its answers were made with other settings"):
+        distill("teacher.model=a third")
+
+
 def test_an_estimate_tells_the_uncertainty(distill, endpoint, source):
     write_rows(source, [question(number) for number in range(60)])
 

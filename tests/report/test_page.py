@@ -194,6 +194,23 @@ def test_a_warmup_shows_its_rollouts(digits_folder, tmp_path):
     run.rollouts.write_text("\n".join(lines) + "\n")
     (data,) = report(run)
     assert [sample["row"] for sample in data["samples"]] == [5, 5, 2, 2]
+    scores = {"perception": -0.5, "teacher_perception": 1.5}
+    add_samples(run, [{"step": 1, "row": 3, "response": VALID.format(1), **scores}])
+    (data,) = report(run)
+    assert [sample["marks"] for sample in data["samples"]] == [scores]
+
+
+def test_sft_shows_demonstrations(digits_folder, tmp_path):
+    run = make_run(digits_folder, tmp_path / "sft", "sft")
+    row = pq.read_table(digits_folder / "data" / "sft.parquet").slice(4, 1).to_pylist()[0]
+    add_samples(run, [{"step": 1, "row": 4, "response": row["messages"][-1]["content"]}])
+    (data,) = report(run)
+    assert data["note"] == ""
+    assert data["samples"][0]["blocks"]["answer"] in row["messages"][-1]["content"]
+    question = data["questions"]["4"]
+    assert question["text"] in row["messages"][1]["content"]
+    assert question["text"]
+    assert len(question["images"]) == 1
 
 
 def test_several_runs_are_told_apart(digits_folder, tmp_path, capsys):

@@ -9,7 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from logged import LOGGERS, assert_logged, by_step
 from safetensors.torch import load_file
+
+from verl_prism.report.step_samples import read_samples
+from verl_prism.run_folder import RunFolder
 
 pytestmark = pytest.mark.integration
 
@@ -53,7 +57,7 @@ def steps(output: Path) -> list[dict]:
 
 
 def test_it_learns_to_prefer_the_teacher(digits_folder, pairs, tmp_path):
-    done = train(digits_folder, pairs, tmp_path / "dpo", "prism.steps=10")
+    done = train(digits_folder, pairs, tmp_path / "dpo", "prism.steps=10", *LOGGERS)
     metrics = steps(tmp_path / "dpo")
     assert "accuracy" in done.stdout
     assert metrics[0]["train/loss"] == pytest.approx(0.6931, abs=1e-3)  # it is its own reference
@@ -65,6 +69,17 @@ def test_it_learns_to_prefer_the_teacher(digits_folder, pairs, tmp_path):
     reference = torch.load(tmp_path / "dpo" / "reference.pt", weights_only=True)
     assert reference.shape == (64, 2)
     assert (tmp_path / "dpo" / "policy" / "model.safetensors").is_file()
+    run = RunFolder(tmp_path / "dpo")
+    samples = by_step(read_samples(run))
+    assert_logged(run, samples)
+    rows = pq.read_table(pairs).to_pylist()
+    for number, step in enumerate(metrics, 1):
+        for sample in samples[number]:  # all eight pairs
+            assert sample["response"] in rows[sample["row"]]["student_responses"]
+            difference = sample["teacher_reward"] - sample["student_reward"]
+            assert sample["margin"] == pytest.approx(difference, abs=1e-5)
+        margins = [sample["margin"] for sample in samples[number]]
+        assert sum(margins) / 8 == pytest.approx(step["dpo/margin"], abs=1e-5)
 
 
 @pytest.mark.slow

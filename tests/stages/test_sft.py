@@ -79,7 +79,10 @@ def test_stopping_leaves_no_process(number, digits_folder, tmp_path):
     run.send_signal(number)
     assert run.wait(timeout=15) == 130
     assert time.monotonic() - stopped < 15
-    assert run.stderr.read().splitlines() == [f"stopped; log in {tmp_path / 'log.txt'}"]
+    assert run.stderr.read().splitlines() == [
+        "stopped; no checkpoint was saved yet (prism.checkpoint_every); "
+        f"log in {tmp_path / 'log.txt'}"
+    ]
     assert not [process for process in descendants if process.is_running()], "not even a zombie"
 
 

@@ -7,6 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from logged import by_step
 from mixed_images import write_mixed_images
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ from verl_prism.compose import compose_run
 from verl_prism.discriminator import load_discriminator
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.report.metrics import MetricsLog, keep_steps, read_records
+from verl_prism.report.step_samples import read_samples
 from verl_prism.rollout.journal import Journal
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.warmup import make_discriminator, run_warmup
@@ -136,7 +138,38 @@ def test_it_trains_and_writes_a_discriminator_that_loads(compose):
         "rollouts.jsonl",
         "rollouts.settings.json",
         "metrics.jsonl",
+        "step_samples.jsonl",
     }, "no state is left"
+
+
+@pytest.mark.usefixtures("sampled")
+def test_samples_have_the_scores_of_both(compose):
+    """All of a step's responses are kept here, so their margins are those of the metrics."""
+    prism = compose(
+        "prism.warmup.mismatched_teachers=0",
+        "prism.warmup.pairs_per_step=4",
+        "prism.samples_per_step=100",
+    )
+    run_warmup(prism)
+    samples = by_step(read_samples(RunFolder(prism.output)))
+    assert samples.keys() == {1, 2, 3, 4}
+    for number, step in enumerate(steps(prism), 1):
+        valid = [sample for sample in samples[number] if not sample["fault"]]
+        assert len(valid) == step["pairs"]
+        for view in ("perception", "reasoning"):
+            margins = [sample[f"teacher_{view}"] - sample[view] for sample in valid]
+            assert sum(margins) / len(margins) == pytest.approx(step[f"{view}/margin"], abs=1e-5)
+        invalid = [sample for sample in samples[number] if sample["fault"]]
+        assert all(sample["response"] == "no format" for sample in invalid)
+        assert not any("perception" in sample for sample in invalid)
+
+
+@pytest.mark.usefixtures("sampled")
+def test_mismatched_teachers_are_no_samples(compose):
+    prism = compose("prism.samples_per_step=100", "prism.steps=1")
+    run_warmup(prism)
+    samples = read_samples(RunFolder(prism.output))
+    assert {sample["response"] for sample in samples} == {VALID, "no format"}
 
 
 @pytest.mark.usefixtures("sampled")

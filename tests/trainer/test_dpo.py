@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torch.nn import functional as F
 
 from verl_prism.data.pair_dataset import Demonstrations
-from verl_prism.trainer.dpo import dpo_loss, dpo_terms, sequence_log_probs
+from verl_prism.trainer.dpo import DpoLoss, dpo_terms, sequence_log_probs
 
 BETA = 0.1
 
@@ -54,6 +54,7 @@ def test_shares_of_micro_batches_and_ranks_add_up(ranks):
     whole, values = dpo_terms((log_probs[:, :4]).sum(-1), reference, ties, BETA)
     total = 0.0
     accuracy = 0.0
+    dpo_loss = DpoLoss(BETA)
     for start in (0, 2, 6):
         part = slice(start, {0: 2, 2: 6, 6: 8}[start])
         data = TensorDict(
@@ -61,17 +62,20 @@ def test_shares_of_micro_batches_and_ranks_add_up(ranks):
                 "loss_mask": nested(list(masks[part])),
                 "reference": reference[part],
                 "tie": nested(list(ties.repeat_interleave(2)[part, None])),
+                "pair": nested(list(torch.tensor([9, 9, 7, 7, 5, 5, 6, 6])[part, None])),
             },
             batch_size=len(masks[part]),
         )
         data.set_non_tensor("global_batch_size", 4)
         data.set_non_tensor("dp_size", ranks)
         output = {"log_probs": nested(list(log_probs[part]))}
-        loss, metrics = dpo_loss(BETA, output, data)
+        loss, metrics = dpo_loss(output, data)
         total += loss.item() / ranks
         accuracy += metrics["dpo/accuracy"]
     assert total == pytest.approx(whole.mean().item(), rel=1e-5)
     assert accuracy == pytest.approx(values["accuracy"].mean().item())
+    margins = [dpo_loss.marks[pair]["margin"] for pair in (9, 7, 5, 6)]
+    assert margins == pytest.approx(values["margin"].tolist())
 
 
 def test_the_gradient_pushes_the_teacher_up_and_the_student_down():

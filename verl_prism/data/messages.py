@@ -15,6 +15,13 @@ def chat_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def question_text(row: Mapping[str, Any]) -> str:
+    """Return what the user asks in a question (`prompt`) or a demonstration (`messages`)."""
+    messages = row["prompt"] or row["messages"] or ()
+    asked = [message["content"] for message in messages if message["role"] == "user"]
+    return "\n".join(asked).replace("<image>", "").strip()
+
+
 def _parts(content: str) -> str | Sequence[dict[str, str]]:
     if "<image>" not in content:
         return content

@@ -143,7 +143,7 @@ class StageConsole:
         steps = f"{self.step - self._first_step} {self._unit} in " if self.step else ""
         self._console.print(Text(f"✓ {self.stage}: {result}", style="bold"), soft_wrap=True)
         self.say(f"  {shown or 'no metrics'}")
-        self.say(f"  {steps}{_clock(seconds)} · log in {self.log_path}")
+        self.say(f"  {steps}{clock(seconds)} · log in {self.log_path}")
         summary = {
             "stage": self.stage,
             "made": str(result),
@@ -215,10 +215,10 @@ class StageConsole:
         for label, key in self._shown.items():
             if key in self.metrics:
                 parts.append(f"{label} {_short(self.metrics[key])}")
-        times = _clock(self._pace.elapsed())
+        times = clock(self._pace.elapsed())
         left = self._pace.left(self.total_steps)
         if left is not None:
-            times += f", {_clock(left)} left"
+            times += f", {clock(left)} left"
         return [*parts, times]
 
     def _plain_line(self) -> str:
@@ -304,6 +304,13 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return minutes and seconds, hours too from one hour on, and days from two days on."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    if minutes < 60:
+        return f"{minutes}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"

@@ -21,6 +21,7 @@ from verl_prism.data.checks import model_folders
 from verl_prism.errors import UserError
 from verl_prism.launcher.console import StageConsole
 from verl_prism.launcher.failure import failure_text
+from verl_prism.launcher.logger_files import logger_environment
 from verl_prism.launcher.network import network_environment
 from verl_prism.launcher.process_tree import STOP_SIGNALS, ProcessTree
 from verl_prism.launcher.stacks import STACKS_VARIABLE
@@ -91,11 +92,22 @@ def launch(config: DictConfig, prism: Prism) -> int:
     try:
         return run_process(config, prism, scratch, checkpoint.step if checkpoint else 0, notes)
     except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; log in {run.log}\n")
+        sys.stderr.write(f"stopped; {kept_text(prism, run)}; log in {run.log}\n")
         return EXIT_STOPPED
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         join_records(run)
+
+
+def kept_text(prism: Prism, run: RunFolder) -> str:
+    """Return what a run that was stopped leaves for the next one."""
+    resume = "prism.resume=true continues"
+    if prism.stage in ONLY_SAMPLE:
+        return f"the responses so far are kept, and {resume} from them"
+    checkpoint, _ = checkpoint_store(prism).newest()
+    if checkpoint is not None:
+        return f"{resume} from the checkpoint of step {checkpoint.step}"
+    return "no checkpoint was saved yet (prism.checkpoint_every)"
 
 
 def is_complete(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) -> bool:
@@ -110,7 +122,8 @@ def is_complete(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) -> 
 def prepare_output(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) -> None:
     """Create the output folder, and remove what an earlier run of the stage left in it.
 
-    Without a checkpoint to resume from, earlier checkpoints are set aside until this run has one.
+    Without a checkpoint to resume from, an earlier run's results are set aside, and its checkpoints
+    until this run has one.
     """
     run.path.mkdir(parents=True, exist_ok=True)
     for file in (run.outcome, run.end_request, run.summary, run.report):
@@ -118,17 +131,25 @@ def prepare_output(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) 
     if prism.stage in ONLY_SAMPLE:
         return
     _check_inputs_are_kept(prism, run)
-    for folder in (run.policy, run.discriminator, run.unfinished_checkpoints):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(run.unfinished_checkpoints, ignore_errors=True)
     if checkpoint:
+        for folder in (run.policy, run.discriminator):
+            shutil.rmtree(folder, ignore_errors=True)
         keep_steps(run, checkpoint.metrics, checkpoint.step)
         keep_samples(run, checkpoint.step)
         return
     run.earlier_metrics.unlink(missing_ok=True)
     run.step_samples.unlink(missing_ok=True)
+    for folder in (run.policy, run.discriminator):
+        if folder.exists():
+            _set_aside(folder, run.replaced(folder))
     if published(run):
-        shutil.rmtree(run.replaced_checkpoints, ignore_errors=True)
-        run.checkpoints.rename(run.replaced_checkpoints)
+        _set_aside(run.checkpoints, run.replaced_checkpoints)
+
+
+def _set_aside(folder: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
 
 
 def _check_inputs_are_kept(prism: Prism, run: RunFolder) -> None:
@@ -233,16 +254,6 @@ def read_outcome(run: RunFolder) -> Outcome:
 def command(config_file: Path) -> list[str]:
     """Return the command that runs the stage. The stage itself starts its other processes."""
     return [sys.executable, "-m", "verl_prism.stages.run", str(config_file)]
-
-
-def logger_environment(run: RunFolder) -> dict[str, str]:
-    """Return the variables that keep what verl's loggers write below the output folder."""
-    return {
-        "TENSORBOARD_DIR": str(run.path / "tensorboard"),
-        "WANDB_DIR": str(run.path),
-        "SWANLAB_LOG_DIR": str(run.path / "swanlog"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{run.path / 'mlruns.db'}",
-    }
 
 
 def environment(prism: Prism, scratch: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt
 
+from verl_prism.errors import UserError
 from verl_prism.prepare.distill import settings as distill_settings
 from verl_prism.prepare.distill.questions import COLUMNS, Question, RequestMaker
 from verl_prism.prepare.report import Report
@@ -64,16 +65,29 @@ def run(settings: Settings) -> Report:
         out_of_budget = ask(online, _sample(files, chosen), len(chosen), maker, journal, grader)
         outcomes = Outcomes(settings, maker, journal, grader)
         usage = []
+        failures = []
         kept = 0
         for question in _sample(files, chosen):
             kept += isinstance(outcomes.of(question), str)
             usage.append(Usage(*journal.usage(question.id)))
-    problems = ("the budget ended before the sample; the figures are too low",)
+            failure = journal.failure(question.id)
+            if failure is not None:
+                failures.append(failure)
+    if len(failures) == len(usage):
+        raise UserError(f"no row of the sample was answered: {failures[-1]}")
+    problems = []
+    if out_of_budget:
+        problems.append("the budget ended before the sample; the figures are too low")
+    if failures:
+        problems.append(
+            f"{len(failures)} rows of the sample were not answered ({failures[-1]}); "
+            "the figures are too low"
+        )
     return Report(
         counts={"rows": rows, "rows asked": len(usage), "rows kept of them": kept},
         figures=_figures(settings, rows, usage),
         outputs=(settings.journal,),
-        problems=problems if out_of_budget else (),
+        problems=tuple(problems),
     )
 
 

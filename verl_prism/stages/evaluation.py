@@ -27,6 +27,7 @@ from verl_prism.run_folder import RunFolder
 from verl_prism.stages.evaluation_categories import by_category, read_categories
 from verl_prism.stages.evaluation_grading import Grader, grade_policies, load_measure
 from verl_prism.stages.evaluation_judge import open_judge
+from verl_prism.stages.evaluation_loggers import log_evaluation
 from verl_prism.stages.evaluation_teacher import compare_with_teacher
 from verl_prism.stages.sampling import (
     journal_settings,
@@ -74,6 +75,7 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
         folder.results_table.write_text(tables, encoding="utf-8")
         first = {name: FirstResponses(folder.samples(name), given) for name, given in marks.items()}
         draw_examples(folder.examples, rows, first)
+    log_evaluation(prism, policies, first)
     return {f"{name} accuracy": _percent(means["accuracy"]) for name, means in policies.items()}
 
 

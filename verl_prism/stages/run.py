@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_prism.config import Prism, parse_prism
 from verl_prism.errors import EndedEarly, UserError
+from verl_prism.launcher.logger_files import prepare_loggers
 from verl_prism.redaction import run_redactor
 from verl_prism.run_folder import RunFolder
 
@@ -23,6 +24,7 @@ def main(config_file: Path) -> int:
     prism = parse_prism(config.prism)
     outcome: dict[str, object]
     try:
+        prepare_loggers(prism)
         outcome = {"metrics": run_stage(config, prism)}
     except UserError as error:
         redact = run_redactor(config, os.environ)

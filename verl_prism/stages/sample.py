@@ -1,6 +1,8 @@
 """Stage `sample`: the policy answers the training questions, without gold answers or a teacher."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -9,9 +11,12 @@ from verl_prism.data.row_files import RowWriter, common_schema, with_columns
 from verl_prism.data.rows import Rows, parquet_files, train_rows
 from verl_prism.data.schema import COLUMNS
 from verl_prism.report.metrics import MetricsLog
+from verl_prism.report.step_samples import RESPONSE, ROW, evenly
+from verl_prism.response import parse_response
 from verl_prism.rollout.journal import JournalReader
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.sampling import sample_training_rows
+from verl_prism.trainer.tracking import log_results
 
 RESPONSES = "student_responses"
 
@@ -31,7 +36,31 @@ def run_sample(prism: Prism) -> dict[str, float | str]:
         sample_training_rows(prism, rows, prism.rollout.samples_per_prompt, log)
         log.note("writing the responses")
         write_samples(prism, rows, folder.samples_file)
-    return {"questions": str(len(rows)), "responses": str(prism.rollout.samples_per_prompt)}
+    responses = JournalReader(folder.rollouts)
+    invalid = invalid_share(responses)
+    samples = first_responses(responses, prism.samples_per_step)
+    log_results(prism, {"sample/invalid": invalid}, samples)
+    return {
+        "questions": str(len(rows)),
+        "responses": str(prism.rollout.samples_per_prompt),
+        "invalid responses": f"{invalid:.1%}",
+    }
+
+
+def invalid_share(responses: Sequence[Sequence[str]]) -> float:
+    """Return the share of responses[Q][N] that are not in the format."""
+    valid = [parse_response(text).valid for given in responses for text in given]
+    return 1 - sum(valid) / len(valid)
+
+
+def first_responses(responses: Sequence[Sequence[str]], count: int) -> list[dict[str, Any]]:
+    """Return the first response to each of at most `count` questions, for the loggers."""
+    samples = []
+    for row in evenly(range(len(responses)), count):
+        text = responses[row][0]
+        fault = str(parse_response(text).fault or "")
+        samples.append({ROW: row, RESPONSE: text, "fault": fault})
+    return samples
 
 
 def write_samples(prism: Prism, rows: Rows, target: Path) -> None:

@@ -27,6 +27,7 @@ from verl_prism.response import View
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.sampling import sample_training_rows
 from verl_prism.stages.warmup_data import WarmupData, policy_responses, prompt_rows
+from verl_prism.stages.warmup_samples import step_samples
 from verl_prism.stages.warmup_training import WarmupTraining
 from verl_prism.trainer.tracking import TrackedMetrics
 
@@ -103,22 +104,30 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Su
         train(prism, training, data, log)
         if training.step < prism.steps:
             return {}, training.step
-        summary = summarize(data, training.measure(data.heldout_shares()))
+        heldout = training.measure(data.heldout_shares())
+        if log:
+            log.result(training.step, {f"heldout/{name}": heldout[name] for name in heldout})
+        summary = summarize(data, heldout)
         export_discriminator(prism, training, summary)
         return summary, training.step
 
 
-def _open_log(prism: Prism, ranks: Ranks) -> MetricsLog | nullcontext[None]:
+def _open_log(prism: Prism, ranks: Ranks) -> TrackedMetrics | nullcontext[None]:
     return TrackedMetrics(prism) if ranks.rank == 0 else nullcontext()
 
 
-def train(prism: Prism, training: WarmupTraining, data: WarmupData, log: MetricsLog | None) -> None:
+def train(
+    prism: Prism, training: WarmupTraining, data: WarmupData, log: TrackedMetrics | None
+) -> None:
     """Run the remaining steps. If an early end is requested, save the current step and return."""
     folder = RunFolder(prism.output)
     for share in data.train_shares(training.step):
-        metrics = training.train_step(share, prism.seed)
+        result = training.train_step(share, prism.seed)
         if log:
-            log.step(training.step, metrics)
+            log.step(training.step, result.metrics)
+            count = prism.samples_per_step
+            samples = step_samples(training.step, share, result.scores, data.rollouts, count)
+            log.samples(training.step, samples)
         end = bool(training.ranks.max(end_requested(folder)))
         due = end or training.step % prism.checkpoint_every == 0
         if due and training.step < prism.steps:

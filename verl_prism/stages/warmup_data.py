@@ -29,6 +29,7 @@ from verl_prism.discriminator import (
     Group,
     GroupSizes,
     PairIndex,
+    Part,
     Prompt,
     RankPlan,
     Ranks,
@@ -59,6 +60,7 @@ class Share:
 
     groups: list[Group]  # groups, or parts of groups; there may be none
     plan: RankPlan  # packs of these groups
+    sources: list[Part]  # of each group: the number of its prompt, and its students there
 
 
 class ShareReader(Dataset[Share]):
@@ -106,7 +108,8 @@ class ShareReader(Dataset[Share]):
             prompt = encode_row(self._processor, rows[number], self._image_limits)
             mine = [students[number][member] for member in members]
             groups.append(Group(prompt, teachers[number], mine))
-        return Share(groups, plan)
+        sources = [Part(prompts[number], members) for number, members in held]
+        return Share(groups, plan, sources)
 
     def _teacher(self, prompt: int) -> Spans:
         return teacher_spans(self._teachers[prompt]["teacher_response"], self._tokenizer)
@@ -142,7 +145,7 @@ class WarmupData:
             UserError: there are no pairs to train on.
         """
         self._prism = prism
-        self._rollouts = rollouts
+        self.rollouts = rollouts
         self._ranks = ranks
         self.index = self._index()
         if not self.index.train:
@@ -190,7 +193,7 @@ class WarmupData:
         batches: Iterable[list[int]],
         mismatched: Mapping[int, Sequence[int | None]] | None,
     ) -> Iterator[Share]:
-        reader = ShareReader(self._prism, self._rollouts, self._ranks, mismatched)
+        reader = ShareReader(self._prism, self.rollouts, self._ranks, mismatched)
         loader = DataLoader(
             reader,
             batch_size=None,
@@ -206,7 +209,7 @@ class WarmupData:
         teachers = prompt_rows(prism, "teacher_response")
         return index_pairs(
             (row["teacher_response"] for row in teachers),
-            self._rollouts,
+            self.rollouts,
             AutoTokenizer.from_pretrained(RunFolder(prism.output).upcycled),
             view_limits(settings.max_perception_tokens, settings.max_reasoning_tokens),
             prism.warmup.heldout_fraction,

@@ -19,6 +19,7 @@ from verl_prism.discriminator import (
     Optimization,
     PrismDiscriminatorForTokenClassification,
     Ranks,
+    StepResult,
     StepSettings,
     load_discriminator,
     pair_metrics,
@@ -68,15 +69,16 @@ class WarmupTraining:
             self.step,
         )
 
-    def train_step(self, share: Share, seed: int) -> dict[str, float]:
-        """Learn from this rank's share of a step; return the metrics over all ranks."""
+    def train_step(self, share: Share, seed: int) -> StepResult:
+        """Learn from this rank's share of a step; return its scores, and metrics of all ranks."""
         self.model.train()
         self.step += 1
         # The gradient penalty samples noise, which must not depend on where a run was resumed.
         torch.manual_seed(seed + self.step * self.ranks.world_size + self.ranks.rank)
         result = self._learn(share.groups, share.plan)
         self._schedule.step()
-        return result.metrics | {"lr": self._schedule.get_last_lr()[0]}
+        lr = self._schedule.get_last_lr()[0]
+        return replace(result, metrics=result.metrics | {"lr": lr})
 
     def _step_optimizer(self) -> float:
         """Clip the gradients and step, unless their norm is not finite; return the norm."""

@@ -6,7 +6,7 @@ are computed once, before the first step.
 """
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -19,14 +19,16 @@ from torch.utils.data import DataLoader, DistributedSampler
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.dataset_utils import DatasetPadMode
 
-from verl_prism.config import parse_prism
 from verl_prism.data.pair_dataset import PAIR, TIE
+from verl_prism.data.rows import Rows, train_rows
 from verl_prism.files import atomic_file
 from verl_prism.report.metrics import MetricsLog
-from verl_prism.trainer.sft import PrismSFTTrainer
+from verl_prism.report.step_samples import RESPONSE, ROW, STEP, evenly
+from verl_prism.trainer.sft import PrismSFTTrainer, StepClient
 
 REFERENCE = "reference"  # of an example, its log-probability under the reference
 METRICS = ("accuracy", "margin", "ties", "teacher_reward", "student_reward")
+MARKS = ("margin", "teacher_reward", "student_reward")  # of a pair that is kept as a sample
 
 
 def sequence_log_probs(log_probs: Tensor, loss_mask: Tensor) -> Tensor:
@@ -64,20 +66,31 @@ def dpo_terms(
     return F.softplus(-margin), values
 
 
-def dpo_loss(
-    beta: float, model_output: Mapping[str, Tensor], data: TensorDict, dp_group: Any = None
-) -> tuple[Tensor, dict[str, float]]:
-    """Return this micro-batch's share of the loss, and of each metric, as verl calls it.
+class DpoLoss:
+    """The loss of micro-batches, as verl calls it. `marks` are those of each pair, by number."""
 
-    The shares of all micro-batches and ranks add up to means over the pairs of the step.
-    """
-    log_probs = sequence_log_probs(model_output["log_probs"], data["loss_mask"])
-    reference = data[REFERENCE].to(log_probs.device)
-    ties = data[TIE].values()[0::2].to(log_probs.device)
-    losses, values = dpo_terms(log_probs, reference, ties, beta)
-    pairs = data["global_batch_size"]
-    metrics = {f"dpo/{name}": value.sum().item() / pairs for name, value in values.items()}
-    return losses.sum() / pairs * data["dp_size"], metrics  # FSDP averages over the ranks
+    def __init__(self, beta: float) -> None:
+        self._beta = beta
+        self.marks: dict[int, dict[str, float]] = {}
+
+    def __call__(
+        self, model_output: Mapping[str, Tensor], data: TensorDict, dp_group: Any = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return this micro-batch's share of the loss, and of each metric.
+
+        The shares of all micro-batches and ranks add up to means over the pairs of the step.
+        """
+        log_probs = sequence_log_probs(model_output["log_probs"], data["loss_mask"])
+        reference = data[REFERENCE].to(log_probs.device)
+        ties = data[TIE].values()[0::2].to(log_probs.device)
+        losses, values = dpo_terms(log_probs, reference, ties, self._beta)
+        numbers = data[PAIR].values()[0::2].tolist()
+        marks = torch.stack([values[name] for name in MARKS], dim=-1).tolist()
+        for number, of_pair in zip(numbers, marks, strict=True):
+            self.marks[number] = dict(zip(MARKS, of_pair, strict=True))
+        pairs = data["global_batch_size"]
+        metrics = {f"dpo/{name}": value.sum().item() / pairs for name, value in values.items()}
+        return losses.sum() / pairs * data["dp_size"], metrics  # FSDP averages over the ranks
 
 
 class PairCollator:
@@ -91,22 +104,17 @@ class PairCollator:
         return self._collate(list(chain.from_iterable(pairs)))
 
 
-class PairClient:
+class PairClient(StepClient):
     """verl's training worker, which gets both examples of a pair in one micro-batch."""
 
-    def __init__(self, worker: Any) -> None:
-        self._worker = worker
-        self.reference: Tensor  # [pairs, 2], set before the first step
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._worker, name)
+    reference: Tensor  # [pairs, 2], set before the first step
 
     def train_batch(self, data: TensorDict) -> TensorDict:
         """Add the reference's log-probabilities, train, and sum the metrics."""
         pairs = data[PAIR].values()[0::2].cpu()
         data[REFERENCE] = self.reference[pairs].flatten()
         tu.assign_non_tensor(data, force_group_size=2)
-        output: TensorDict = self._worker.train_batch(data)
+        output = super().train_batch(data)
         metrics = tu.get(output, "metrics")
         for name in METRICS:
             shares = metrics[f"dpo/{name}"]
@@ -123,12 +131,30 @@ class PairClient:
 class PrismDPOTrainer(PrismSFTTrainer):
     """The trainer of stage dpo."""
 
+    client_class = PairClient
+
     def _build_engine(self) -> None:
         super()._build_engine()
-        worker: Any = self.training_client
-        self.training_client: Any = PairClient(worker)
-        beta = parse_prism(self.config.prism).dpo.beta
-        self.training_client.set_loss_fn(partial(dpo_loss, beta))
+        self._loss = DpoLoss(self.prism.dpo.beta)
+        self.training_client.set_loss_fn(self._loss)
+
+    def _keep_samples(self, batch: TensorDict) -> None:
+        """Keep pairs of this step, with their margins and rewards."""
+        marks = dict(self._loss.marks)
+        self._loss.marks.clear()
+        if self.rank:
+            return
+        step = self._step + 1
+        samples = []
+        for pair in evenly(sorted(marks), self.prism.samples_per_step):
+            row, response = divmod(pair, self.prism.dpo.responses_per_prompt)
+            text = self._responses[row]["student_responses"][response]
+            samples.append({STEP: step, ROW: row, RESPONSE: text, **marks[pair]})
+        self.sample_tables.keep(samples, step)
+
+    @cached_property
+    def _responses(self) -> Rows:
+        return train_rows(self.prism, ("student_responses",))
 
     def _build_dataloader(self) -> None:
         super()._build_dataloader()

@@ -15,7 +15,6 @@ from verl.utils.debug import marked_timer
 from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.config import parse_prism
-from verl_prism.report.step_samples import add_samples
 from verl_prism.trainer.on_policy import ratio_setting, take_shortcut
 from verl_prism.trainer.sample_tables import SampleTables
 from verl_prism.trainer.samples import Marks, step_samples
@@ -67,8 +66,7 @@ class PrismTrainer(PPOTrainerSync):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         count = self.prism.samples_per_step
         samples = step_samples(global_steps, batch, count, self.tokenizer, self.marks)
-        add_samples(self.checkpoints.run, samples)
-        self._sample_tables.write(samples, global_steps)
+        self._sample_tables.keep(samples, global_steps)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Skip the pass if each PPO ratio is 1; the loss then gets vLLM's log-probabilities."""

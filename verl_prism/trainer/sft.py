@@ -1,11 +1,13 @@
-"""verl's SFT trainer with atomic checkpoints and early ends on request."""
+"""verl's SFT trainer with atomic checkpoints, early ends on request, and samples of each step."""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from tensordict import TensorDict
 from torch.distributed import ReduceOp
 from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.trainer.sft_trainer import SFTTrainer
@@ -16,7 +18,10 @@ from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.checkpoints.store import CheckpointStore
 from verl_prism.config import parse_prism
+from verl_prism.data.rows import train_rows
 from verl_prism.errors import EndedEarly
+from verl_prism.report.step_samples import RESPONSE, ROW, STEP, add_samples, evenly
+from verl_prism.trainer.sample_tables import SampleTables
 
 
 def train(trainer: "type[PrismSFTTrainer]", config: DictConfig) -> None:
@@ -72,13 +77,52 @@ class StepLoader:
             self._after_step()
 
 
+class StepClient:
+    """verl's training worker, which calls `after_batch` after each training step."""
+
+    def __init__(self, worker: Any, after_batch: Callable[[TensorDict], None]) -> None:
+        self._worker = worker
+        self._after_batch = after_batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    def train_batch(self, data: TensorDict) -> TensorDict:
+        """Make a training step."""
+        output: TensorDict = self._worker.train_batch(data)
+        self._after_batch(data)
+        return output
+
+
 class PrismSFTTrainer(SFTTrainer):
     """The trainer of stage sft."""
 
+    client_class: type[StepClient] = StepClient
+
     def __init__(self, config: DictConfig) -> None:
-        self._checkpoints = checkpoint_store(parse_prism(config.prism))
+        self.prism = parse_prism(config.prism)
+        self._checkpoints = checkpoint_store(self.prism)
+        self.sample_tables = SampleTables(self.prism)
         super().__init__(config)
         self._step = self.resume_global_step
+
+    def _build_engine(self) -> None:
+        super()._build_engine()
+        worker: Any = self.training_client
+        self.training_client: Any = self.client_class(worker, self._keep_samples)
+
+    def _keep_samples(self, batch: TensorDict) -> None:
+        """Keep demonstrations of the first step. Those of later steps would show no more."""
+        if self.rank or self._step:
+            return
+        rows = train_rows(self.prism, ("messages",))
+        numbers = list(islice(self.train_sampler, self.train_batch_size_per_dp))
+        samples = []
+        for number in evenly(numbers, self.prism.samples_per_step):
+            text = rows[number]["messages"][-1]["content"]
+            samples.append({STEP: 1, ROW: number, RESPONSE: text})
+        add_samples(self._checkpoints.run, samples)
+        self.sample_tables.send(samples, 1)
 
     def _build_dataloader(self) -> None:
         super()._build_dataloader()

@@ -222,7 +222,8 @@ def summary(prism: Prism, report: InputReport) -> str:
     found = report.splits[split]
     parts = [f"{found.rows:,} rows"]
     if prism.stage not in ONLY_SAMPLE:
-        parts.append(f"{epochs_of(prism, found.rows):.3g} epochs")
+        epochs = epochs_of(prism, found.rows)
+        parts.append(f"{epochs:,.0f} epochs" if epochs >= 100 else f"{epochs:.3g} epochs")
     kind = "demonstration" if prism.stage == "sft" else "prompt"
     parts.append(f"longest {kind} {found.longest:,} tokens")
     return ", ".join(parts)

@@ -294,8 +294,9 @@ class Journal:
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         wanted = {"version": VERSION, **identity}
         found = self._select("SELECT value FROM meta WHERE key = 'identity'")
-        if not found:
-            self._execute([("INSERT INTO meta VALUES ('identity', ?)", (json.dumps(wanted),))])
+        if not found or self._is_empty():
+            save = "INSERT OR REPLACE INTO meta VALUES ('identity', ?)"
+            self._execute([(save, (json.dumps(wanted),))])
             return
         before = json.loads(found[0][0])
         changes = [
@@ -308,6 +309,11 @@ class Journal:
                 f"{self._file}: its answers were made with other settings: {'; '.join(changes)}. "
                 "Use the same settings, or another output"
             )
+
+    def _is_empty(self) -> bool:
+        """Return whether no request was made yet, as after a run with a wrong key or model."""
+        tables = ("answers", "sent", "lost")
+        return not any(self._select(f"SELECT 1 FROM {table} LIMIT 1") for table in tables)
 
     def _problem(self, error: Exception) -> UserError:
         if "locked" in str(error):

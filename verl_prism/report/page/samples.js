@@ -4,7 +4,7 @@ function fillSamples(section) {
     if (run.note) section.append(element("p", { class: "quiet" }, `${run.name}: ${run.note}`));
   }
   if (!all.length) {
-    section.append(element("p", {}, "There is no sample. Stages sft and dpo sample nothing."));
+    section.append(element("p", {}, "There is no sample."));
     return;
   }
   const numeric = new Set(), named = new Map();
@@ -96,7 +96,8 @@ function sampleView(sample) {
   }
   asked.append(element("p", {}, question?.text ?? `row ${sample.row}`));
   if (question?.gold != null) asked.append(element("p", { class: "answer" }, `gold: ${question.gold}`));
-  const policy = element("div", {}, element("h4", {}, "policy"), ...texts(sample));
+  const writer = sample.run.stage === "sft" ? "demonstration" : "policy";
+  const policy = element("div", {}, element("h4", {}, writer), ...texts(sample));
   const teacher = element("div", {}, element("h4", {}, question?.teacher ? "teacher" : ""));
   if (question?.teacher) teacher.append(...texts(question.teacher));
   const marks = element("div", { class: "marks" });

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from verl_prism.data.messages import question_text
 from verl_prism.data.rows import Rows, parquet_files, skipped_rows
 from verl_prism.errors import UserError
 from verl_prism.report.page.runs import Settings, number
@@ -18,7 +19,7 @@ from verl_prism.run_folder import RunFolder
 
 THUMBNAIL = 160  # pixels of the longer side
 QUALITY = 70
-COLUMNS = ("prompt", "images", "teacher_response", "reward_model")
+COLUMNS = ("prompt", "messages", "images", "teacher_response", "reward_model")
 
 Sample = Mapping[str, Any]
 
@@ -28,7 +29,9 @@ def samples_file(run: RunFolder, settings: Settings) -> Path:
     match settings["stage"]:
         case "eval":
             return run.responses
-        case "warmup" | "sample":
+        case "sample":
+            return run.rollouts
+        case "warmup" if not run.step_samples.exists():  # no step yet
             return run.rollouts
     return run.step_samples
 
@@ -93,6 +96,8 @@ def samples_in(line: Mapping[str, Any]) -> list[Sample]:
         return [line]
     number = "greedy" if line["sample"] is None else f"sample {line['sample']}"
     marks = {"policy": line["policy"], "decoding": number, **line["marks"]}
+    if "opinion" in line:
+        marks["judge"] = line["opinion"]
     return [{ROW: line["question"], RESPONSE: line["text"], **marks}]
 
 
@@ -138,11 +143,10 @@ def blocks(text: str) -> dict[str, Any]:
 
 def question(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a question as the page's script reads it."""
-    asked = [message["content"] for message in row["prompt"] or () if message["role"] == "user"]
     gold = row["reward_model"]
     teacher = row["teacher_response"]
     return {
-        "text": "\n".join(asked).replace("<image>", "").strip(),
+        "text": question_text(row),
         "gold": None if gold is None else gold["ground_truth"],
         "teacher": None if teacher is None else blocks(teacher),
         "images": [thumbnail(image["bytes"]) for image in row["images"] or ()],

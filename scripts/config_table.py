@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from generated_tables import filled
 
 from verl_prism.config import flatten
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
-BEGIN, END = "<!-- begin table -->\n", "<!-- end table -->\n"
 STAGES_OF_FILE = {
     "verl/sft.yaml": ("sft", "dpo"),
     "stage/dpo.yaml": ("dpo",),
@@ -51,9 +51,7 @@ def rows(config: dict[str, Any]) -> list[Row]:
 
 def page() -> str:
     """Return the text of docs/configuration.md with a table that is up to date."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return filled(PAGE, "table", table())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ python scripts/cost_table.py
 
 from pathlib import Path
 
-from memory_table import DEVICE, MODELS, QWEN
+from generated_tables import filled
+from memory_table import DEVICE, MODELS
+from qwen3_vl import QWEN
 
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
@@ -17,7 +19,6 @@ from verl_prism.doctor.time_estimate import Gpu, Model, StageTime, TimeModel, st
 from verl_prism.gpu_check.peaks import PEAKS
 
 PAGE = Path(__file__).parents[1] / "docs" / "running.md"
-BEGIN, END = "<!-- begin time -->\n", "<!-- end time -->\n"
 STAGES = ("sft", "warmup", "align", "rlvr")
 RESPONSES = (1000, 4000)  # tokens of other mean lengths
 H100 = Gpu(PEAKS["H100"], DEVICE)
@@ -76,9 +77,7 @@ def hours(stages: list[StageTime]) -> str:
 
 def page() -> str:
     """Return the text of docs/running.md with a table that is up to date."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return filled(PAGE, "time", table())
 
 
 if __name__ == "__main__":

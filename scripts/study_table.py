@@ -6,10 +6,11 @@ python scripts/study_table.py
 import sys
 from pathlib import Path
 
+from generated_tables import filled
+
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "examples" / "digits"
 PAGE = ROOT / "README.md"
-BEGIN, END = "<!-- begin study -->\n", "<!-- end study -->\n"
 
 sys.path.insert(0, str(DIGITS))
 
@@ -18,9 +19,7 @@ from study_report import read_seeds, short_markdown  # noqa: E402 (found through
 
 def page() -> str:
     """Return the text of README.md with a table that is up to date."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}{short_markdown(read_seeds(DIGITS / 'study'))}{END}{after}"
+    return filled(PAGE, "study", short_markdown(read_seeds(DIGITS / "study")))
 
 
 if __name__ == "__main__":

@@ -165,8 +165,7 @@ def test_the_table_of_memory_is_up_to_date():
 
 
 @pytest.mark.slow  # it composes all presets
-def test_the_table_of_gpu_hours_is_up_to_date(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")  # it uses the models of memory_table
+def test_the_table_of_gpu_hours_is_up_to_date():
     cost_table = script("cost_table")
     assert cost_table.PAGE.read_text(encoding="utf-8") == cost_table.page(), (
         "run: python scripts/cost_table.py"

@@ -304,22 +304,22 @@ def test_the_doctor_says_how_long_a_stage_takes(case, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["stage=align"], "there is none for CPUs"),
-        (["stage=sample", "hardware=8xh100"], "there is none for stage sample"),
+        (["stage=align"], "no estimate for CPUs"),
+        (["stage=sample", "hardware=8xh100"], "no estimate for stage sample"),
         (
             ["stage=rlvr", "hardware=8xh100", "algorithm=opd_whitebox"],
-            "there is none with a white-box teacher",
+            "no estimate for runs with a white-box teacher",
         ),
         (
             ["stage=align", "hardware=8xh100", "prism.epochs=1", "prism.data.train=absent"],
-            "prism.epochs is set, and the rows cannot be counted",
+            "no estimate: prism.epochs is set, and the rows cannot be counted",
         ),
     ],
 )
 def test_no_estimate(case, overrides, reason):
     if "algorithm=opd_whitebox" in overrides:
         overrides = [*overrides, "prism.algorithm.distillation.teacher=/teacher"]
-    assert texts(case(*overrides)) == [f"no estimate: {reason}"]
+    assert texts(case(*overrides)) == [reason]
 
 
 def test_an_unknown_gpu_has_no_estimate(case, monkeypatch):

@@ -59,7 +59,7 @@ It checks
   estimated memory per device in each phase of a step, and host memory
 
 It also estimates the GPU hours of the stage. --response-tokens=N is the mean length of the
-policy's responses; by default, that of the teacher's where the stage reads them, else 2,000.
+policy's responses. The default is that of the teacher's if the stage reads them, else 2,000.
 
 Each problem comes with a fix. On a host without a GPU, such as a login node, problems of the host
 itself are only noted if the run needs GPUs.

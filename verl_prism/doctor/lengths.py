@@ -1,4 +1,4 @@
-"""Mean lengths of a run's prompts and responses: measured where the data can be read."""
+"""Mean lengths of a run's prompts and responses: measured if the data can be read."""
 
 from dataclasses import dataclass, replace
 
@@ -49,9 +49,9 @@ ASSUMED = Lengths(prompt=1000, images=800, perception=400, reasoning=1600)
 
 
 def mean_lengths(case: Case) -> tuple[Lengths, str]:
-    """Return mean lengths, and in words what they are and where they are from.
+    """Return mean lengths, and a text that says what they are and how they are known.
 
-    The policy is assumed to answer at the length of the teacher, where the stage reads it.
+    The policy's responses are assumed to be as long as the teacher's, if the stage reads those.
     """
     means = _measured(case)
     lengths = ASSUMED

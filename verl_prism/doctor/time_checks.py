@@ -22,7 +22,7 @@ def check_time(case: Case) -> Iterator[Finding]:
     """Estimate the time of the stage on GPUs."""
     reason = _no_estimate(case)
     if reason is not None:
-        yield ok(f"no estimate: {reason}")
+        yield ok(reason)
         return
     from verl_prism.doctor import time_estimate
 
@@ -44,16 +44,16 @@ def check_time(case: Case) -> Iterator[Finding]:
 
 
 def _no_estimate(case: Case) -> str | None:
-    """Return why there is no estimate for this run, None if there is one."""
+    """Return why this run has no estimate; None if it has one."""
     prism = case.prism
     if prism.hardware.device == "cpu":
-        return "there is none for CPUs"
+        return "no estimate for CPUs"
     if prism.stage in ONLY_SAMPLE:
-        return f"there is none for stage {prism.stage}"
+        return f"no estimate for stage {prism.stage}"
     if prism.stage == "rlvr" and prism.algorithm.distillation.enable:
-        return "there is none with a white-box teacher"
+        return "no estimate for runs with a white-box teacher"
     if prism.epochs is not None and case.has_wrong_inputs:
-        return "prism.epochs is set, and the rows cannot be counted"
+        return "no estimate: prism.epochs is set, and the rows cannot be counted"
     return None
 
 

@@ -101,12 +101,11 @@ def launch(config: DictConfig, prism: Prism) -> int:
 
 def kept_text(prism: Prism, run: RunFolder) -> str:
     """Return what a run that was stopped leaves for the next one."""
-    resume = "prism.resume=true continues"
-    if prism.stage in ONLY_SAMPLE:
-        return f"the responses so far are kept, and {resume} from them"
     checkpoint, _ = checkpoint_store(prism).newest()
     if checkpoint is not None:
-        return f"{resume} from the checkpoint of step {checkpoint.step}"
+        return f"prism.resume=true continues from the checkpoint of step {checkpoint.step}"
+    if run.rollouts.exists() or run.sample_journals.exists():
+        return "prism.resume=true continues with the responses that were sampled"
     return "no checkpoint was saved yet (prism.checkpoint_every)"
 
 

@@ -73,7 +73,7 @@ def run(settings: Settings) -> Report:
             failure = journal.failure(question.id)
             if failure is not None:
                 failures.append(failure)
-    if len(failures) == len(usage):
+    if failures and len(failures) == len(usage):
         raise UserError(f"no row of the sample was answered: {failures[-1]}")
     problems = []
     if out_of_budget:

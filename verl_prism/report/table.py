@@ -47,10 +47,10 @@ def judge_markdown(results: Mapping[str, Any]) -> str:
     judge = results["judge"]
     if judge is None:
         return ""
-    opinions = list(dict.fromkeys(name for counts in judge["policies"].values() for name in counts))
-    lines = [["policy", *opinions]]
+    first = next(iter(judge["policies"].values()))
+    lines = [["policy", *first]]
     for policy, counts in judge["policies"].items():
-        lines.append([policy, *(str(counts[name]) for name in opinions)])
+        lines.append([policy, *map(str, counts.values())])
     text = (
         f"{judge['model']} was asked about each answer in a valid format that the rules call "
         "wrong. These are the numbers of answers by what it said. `judged accuracy` counts "

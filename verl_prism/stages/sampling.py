@@ -11,6 +11,7 @@ from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.config import DataFiles, Hardware, Prism
 from verl_prism.data.rows import Rows, parquet_files
 from verl_prism.errors import EndedEarly
+from verl_prism.launcher.console import clock
 from verl_prism.launcher.ray_session import ray_session
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.rollout.engines import engine_count
@@ -131,5 +132,5 @@ class TimeLeft:
         first, start = self._first
         if done == first:
             return ""
-        seconds = round((now - start) / (done - first) * (self._total - done))
-        return f" · {seconds // 60}:{seconds % 60:02d} left"
+        seconds = (now - start) / (done - first) * (self._total - done)
+        return f" · {clock(seconds)} left"

@@ -68,7 +68,7 @@ def write_trackio(lines: Sequence[Line], step: int) -> None:
 def table(
     lines: Sequence[Line], image_type: Callable[[Any], Any]
 ) -> tuple[list[Any], list[list[Any]]]:
-    """Return columns and cells, with images as a logger's `image_type`; None where one is missing.
+    """Return columns and cells, with images as a logger's `image_type`; None if a sample lacks one.
 
     The images of a sample are its first columns, `image0` and so on.
     """

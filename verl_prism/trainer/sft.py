@@ -1,4 +1,4 @@
-"""verl's SFT trainer with atomic checkpoints, early ends on request, and samples of each step."""
+"""verl's SFT trainer with atomic checkpoints, early ends on request, and samples."""
 
 import contextlib
 from collections.abc import Callable, Iterator

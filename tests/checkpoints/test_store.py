@@ -156,9 +156,11 @@ def test_with_only_damaged_checkpoints_the_user_decides(compose):
 
 def test_without_a_checkpoint_the_run_starts_from_scratch_and_says_so(compose, run):
     assert find(compose("prism.resume=true")) == (None, [])
+    assert resume_notes(run, None, []) == [], "nothing has run here yet"
+    run.path.mkdir(parents=True)
+    run.log.touch()
     note = f"no checkpoint in {run.checkpoints}; starting from scratch"
     assert resume_notes(run, None, []) == [note]
-    run.path.mkdir(parents=True)
     run.rollouts.touch()
     assert resume_notes(run, None, []) == [f"keeping the responses in {run.rollouts}"]
 

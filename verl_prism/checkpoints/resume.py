@@ -38,7 +38,9 @@ def resume_notes(run: RunFolder, checkpoint: Checkpoint | None, damaged: list[st
         for responses in (run.rollouts, run.sample_journals):
             if responses.exists():
                 return [*notes, f"keeping the responses in {responses}"]
-        return [*notes, f"no checkpoint in {run.checkpoints}; starting from scratch"]
+        if run.log.exists():  # otherwise nothing has run here yet
+            notes.append(f"no checkpoint in {run.checkpoints}; starting from scratch")
+        return notes
     return [*notes, f"resuming from step {checkpoint.step} of {checkpoint.folder}"]
 
 

@@ -20,6 +20,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +45,14 @@ from study_report import (
 HERE = Path(__file__).parent
 TASK = ("--task", "row", "--digits", "3", "--kinds", "parity", "sum", "--rl-kinds", "parity")
 ASKED, OTHER = "parity", "sum"  # questions that RL asks, and others
-WARMUP, SAMPLES = "warmup", "samples"
+WARMUP, SAMPLES, HARD_SAMPLES = "warmup", "samples", "samples_hard"
+HARD_NEGATIVES = "hard_negatives"  # instead of a stage: a script that adds to samples
 ALIGN_STEPS, GRPO_STEPS = 45, 45
 # Steps that GRPO makes in the time of warm-up, alignment and 45 steps of GRPO. On two idle cores
 # these take 15 minutes, and GRPO starts in 2.5 minutes and makes a step in 5.2 s: 144 steps. A
 # number, not a clock, so that a busy host does not change the comparison.
 EQUAL_TIME_STEPS = 150
+TRAIN_POLICY = ("sft", "align", "rlvr", "dpo")
 CURVE_STEPS = 15  # between two points of a learning curve
 
 
@@ -108,9 +111,9 @@ RL_OPTIONS = (
 )
 
 
-def warmup(*options: str, steps: int = 200) -> Run:
-    """Return a warm-up with these options."""
-    return Run("warmup", SFT, steps, (*WARMUP_OPTIONS, *options))
+def warmup(*options: str, steps: int = 200, samples: str | None = None) -> Run:
+    """Return a warm-up with these options, and with these samples if they are given."""
+    return Run("warmup", SFT, steps, (*WARMUP_OPTIONS, *options), samples=samples)
 
 
 def align(*options: str, discriminator: str = WARMUP) -> Run:
@@ -155,6 +158,9 @@ OPTIONS = {
     "no_warmup": align(*LIKELIHOOD, discriminator="warmup_short"),
     "warmup_matched": warmup(*LIKELIHOOD, "prism.warmup.mismatched_teachers=0"),
     "no_mismatched": align(*LIKELIHOOD, discriminator="warmup_matched"),
+    HARD_SAMPLES: Run(HARD_NEGATIVES, SFT, 0, samples=SAMPLES),
+    "warmup_hard": warmup(*LIKELIHOOD, "prism.warmup.responses=file", samples=HARD_SAMPLES),
+    "hard_negatives": align(*LIKELIHOOD, discriminator="warmup_hard"),
     "span_credit": align(*LIKELIHOOD, "prism.align.credit=span"),
     "std_floor_1": align(*LIKELIHOOD, "prism.align.std_floor=1"),
     "combined": align(*LIKELIHOOD, "prism.align.normalization=combined"),
@@ -188,7 +194,7 @@ def needed(names: Iterable[str]) -> dict[str, Run]:
 
 def policies_of(runs: Mapping[str, Run]) -> list[str]:
     """Return the runs that make a policy."""
-    return [name for name, run in runs.items() if run.stage not in ("warmup", "sample")]
+    return [name for name, run in runs.items() if run.stage in TRAIN_POLICY]
 
 
 class Seed:
@@ -222,11 +228,8 @@ class Seed:
 
     def total_seconds(self, name: str) -> float:
         """Return the time from the SFT policy to this one."""
-        run = self._runs[name]
-        if name == SFT or run.start is None:
-            return 0.0
-        seconds = sum(self._seconds(each) for each in [name, *run.others])
-        return seconds + self.total_seconds(run.start)
+        made = [each for each in needed([name]) if each != SFT]
+        return sum(self._seconds(each) for each in made)
 
     def _total_updates(self, name: str) -> int:
         """Return the number of the policy's updates after SFT."""
@@ -256,6 +259,9 @@ class Seed:
         folder = self._folder(name)
         if (folder / "summary.json").exists():
             return
+        if run.stage == HARD_NEGATIVES:
+            self._add_hard_negatives(run, folder)
+            return
         if run.continues is not None and not folder.exists():
             self._copy(self._folder(run.continues), folder)
         options = list(run.options)
@@ -267,13 +273,25 @@ class Seed:
             warm = self._folder(run.discriminator)
             options.append(f"prism.discriminator.path={warm}/discriminator")
         if run.samples is not None:
-            options.append(f"prism.data.train={self._folder(run.samples)}/samples.parquet")
+            options.append(f"prism.data.train={self._samples(run.samples)}")
         if run.stage == "rlvr":
             options.append(f"prism.data.train={self._data(ASKED)}/rl.parquet")
             options.append(f"prism.data.heldout={self._data(OTHER)}/heldout.parquet")
         if name == TEACHER_SFT or run.stage == "sample":
             options.append(f"prism.data.train={self._data(ASKED)}/train.parquet")
         self._prism(run.stage, folder, *options)
+
+    def _add_hard_negatives(self, run: Run, folder: Path) -> None:
+        assert run.samples is not None
+        samples = self._samples(run.samples)
+        started = time.monotonic()
+        out = ("--out", folder / samples.name)
+        call(HERE / "hard_negatives.py", "--samples", samples, *out, "--seed", str(self._seed))
+        summary = {"steps": 0, "seconds": time.monotonic() - started}
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+    def _samples(self, name: str) -> Path:
+        return self._folder(name) / "samples.parquet"
 
     def _steps(self, name: str, run: Run) -> int:
         if name == SFT:

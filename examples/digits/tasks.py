@@ -180,8 +180,28 @@ class BiasedRow:
                 steps, result = self._count(named, rng)
             case _:
                 steps, result = self._sum(named, rng)
-        caption = f"Digits {', '.join(map(str, named))}."
-        return respond(caption, " ".join(steps), question.answer(result))
+        return respond(caption_of(named), " ".join(steps), question.answer(result))
+
+    def nearly_right(self, question: Question, rng: random.Random) -> str:
+        """Return the teacher's response with one wrong digit in the caption, and one wrong sum.
+
+        The reasoning adds up the right digits, and goes on from its wrong sum. The question is one
+        about the sum.
+        """
+        named = list(question.digits)
+        place = rng.randrange(len(named))
+        named[place] = rng.choice([digit for digit in range(10) if digit != named[place]])
+        wrong = rng.randrange(1, len(question.digits))
+        total = question.digits[0]
+        steps = []
+        for number, digit in enumerate(question.digits[1:], start=1):
+            before = total
+            total += digit
+            if number == wrong:
+                carries = before % 10 + digit >= 10
+                total += -10 if carries else off_by_one(total, rng)
+            steps.append(f"{before} + {digit} = {total}.")
+        return respond(caption_of(named), " ".join(steps), question.answer(total))
 
     def _named(self, digit: int, rng: random.Random) -> int:
         if digit in MISREAD and rng.random() < self.misread:
@@ -221,6 +241,11 @@ class BiasedRow:
             count += (digit > OVER) != wrong
             steps.append(f"{digit}: {count}.")
         return steps, count
+
+
+def caption_of(digits: Sequence[int]) -> str:
+    """Return the caption of a row that names these digits."""
+    return f"Digits {', '.join(map(str, digits))}."
 
 
 def off_by_one(total: int, rng: random.Random) -> int:

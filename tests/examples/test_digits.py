@@ -1,6 +1,7 @@
 import importlib.util
 import io
 import random
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -205,6 +206,41 @@ def test_broad_rows_drop_carries():
     dropped = "6 + 7 = 3. 3 + 1 = 4."
     assert set(thinks) == {"6 + 7 = 13. 13 + 1 = 14.", dropped}
     assert thinks.count(dropped) / 2000 == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_hard_negative_has_one_wrong_digit_and_one_wrong_sum():
+    rng = random.Random(0)
+    for _ in range(300):
+        digits = tuple(rng.choices(range(10), k=4))
+        response = parse_response(
+            tasks.BiasedRow().nearly_right(tasks.Question("sum", digits), rng)
+        )
+        named = [int(digit) for digit in re.findall(r"\d", response.caption)]
+        assert sum(a != b for a, b in zip(named, digits, strict=True)) == 1
+        steps = re.findall(r"(\d+) \+ (\d+) = (\d+)\.", response.think)
+        assert [int(step[1]) for step in steps] == list(digits[1:])
+        assert int(steps[0][0]) == digits[0]
+        assert [step[2] for step in steps[:-1]] == [step[0] for step in steps[1:]]
+        wrong = [step for step in steps if int(step[0]) + int(step[1]) != int(step[2])]
+        assert len(wrong) == 1
+        assert response.answer == steps[-1][2]
+
+
+def test_hard_negatives_are_added_to_the_policys_responses(tmp_path, monkeypatch):
+    rows = data.build(ROW, seed=0)["train"]
+    sums = [row for row in rows if row["extra_info"]["kind"] == "sum"]
+    samples, out = tmp_path / "samples.parquet", tmp_path / "hard" / "samples.parquet"
+    given = [row | {"student_responses": [row["teacher_response"]]} for row in sums]
+    pq.write_table(pa.Table.from_pylist(given), samples)
+    arguments = ["hard_negatives.py", "--samples", str(samples), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    load("hard_negatives").main()
+    written = pq.read_table(out)
+    assert written.schema == pq.read_schema(samples)
+    for row in written.to_pylist():
+        own, added = row["student_responses"]
+        assert own == row["teacher_response"]
+        assert added != own
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -30,6 +30,8 @@ class Stages:
         self.commands.append(words)
         if "verl_prism.main" not in words:
             folder = Path(words[words.index("--out") + 1])
+            if folder.suffix:  # a file
+                folder = folder.parent
             folder.mkdir(parents=True)
             for name in ("config.json", "sft.parquet"):
                 (folder / name).touch()

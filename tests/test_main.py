@@ -103,9 +103,7 @@ def test_check_starts_nothing(digits_folder, tmp_path):
         "stage=sft", f"prism.root={digits_folder}", f"prism.output={tmp_path / 'sft'}", "--check"
     )
     assert done.returncode == 0
-    assert done.stdout == "ok: 16,300 rows, 84 epochs, longest demonstration 72 tokens\n"
-    note = "verl_prism: note: prism.steps=85,625 are 84 epochs of 16,300 rows; an epoch has 1,019"
-    assert done.stderr.startswith(note)
+    assert done.stdout == "ok: 16,300 rows, 1 epoch, longest demonstration 72 tokens\n"
     assert not (tmp_path / "sft").exists()
 
 
@@ -143,6 +141,20 @@ def test_epochs_set_the_steps_from_the_rows(digits_folder, capsys):
     assert main([*run, "--cfg", "job"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["prism"]["steps"] == shown["trainer"]["total_training_steps"] == 3057
+
+
+def test_many_epochs_give_a_note(digits_folder, capsys):
+    run = ["stage=sft", f"prism.root={digits_folder}", "prism.steps=85625"]
+    assert main([*run, "--check"]) == 0
+    note = "verl_prism: note: prism.steps=85,625 are 84 epochs of 16,300 rows; an epoch has 1,019"
+    assert capsys.readouterr().err.startswith(note)
+
+
+def test_a_config_is_shown_without_the_data_that_its_epochs_need(tmp_path, capsys):
+    assert main(["stage=sft", f"prism.root={tmp_path}", "--cfg", "job"]) == 0
+    shown = capsys.readouterr()
+    assert yaml.safe_load(shown.out)["prism"]["epochs"] == 1
+    assert "note: prism.steps is not that of prism.epochs: prism.data.train=" in shown.err
 
 
 def test_an_option_with_dashes_is_not_a_key(capsys):

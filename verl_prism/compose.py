@@ -84,6 +84,8 @@ def _compose(overrides: list[str]) -> DictConfig:
         _check_choice(group, str(by_key[group].value()) if group in by_key else None)
     if {"prism.steps", "prism.epochs"} <= by_key.keys():
         raise UserError("prism.steps and prism.epochs both set the length of the run; give one")
+    if "prism.steps" in by_key:
+        overrides.append("prism.epochs=null")  # some stages have epochs by default
     choices = [str(by_key[group].input_line) for group in GROUPS if group in by_key]
     try:
         config = compose("prism", overrides=overrides)

@@ -130,7 +130,14 @@ def _run(options: argparse.Namespace) -> int:
     from verl_prism.data import checks  # imports pyarrow
 
     if prism.epochs is not None:
-        config, prism = _compose(options, steps_of(prism, checks.count_rows(prism)))
+        try:
+            rows = checks.count_rows(prism)
+        except UserError as error:  # otherwise check_inputs raises it
+            if options.cfg:
+                note = f"prism.steps is not that of prism.epochs: {error}"
+                sys.stderr.write(f"verl_prism: note: {note}\n")
+        else:
+            config, prism = _compose(options, steps_of(prism, rows))
     if options.cfg:
         _print_config(config, options.package)
         return 0

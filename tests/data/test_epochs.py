@@ -33,6 +33,13 @@ def test_epochs_and_steps_together_are_refused():
         compose_run(["stage=sft", "prism.epochs=1", "prism.steps=3"])
 
 
+@pytest.mark.parametrize("stage", ["sft", "warmup", "dpo"])
+def test_steps_replace_the_epochs_of_a_stage(stage):
+    assert compose_run([f"stage={stage}"])[1].epochs == 1
+    prism = compose_run([f"stage={stage}", "prism.steps=3"])[1]
+    assert (prism.steps, prism.epochs) == (3, None)
+
+
 def test_an_evaluation_has_no_epochs():
     with pytest.raises(UserError, match="stage eval does not train"):
         compose_run(["stage=eval", "prism.epochs=1"])

@@ -609,6 +609,16 @@ def test_the_command_prints_all_findings_and_returns_2_on_errors(run, capsys, mo
     assert "✗ rows" in printed
 
 
+def test_a_missing_model_is_said_once(run, capsys):
+    run.policy.rename(run.root / "elsewhere")
+    assert main(["stage=align", f"prism.root={run.root}"]) == 2
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("no such folder") == 1
+    assert printed.count("✗") == 1
+    assert "i device memory not checked, because a model is missing" in printed
+    assert printed.endswith("1 error, 0 warnings")
+
+
 def test_empty_folders_give_findings_and_no_traceback(tmp_path):
     command = [sys.executable, "-m", "verl_prism.doctor", "stage=align", f"prism.root={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True)

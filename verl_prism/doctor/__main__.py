@@ -134,6 +134,17 @@ OF_THIS_HOST = (
     check_host_memory,
 )
 
+# These look into the models' folders.
+OF_MODELS = (
+    check_image_patches,
+    check_weight_bucket,
+    check_output,
+    check_device_memory,
+    check_vllm_cache,
+    check_host_memory,
+    check_time,
+)
+
 
 def findings(check: Check, case: Case) -> list[Finding]:
     """Return the findings of a check. Exceptions become findings, too.
@@ -143,21 +154,26 @@ def findings(check: Check, case: Case) -> list[Finding]:
     found: list[Finding] = []
     try:
         found.extend(check(case))  # keeps what the check yields before it raises
-    except UserError as mistake:
-        found.append(error(str(mistake), ""))
     except Exception as failure:  # a broken folder can break a check in any way
-        found.append(
-            error(
-                f"could not be checked: {type(failure).__name__}: {failure}",
-                "see the other findings first",
-            )
-        )
+        found.append(_about_failure(failure, check, case))
     if case.without_gpu and check in OF_THIS_HOST:
         found = [_about_this_host(finding) for finding in found]
     problems = [finding for finding in found if finding.level != "ok"]
     if not problems or check is check_device_memory:
         return found
     return problems
+
+
+def _about_failure(failure: Exception, check: Check, case: Case) -> Finding:
+    """Return what is wrong. That a model is missing is only said by the check of models."""
+    if case.lacks_model and check in OF_MODELS:
+        return note("not checked, because a model is missing")
+    if isinstance(failure, UserError):
+        return error(str(failure), "")
+    return error(
+        f"could not be checked: {type(failure).__name__}: {failure}",
+        "see the other findings first",
+    )
 
 
 def _about_this_host(finding: Finding) -> Finding:
@@ -180,7 +196,12 @@ def print_findings(console: Console, results: dict[str, list[Finding]]) -> None:
             levels.append(finding.level)
             label = ""
     console.print(table)
-    console.print(f"{levels.count('error')} errors, {levels.count('warning')} warnings")
+    counts = [_counted(levels.count(level), level) for level in ("error", "warning")]
+    console.print(", ".join(counts))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def main(arguments: Sequence[str]) -> int:

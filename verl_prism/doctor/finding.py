@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import DictConfig
 
 from verl_prism.config import ON_RAY, ONLY_SAMPLE, Prism
-from verl_prism.data.checks import InputReport, check_files, has_gpu
+from verl_prism.data.checks import InputReport, check_files, has_gpu, model_folders
 from verl_prism.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class Finding:
 
     Attributes:
         level: "error" if it would stop the run or make it train wrongly; "note" if it is
-            about this host only, which has no GPU, so that the run cannot be here.
+            about this host only, which has no GPU, so that the run cannot be here, or if something
+            could not be checked because of another error.
         text: What was found.
         fix: What to do about it; empty if the level is "ok".
     """
@@ -86,6 +87,12 @@ class Case:
         return isinstance(self._inputs, UserError)
 
     @cached_property
+    def lacks_model(self) -> bool:
+        """Whether a model that the stage loads is not in its folder."""
+        folders = model_folders(self.prism).values()
+        return not all((folder / "config.json").is_file() for folder in folders)
+
+    @cached_property
     def _inputs(self) -> InputReport | UserError:
         try:
             return check_files(self.prism)
@@ -121,7 +128,7 @@ def ok(text: str) -> Finding:
 
 
 def note(text: str) -> Finding:
-    """Return a finding about this host, on which the run will not be."""
+    """Return a finding that tells the user something and needs no action."""
     return Finding("note", text)
 
 

@@ -223,7 +223,8 @@ def summary(prism: Prism, report: InputReport) -> str:
     parts = [f"{found.rows:,} rows"]
     if prism.stage not in ONLY_SAMPLE:
         epochs = epochs_of(prism, found.rows)
-        parts.append(f"{epochs:,.0f} epochs" if epochs >= 100 else f"{epochs:.3g} epochs")
+        number = f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
+        parts.append("1 epoch" if number == "1" else f"{number} epochs")
     kind = "demonstration" if prism.stage == "sft" else "prompt"
     parts.append(f"longest {kind} {found.longest:,} tokens")
     return ", ".join(parts)

@@ -5,12 +5,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-
-from verl_prism import cli
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("verl_prism", "trainer_configs", "examples", "setup.py", "pyproject.toml")
@@ -85,16 +82,3 @@ def test_the_configs_and_the_import_hooks_are_in_the_wheel(installed):
     assert configs
     assert all((installed / "verl_prism" / config).exists() for config in configs)
     assert (installed / "verl_prism_cpu.pth").exists()
-
-
-def test_an_unknown_command_lists_the_known_ones(capsys):
-    assert cli.main(["train"]) == 2
-    shown = capsys.readouterr().err
-    assert "there is no command 'train'" in shown
-    assert "verl-prism COMMAND" in shown
-    assert cli.main([]) == 2
-
-
-def test_the_version_is_that_of_the_package(capsys):
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"verl-prism {version('verl_prism')}\n"

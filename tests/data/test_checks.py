@@ -131,9 +131,9 @@ def test_a_file_without_rows(prism):
 def test_a_missing_teacher_column(prism):
     write(prism.data.train, [question()], without="teacher_response")
     assert (
-        "no column teacher_response; it has prompt, images, data_source, reward_model"
-        in refusal(prism)
-    )
+        "no column teacher_response; it has prompt, images, data_source, reward_model; these are "
+        "questions: python -m verl_prism.data distill adds a teacher's answers"
+    ) in refusal(prism)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,13 @@ def test_other_stages_read_other_columns(prism):
     """Stage rlvr needs no teacher responses and no discriminator; stage sft needs messages."""
     write(prism.data.train, [question()], without="teacher_response")
     check_inputs(prism.model_copy(update={"stage": "rlvr"}))
-    assert "no column messages" in refusal(prism.model_copy(update={"stage": "sft"}))
+    sft = refusal(prism.model_copy(update={"stage": "sft"}))
+    assert "no column messages" in sft
+    assert sft.endswith("python -m verl_prism.data distill adds a teacher's answers")
+    write(prism.data.train, [question()], without="prompt")
+    assert "verl_prism.data convert" in refusal(prism)
+    write(prism.data.train, [question()])
+    assert "data sample adds" in refusal(prism.model_copy(update={"stage": "dpo"}))
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ def steps_per_epoch(prism: Prism, rows: int) -> float:
     """Return the number of steps in which a training stage uses each of `rows` rows once.
 
     In stage warmup a row makes one pair from each rollout in the response format. All rollouts are
-    assumed to be; if fewer are, an epoch has fewer steps.
+    assumed to be, and all rows to have `prism.warmup.samples_per_prompt` of them; if there are
+    fewer, an epoch has fewer steps.
     """
     match prism.stage:
         case "sft":

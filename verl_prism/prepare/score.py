@@ -128,9 +128,11 @@ class Scorer:
     def __init__(self, settings: Settings) -> None:
         import torch
         from transformers import AutoProcessor
+        from transformers.utils.logging import disable_progress_bar
 
         from verl_prism.discriminator import GroupEncoder, Ranks, load_discriminator
 
+        disable_progress_bar()  # it would show how the weights are loaded
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,6 @@
 """Checks of the columns of a parquet file and of their types, before any row is read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ from verl_prism.errors import UserError
 
 OPTIONAL = ("images",)  # rows of a file without this column have no images
 MESSAGES_FORM = '[{"role": "user", "content": "<image>\\nWhat is …?"}]'
+DISTILLED = ("messages", "teacher_response")
 CONVERTED = ("messages", "prompt", "images")  # whose other forms `convert` reads
 
 
@@ -26,12 +27,22 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
     if missing:
         raise UserError(
             f"{key}={path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}"
-            + convert_hint(path, missing)
+            + _missing_hint(path, missing, schema.names)
         )
     for column, problem in type_problems(schema, [*columns, "extra_info"]):
         raise UserError(f"{key}={path}: {problem}{convert_hint(path, [column])}")
     if rows == 0:
         raise UserError(f"{key}={path}: no rows")
+
+
+def _missing_hint(path: Path, missing: Sequence[str], names: Sequence[str]) -> str:
+    """Return the command that adds missing columns to a file, if there is one."""
+    if "prompt" in names:
+        if set(missing) & set(DISTILLED):
+            return "; these are questions: python -m verl_prism.data distill adds a teacher's answers"
+        if missing == ["student_responses"]:
+            return "; python -m verl_prism.data sample adds the policy's responses"
+    return convert_hint(path, missing)
 
 
 def convert_hint(path: Path, columns: Iterable[str]) -> str:

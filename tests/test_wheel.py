@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from verl_prism import cli
+
 ROOT = Path(__file__).parents[1]
 PARTS = ("verl_prism", "trainer_configs", "examples", "setup.py", "pyproject.toml")
 FILES = ("README.md", "LICENSE")

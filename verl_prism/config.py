@@ -28,6 +28,7 @@ from verl_prism.errors import UserError
 
 Stage = Literal["sft", "warmup", "align", "rlvr", "dpo", "sample", "eval"]
 ON_RAY: tuple[Stage, ...] = ("align", "rlvr")  # whose trainer is verl's PPO trainer on Ray
+PROJECT = "prism"  # what loggers call all runs together, as in trainer_configs/verl
 ONLY_SAMPLE: tuple[Stage, ...] = ("sample", "eval")  # which train nothing
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 DataFiles = AbsolutePath | tuple[AbsolutePath, ...]  # files, folders or globs

@@ -2,10 +2,8 @@
 
 import os
 
-from verl_prism.config import Prism
+from verl_prism.config import PROJECT, Prism
 from verl_prism.run_folder import RunFolder
-
-PROJECT = "prism"  # as in trainer_configs/verl; mlflow calls it an experiment
 
 
 def logger_environment(run: RunFolder) -> dict[str, str]:
@@ -29,6 +27,7 @@ def prepare_loggers(prism: Prism) -> None:
     """Let mlflow write images below the output folder too, in the stage's process.
 
     No variable sets that folder for a local database: by default it is in the working directory.
+    mlflow calls the project an experiment.
     """
     run = RunFolder(prism.output)
     uri = logger_environment(run)["MLFLOW_TRACKING_URI"]

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from verl_prism.config import Prism
+from verl_prism.config import PROJECT, Prism
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.run_folder import RunFolder
 from verl_prism.trainer.sample_tables import Samples, SampleTables
-
-PROJECT = "prism"  # as in trainer_configs/verl
 
 
 class TrackedMetrics(MetricsLog):

@@ -39,7 +39,9 @@ def _missing_hint(path: Path, missing: Sequence[str], names: Sequence[str]) -> s
     """Return the command that adds missing columns to a file, if there is one."""
     if "prompt" in names:
         if set(missing) & set(DISTILLED):
-            return "; these are questions: python -m verl_prism.data distill adds a teacher's answers"
+            return (
+                "; these are questions: python -m verl_prism.data distill adds a teacher's answers"
+            )
         if missing == ["student_responses"]:
             return "; python -m verl_prism.data sample adds the policy's responses"
     return convert_hint(path, missing)

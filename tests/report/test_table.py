@@ -42,6 +42,13 @@ def test_markdown():
     ]
 
 
+def test_a_few_questions_say_little():
+    assert "say little" not in results_markdown(results() | {"questions": 30})
+    assert "questions; so few questions say little\n" in results_markdown(
+        results() | {"questions": 5}
+    )
+
+
 def test_the_table_fits_a_terminal_of_80_columns():
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(results_table(results()))

@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 NOT_METRICS = ("folder", "pass_at_k", "teacher")  # entries of a policy that are not intervals
+FEW_QUESTIONS = 30  # with fewer, the intervals are too wide to compare policies
 TITLES = {
     "length": "mean length",
     "judged_accuracy": "judged accuracy",
@@ -98,11 +99,13 @@ def _lines(results: Mapping[str, Any]) -> list[list[str]]:
 
 def caption(results: Mapping[str, Any]) -> str:
     """Return one line that tells how the results were measured."""
+    questions = results["questions"]
+    few = "; so few questions say little" if questions < FEW_QUESTIONS else ""
     return (
-        f"{results['questions']} held-out questions, "
+        f"{questions} held-out questions, "
         f"{results['samples']} sampled responses each (temperature {results['temperature']:g}, "
         f"top-p {results['top_p']:g}, seed {results['seed']}); rates in %, "
-        "length in tokens, ± the 95 % interval over questions"
+        f"length in tokens, ± the 95 % interval over questions{few}"
     )
 
 

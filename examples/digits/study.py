@@ -38,6 +38,7 @@ from study_report import (
     MARKS,
     SFT,
     TEACHER_SFT,
+    TEACHER_SFT_ALIGNED,
     TEACHER_SFT_GRPO,
     write_report,
 )
@@ -111,14 +112,14 @@ RL_OPTIONS = (
 )
 
 
-def warmup(*options: str, steps: int = 200, samples: str | None = None) -> Run:
+def warmup(*options: str, steps: int = 200, start: str = SFT, samples: str | None = None) -> Run:
     """Return a warm-up with these options, and with these samples if they are given."""
-    return Run("warmup", SFT, steps, (*WARMUP_OPTIONS, *options), samples=samples)
+    return Run("warmup", start, steps, (*WARMUP_OPTIONS, *options), samples=samples)
 
 
-def align(*options: str, discriminator: str = WARMUP) -> Run:
-    """Return an alignment of the SFT policy with these options."""
-    return Run("align", SFT, ALIGN_STEPS, (*ALIGN_OPTIONS, *options), discriminator)
+def align(*options: str, start: str = SFT, discriminator: str = WARMUP) -> Run:
+    """Return an alignment with these options."""
+    return Run("align", start, ALIGN_STEPS, (*ALIGN_OPTIONS, *options), discriminator)
 
 
 def rl(start: str, steps: int, algorithm: str = "grpo", continues: str | None = None) -> Run:
@@ -136,6 +137,8 @@ MAIN = {
     GRPO_TIME: rl(SFT, EQUAL_TIME_STEPS, continues=GRPO_UPDATES),
     TEACHER_SFT: Run("sft", SFT, 150, TEACHER_OPTIONS),
     TEACHER_SFT_GRPO: rl(TEACHER_SFT, GRPO_STEPS),
+    "warmup_teacher": warmup(*LIKELIHOOD, start=TEACHER_SFT),
+    TEACHER_SFT_ALIGNED: align(*LIKELIHOOD, start=TEACHER_SFT, discriminator="warmup_teacher"),
     SAMPLES: Run("sample", SFT, 0, ("prism.rollout.samples_per_prompt=1",)),
     DPO: Run("dpo", SFT, 128, DPO_OPTIONS, samples=SAMPLES),
     DPO_GRPO: rl(DPO, GRPO_STEPS),

@@ -155,6 +155,18 @@ def test_an_incomplete_line_is_not_read_yet(tmp_path):
         assert console.metrics == {"reward": 0.5}
 
 
+def test_steps_are_read_after_a_logger_has_emptied_the_file(tmp_path):
+    run = RunFolder(tmp_path)
+    with StageConsole("dpo", run, total_steps=9) as console:
+        with MetricsLog(run) as log:
+            log.note("computing the reference 0 %")
+        time.sleep(0.6)
+        steps = [json.dumps({"step": step, "data": {"loss": 0.5}}) for step in range(1, 6)]
+        run.metrics.write_text("\n".join(steps) + "\n")
+        time.sleep(0.6)
+        assert console.step == 5
+
+
 def test_metrics_of_an_earlier_run_are_not_shown(tmp_path):
     run = RunFolder(tmp_path)
     run.metrics.write_text('{"step": 40, "data": {"reward": 1.0}}\n')

@@ -60,6 +60,7 @@ def test_it_learns_to_prefer_the_teacher(digits_folder, pairs, tmp_path):
     done = train(digits_folder, pairs, tmp_path / "dpo", "prism.steps=10", *LOGGERS)
     metrics = steps(tmp_path / "dpo")
     assert "accuracy" in done.stdout
+    assert "10 steps in" in done.stdout
     assert metrics[0]["train/loss"] == pytest.approx(0.6931, abs=1e-3)  # it is its own reference
     assert metrics[0]["dpo/margin"] == pytest.approx(0.0, abs=1e-3)
     assert metrics[-1]["train/loss"] < 0.6

@@ -271,19 +271,29 @@ class _Pace:
 
 
 class _AppendedLines:
-    """Reads the lines appended to a file since the last call, but no incomplete last line."""
+    """Reads the lines appended to a file since the last call, but no incomplete last line.
+
+    verl's logger empties the file when training starts, after lines that name earlier phases. The
+    file is therefore read from its start if its first line has changed.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._first = b""  # line
         self._position = 0
 
     def read(self) -> list[str]:
         if not self._path.exists():
             return []
         with open(self._path, "rb") as file:
+            if file.read(len(self._first)) != self._first:
+                self._first = b""
+                self._position = 0
             file.seek(self._position)
             *complete, partial = file.read().split(b"\n")
             self._position = file.tell() - len(partial)
+        if complete and not self._first:
+            self._first = complete[0] + b"\n"
         return [line.decode() for line in complete if line.strip()]
 
 

@@ -22,13 +22,17 @@ RESPONSES = pa.list_(pa.string())
 
 @pytest.fixture(scope="module")
 def pairs(digits_folder, tmp_path_factory) -> Path:
-    """Questions with two responses that are wrong, and one that is the teacher's own."""
+    """Questions with two responses that are wrong, and one that is the teacher's own.
+
+    One response contains `<image>`, which is text there.
+    """
     table = pq.read_table(digits_folder / "data" / "train.parquet").slice(0, 32)
     wrong = "<caption> A 0. </caption><think> 0 + {} = 9 </think><answer> 9 </answer>"
     responses = [
         [wrong.format(number % 10), text, wrong.format("zero")]
         for number, text in enumerate(table["teacher_response"].to_pylist())
     ]
+    responses[3][0] = wrong.format("<image> 3")
     file = tmp_path_factory.mktemp("pairs") / "samples.parquet"
     pq.write_table(table.append_column("student_responses", pa.array(responses, RESPONSES)), file)
     return file

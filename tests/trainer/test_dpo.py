@@ -106,7 +106,7 @@ class FourRows:
 def test_each_of_the_first_responses_makes_a_pair_with_the_teachers():
     demonstrations = Demonstrations(FourRows(), responses=2)
     rows = [demonstrations[index] for index in range(len(demonstrations))]
-    texts = [row["messages"][-1]["content"] for row in rows]
+    texts = [row["messages"][-1]["content"][0]["text"] for row in rows]
     assert texts[:6] == [
         *("teacher 0", "student 0.0", "teacher 0", "student 0.1"),
         *("teacher 1", "student 1.0"),

@@ -32,7 +32,8 @@ class Demonstrations(ExampleRows):
         row, response = divmod(pair, self._responses)
         found = self._model_rows[row]
         text = found["student_responses"][response] if is_student else found["teacher_response"]
-        answer = {"role": "assistant", "content": text}
+        # As a string, verl would replace an <image> that the policy wrote by one of the images.
+        answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
         return {"messages": [*found["prompt"], answer], "images": found["images"]}
 
 

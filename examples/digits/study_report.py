@@ -156,7 +156,8 @@ def markdown(seeds: Seeds) -> str:
         "|---|" + "---:|" * (len(COLUMNS) + 2),
     ]
     rows = {name: _policy_cells(seeds, name) for name in MAIN if name in names}
-    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    for name, cells in rows.items():
+        lines.append(f"| {name}{_some(seeds, name)} | {' | '.join(cells)} |")
     contrasts = [pair for pair in CONTRASTS if set(pair) <= set(names)]
     lines += ["", *_difference_table(seeds, "difference", contrasts)]
     if options and ALIGNED in names:
@@ -182,7 +183,9 @@ def short_markdown(seeds: Seeds) -> str:
 def _some(seeds: Seeds, *names: str) -> str:
     """Return a note if only some seeds have these policies."""
     known = [number for number, seed in seeds.items() if set(names) <= set(seed["policies"])]
-    return "" if len(known) == len(seeds) else f" ({len(known)} seeds)"
+    if len(known) == len(seeds):
+        return ""
+    return f" (seed {known[0]})" if len(known) == 1 else f" ({len(known)} seeds)"
 
 
 def _short(intervals: Sequence[Interval]) -> list[Interval]:
@@ -202,7 +205,8 @@ def _difference_table(seeds: Seeds, title: str, contrasts: Sequence[tuple[str, s
     lines = [f"| {title} | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
     for name, against in contrasts:
         cells = [interval.cell(100) for interval in differences(seeds, name, against)]
-        lines.append(f"| {name} minus {against} | {' | '.join(cells)} |")
+        some = _some(seeds, name, against)
+        lines.append(f"| {name} minus {against}{some} | {' | '.join(cells)} |")
     return lines
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_prism.data.rows import convert_command
+from verl_prism.data.schema import COLUMNS
 from verl_prism.errors import UserError
 
 OPTIONAL = ("images",)  # rows of a file without this column have no images
@@ -36,8 +37,11 @@ def check_columns(key: str, path: Path, columns: Iterable[str]) -> None:
 
 
 def _missing_hint(path: Path, missing: Sequence[str], names: Sequence[str]) -> str:
-    """Return the command that adds missing columns to a file, if there is one."""
-    if "prompt" in names:
+    """Return the command that adds missing columns to a file, if there is one.
+
+    Columns that we do not know may hold demonstrations in another form.
+    """
+    if "prompt" in names and set(names) <= set(COLUMNS):
         if set(missing) & set(DISTILLED):
             return (
                 "; these are questions: python -m verl_prism.data distill adds a teacher's answers"

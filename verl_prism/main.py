@@ -127,20 +127,11 @@ def _write_traceback(text: str) -> str:
 
 def _run(options: argparse.Namespace) -> int:
     config, prism = _compose(options)
+    if options.cfg:
+        _show_config(options, config, prism)
+        return 0
     from verl_prism.data import checks  # imports pyarrow
 
-    if prism.epochs is not None:
-        try:
-            rows = checks.count_rows(prism)
-        except UserError as error:  # otherwise check_inputs raises it
-            if options.cfg:
-                note = f"prism.steps is not that of prism.epochs: {error}"
-                sys.stderr.write(f"verl_prism: note: {note}\n")
-        else:
-            config, prism = _compose(options, steps_of(prism, rows))
-    if options.cfg:
-        _print_config(config, options.package)
-        return 0
     check_uploads(config)
     if not options.check:
         checks.check_device(prism.hardware)
@@ -174,6 +165,19 @@ def _compose(options: argparse.Namespace, steps: int | None = None) -> tuple[Dic
     weights = not options.check
     find_models = partial(with_local_models, weights=weights, say=say)
     return compose_run(options.overrides, find_models, steps)
+
+
+def _show_config(options: argparse.Namespace, config: DictConfig, prism: Prism) -> None:
+    """Print the config with the steps of `prism.epochs`, if the rows can be counted."""
+    if prism.epochs is not None:
+        from verl_prism.data.checks import count_rows
+
+        try:
+            config, _ = _compose(options, steps_of(prism, count_rows(prism)))
+        except UserError as error:
+            note = f"prism.steps is not that of prism.epochs: {error}"
+            sys.stderr.write(f"verl_prism: note: {note}\n")
+    _print_config(config, options.package)
 
 
 def _print_config(config: DictConfig, package: str | None) -> None:

@@ -134,7 +134,7 @@ class NoisyPair:
         named = list(question.digits)
         if rng.random() < self.wrong_digit:
             place = rng.randrange(2)
-            named[place] = rng.choice([digit for digit in range(10) if digit != named[place]])
+            named[place] = other_digit(named[place], rng)
         a, b = named
         total = a + b
         if rng.random() < self.wrong_sum:
@@ -185,12 +185,12 @@ class BiasedRow:
     def nearly_right(self, question: Question, rng: random.Random) -> str:
         """Return the teacher's response with one wrong digit in the caption, and one wrong sum.
 
-        The reasoning adds up the right digits, and goes on from its wrong sum. The question is one
-        about the sum.
+        The reasoning adds up the right digits and continues from the wrong sum. The question must
+        be about the sum.
         """
         named = list(question.digits)
         place = rng.randrange(len(named))
-        named[place] = rng.choice([digit for digit in range(10) if digit != named[place]])
+        named[place] = other_digit(named[place], rng)
         wrong = rng.randrange(1, len(question.digits))
         total = question.digits[0]
         steps = []
@@ -207,7 +207,7 @@ class BiasedRow:
         if digit in MISREAD and rng.random() < self.misread:
             digit = MISREAD[digit]
         if rng.random() < self.wrong_digit:
-            digit = rng.choice([other for other in range(10) if other != digit])
+            digit = other_digit(digit, rng)
         return digit
 
     def _sum(self, named: Sequence[int], rng: random.Random) -> tuple[list[str], int]:
@@ -241,6 +241,11 @@ class BiasedRow:
             count += (digit > OVER) != wrong
             steps.append(f"{digit}: {count}.")
         return steps, count
+
+
+def other_digit(digit: int, rng: random.Random) -> int:
+    """Return a random digit that is not this one."""
+    return rng.choice([other for other in range(10) if other != digit])
 
 
 def caption_of(digits: Sequence[int]) -> str:

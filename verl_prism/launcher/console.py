@@ -279,21 +279,21 @@ class _AppendedLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._first = b""  # line
+        self._first_line = b""
         self._position = 0
 
     def read(self) -> list[str]:
         if not self._path.exists():
             return []
         with open(self._path, "rb") as file:
-            if file.read(len(self._first)) != self._first:
-                self._first = b""
+            if file.read(len(self._first_line)) != self._first_line:
+                self._first_line = b""
                 self._position = 0
             file.seek(self._position)
             *complete, partial = file.read().split(b"\n")
             self._position = file.tell() - len(partial)
-        if complete and not self._first:
-            self._first = complete[0] + b"\n"
+        if complete and not self._first_line:
+            self._first_line = complete[0] + b"\n"
         return [line.decode() for line in complete if line.strip()]
 
 

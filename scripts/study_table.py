@@ -1,4 +1,4 @@
-"""Write the table of the study into README.md, from the results of its seeds.
+"""Write the tables of the study into README.md and docs/measured.md, from the results of its seeds.
 
 python scripts/study_table.py
 """
@@ -10,17 +10,27 @@ from generated_tables import filled
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "examples" / "digits"
-PAGE = ROOT / "README.md"
 
 sys.path.insert(0, str(DIGITS))
 
-from study_report import read_seeds, short_markdown  # noqa: E402 (found through the path above)
+from study_report import (  # noqa: E402 (found through the path above)
+    options_markdown,
+    read_seeds,
+    short_markdown,
+)
 
 
-def page() -> str:
-    """Return the text of README.md with a table that is up to date."""
-    return filled(PAGE, "study", short_markdown(read_seeds(DIGITS / "study")))
+def pages() -> dict[Path, str]:
+    """Return the text of each page with tables that are up to date."""
+    seeds = read_seeds(DIGITS / "study")
+    readme = ROOT / "README.md"
+    measured = ROOT / "docs" / "measured.md"
+    return {
+        readme: filled(readme, "study", short_markdown(seeds)),
+        measured: filled(measured, "options", options_markdown(seeds)),
+    }
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")

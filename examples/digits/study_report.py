@@ -74,6 +74,21 @@ SHORT_CONTRASTS = {
     (ALIGNED_GRPO, GRPO_UPDATES): "aligned, GRPO minus GRPO, updates",
     (ALIGNED_GRPO, GRPO_TIME): "aligned, GRPO minus GRPO, time",
 }
+OPTION_COLUMNS = ("sum", "sum, greedy", "sum, perception", "sum, reasoning")
+OPTIONS = {  # policy: what differs from `aligned`, for the documentation
+    "head": "`discriminator.upcycle.scoring=head`, as in the paper",
+    "no_imitation": "`discriminator.imitation_coef=0`",
+    "text_only": "`discriminator.upcycle.images=false`",
+    "dense": "`discriminator.upcycle.routing=dense`",
+    "no_warmup": "a warm-up of one step",
+    "no_mismatched": "`warmup.mismatched_teachers=0`",
+    "hard_negatives": "hard negatives in the warm-up",
+    "span_credit": "`align.credit=span`",
+    "combined": "`align.normalization=combined`, the paper's eq. 3",
+    "quantile": "`align.normalization=quantile`",
+    "replay": "`discriminator.replay_share=0.5`",
+    "lr_1e-4": "`optim.lr=1e-4` instead of 3e-4",
+}
 MARKS = tuple(dict.fromkeys(name for _, name in COLUMNS.values()))
 CONFIDENCE = 0.95
 CURVES = {  # policy: label and color
@@ -177,6 +192,21 @@ def short_markdown(seeds: Seeds) -> str:
     for (name, against), label in SHORT_CONTRASTS.items():
         gains = [interval.cell(100) for interval in _short(differences(seeds, name, against))]
         lines.append(f"| {label}{_some(seeds, name, against)} | {' | '.join(gains)} | |")
+    return "\n".join(lines) + "\n"
+
+
+def options_markdown(seeds: Seeds) -> str:
+    """Return the table of the options of alignment, those that cost most first."""
+    names = [column.removeprefix("sum, ") for column in OPTION_COLUMNS]
+    lines = [f"| option | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    columns = list(COLUMNS)
+    gains = {}
+    for name in OPTIONS:
+        found = dict(zip(columns, differences(seeds, name, ALIGNED), strict=True))
+        gains[name] = [found[column] for column in OPTION_COLUMNS]
+    for name, cells in sorted(gains.items(), key=lambda item: item[1][0].mean):
+        numbers = " | ".join(interval.cell(100) for interval in cells)
+        lines.append(f"| {OPTIONS[name]}{_some(seeds, name)} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 

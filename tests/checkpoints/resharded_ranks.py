@@ -8,11 +8,24 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from verl_prism.discriminator import process_group
+from verl_prism.sharding import shard_dimension
 
 ROWS = (5, 3, 1)  # of each layer's output: none divides among two or four ranks
+EXPERTS = (3, 6, 8)  # divided along the second dimension on two ranks, the third on four
+
+
+class Experts(torch.nn.Module):
+    """The sum of several linear layers whose weights are one parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(EXPERTS))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs.repeat(1, 2) @ self.weight.transpose(1, 2)).sum(0)[:, :4]
 
 
 class Training:
@@ -22,8 +35,12 @@ class Training:
         torch.manual_seed(0)
         sizes = zip((4, *ROWS), ROWS, strict=False)
         layers = [torch.nn.Linear(inputs, outputs) for inputs, outputs in sizes]
-        self.model = torch.nn.Sequential(*layers)
-        fully_shard(self.model, mesh=init_device_mesh("cpu", (world_size,)))
+        self.model = torch.nn.Sequential(Experts(), *layers)
+        fully_shard(
+            self.model,
+            mesh=init_device_mesh("cpu", (world_size,)),
+            shard_placement_fn=lambda p: Shard(shard_dimension(p.shape, world_size)),
+        )
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
 

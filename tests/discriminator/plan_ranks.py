@@ -80,6 +80,15 @@ class Discriminator:
             self.gradients[name] = gradient
         return 1.0
 
+    def share_of_experts(self) -> float:
+        """The part of the experts' parameters that this rank stores, with FSDP's padding."""
+        experts = [p for name, p in self.model.named_parameters() if "experts" in name]
+        stored = 0
+        for parameter in experts:
+            local = parameter.to_local() if self.ranks.world_size > 1 else parameter
+            stored += local.untyped_storage().nbytes() // local.element_size()
+        return stored / sum(parameter.numel() for parameter in experts)
+
     def step(self, groups: list[Group], plan, balance: float) -> dict:
         settings = StepSettings(MAX_TOKENS, LossSettings(balance_coef=balance))
         optimization = Optimization(self.keep, self.model.zero_grad)
@@ -121,8 +130,10 @@ def run_rank(rank: int, world_size: int, folder: str, prompts: list[Prompt], see
     plans = assign(sizes, BALANCED, MAX_TOKENS, discriminator.flops)
     mine = sum(plans[rank::world_size], start=())
     results.append(discriminator.step(groups, mine, balance=1.0))
+    shares: list = [None] * world_size
+    dist.all_gather_object(shares, discriminator.share_of_experts())
     if rank == 0:
-        torch.save(results, out / f"{world_size}.pt")
+        torch.save({"steps": results, "shares": shares}, out / f"{world_size}.pt")
     dist.destroy_process_group()
 
 

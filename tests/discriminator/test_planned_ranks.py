@@ -30,20 +30,23 @@ def run(world_sizes, digits_folder, discriminator_folder, out):
 
 
 @pytest.mark.parametrize(
-    "world_sizes", [(2, 3), pytest.param((4, 5, 6, 7, 8), marks=pytest.mark.slow)]
+    "world_sizes", [(2, 3), pytest.param((4, 5, 6, 8), marks=pytest.mark.slow)]
 )
 def test_ranks_give_the_scores_and_gradients_of_one(
     world_sizes, digits_folder, discriminator_folder, tmp_path
 ):
     expected, *found = run([1, *world_sizes], digits_folder, discriminator_folder, tmp_path)
     for results in found:
-        for one, many in zip(expected, results, strict=True):
+        for one, many in zip(expected["steps"], results["steps"], strict=True):
             assert one["scores"]
             assert many["scores"].keys() == one["scores"].keys()
             for key, scores in one["scores"].items():
                 assert many["scores"][key] == pytest.approx(scores, abs=1e-5), key
             assert_equal_gradients(many["gradients"], one["gradients"])
             assert_equal_metrics(many["metrics"], one["metrics"])
+        ranks = len(results["shares"])
+        if ranks in (2, 4, 8):  # the sizes of the four experts do not divide among 3, 5 or 7 ranks
+            assert results["shares"] == pytest.approx([1 / ranks] * ranks)
 
 
 def assert_equal_gradients(ours, expected):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec
@@ -26,6 +27,7 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec
 from verl_prism.checkpoints.store import MANIFEST, Checkpoint, read_checkpoint, write_manifest
 from verl_prism.errors import UserError
 from verl_prism.files import atomic_folder
+from verl_prism.sharding import shard_dimension
 
 HELP = """\
 usage: python -m verl_prism.checkpoints.reshard CHECKPOINT --world-size N
@@ -144,22 +146,19 @@ def cut(shards: Sequence[Any], rank: int, world_size: int) -> Any:
 
 def _cut_tensor(shards: Sequence[DTensor], rank: int, world_size: int) -> DTensor:
     first = shards[0]
-    if first.placements != (Shard(0),):
+    saved = _placement(first.shape, len(shards))
+    if first.placements != saved:
         raise UserError(
-            f"a tensor is placed as {first.placements}, and only checkpoints that are sharded over "
-            "all ranks can be converted"
+            f"a tensor is placed as {first.placements} instead of {saved}, and only checkpoints "
+            "that are sharded over all ranks can be converted"
         )
-    rows = first.shape[0]
-    wanted = shard_rows(rows, rank, world_size)
-    pieces = [first.to_local()[:0]]
-    for number, shard in enumerate(shards):
-        held = shard_rows(rows, number, len(shards))
-        local = shard.to_local()
-        assert len(local) == len(held), f"{len(local)} rows in shard {number} of {len(shards)}"
-        start = max(wanted.start, held.start) - held.start
-        stop = min(wanted.stop, held.stop) - held.start
-        if start < stop:
-            pieces.append(local[start:stop])
+    placements = _placement(first.shape, world_size)
+    if placements == saved:
+        local = _cut_rows(shards, rank, world_size, saved[0].dim)
+    else:
+        whole = torch.cat([shard.to_local() for shard in shards], saved[0].dim)
+        size = first.shape[placements[0].dim]
+        local = _rows(whole, shard_rows(size, rank, world_size), placements[0].dim).clone()
     old = first.device_mesh
     mesh = DeviceMesh(
         old.device_type,
@@ -168,8 +167,33 @@ def _cut_tensor(shards: Sequence[DTensor], rank: int, world_size: int) -> DTenso
         _init_backend=False,
         _rank=rank,
     )
-    spec = DTensorSpec(mesh, first.placements, tensor_meta=first._spec.tensor_meta)
-    return DTensor(torch.cat(pieces), spec, requires_grad=first.requires_grad)
+    spec = DTensorSpec(mesh, placements, tensor_meta=first._spec.tensor_meta)
+    return DTensor(local, spec, requires_grad=first.requires_grad)
+
+
+def _placement(shape: Sequence[int], world_size: int) -> tuple[Shard]:
+    return (Shard(shard_dimension(shape, world_size)),)
+
+
+def _cut_rows(shards: Sequence[DTensor], rank: int, world_size: int, dimension: int) -> Tensor:
+    """Return a rank's rows, along the dimension along which the shards are divided too."""
+    rows = shards[0].shape[dimension]
+    wanted = shard_rows(rows, rank, world_size)
+    pieces = [_rows(shards[0].to_local(), range(0), dimension)]
+    for number, shard in enumerate(shards):
+        held = shard_rows(rows, number, len(shards))
+        local = shard.to_local()
+        found = local.shape[dimension]
+        assert found == len(held), f"{found} rows in shard {number} of {len(shards)}"
+        start = max(wanted.start, held.start) - held.start
+        stop = min(wanted.stop, held.stop) - held.start
+        if start < stop:
+            pieces.append(_rows(local, range(start, stop), dimension))
+    return torch.cat(pieces, dimension)
+
+
+def _rows(tensor: Tensor, rows: range, dimension: int) -> Tensor:
+    return tensor.narrow(dimension, rows.start, len(rows))
 
 
 def shard_rows(rows: int, rank: int, world_size: int) -> range:

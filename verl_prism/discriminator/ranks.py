@@ -14,9 +14,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.tensor import Shard
 
 from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassification as Discriminator
 from verl_prism.errors import UserError
+from verl_prism.sharding import shard_dimension
 
 Result = TypeVar("Result")
 
@@ -74,15 +76,19 @@ def shard(model: Discriminator, ranks: Ranks, dtype: torch.dtype) -> None:
     One rank is sharded too: the copies give the experts' grouped matrix products their dtype, which
     autocast would not. Gradients are summed in float32. The root has the same policy as the layers,
     so that inputs of layers have `dtype` already and need no cast: torch 2.11 does not repeat a
-    cast when gradient checkpointing recomputes a layer.
+    cast when gradient checkpointing recomputes a layer. Experts are divided evenly, see
+    `shard_dimension`.
     """
     mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.world_size,))
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for layer in (*model.model.language_model.layers, *model.model.visual.blocks):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+    def placement(parameter: torch.nn.Parameter) -> Shard:
+        return Shard(shard_dimension(parameter.shape, ranks.world_size))
+
+    for module in (*model.model.language_model.layers, *model.model.visual.blocks, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy, shard_placement_fn=placement)
 
 
 def on_ranks(count: int, function: Callable[..., Result], *arguments: object) -> Result:

@@ -44,7 +44,7 @@ from verl_prism.trainer.frozen_vision import VENDOR, FrozenVisionEngine
 from verl_prism.trainer.ppo import PrismTrainer, PublishCheckpoint
 from verl_prism.trainer.replay_buffer import ConfiguredReplayBuffer
 from verl_prism.trainer.sft import PrismSFTTrainer, PublishingHandler
-from verl_prism.trainer.worker import PrismWorker
+from verl_prism.trainer.worker import PolicyWorker, PrismWorker
 
 OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
@@ -86,6 +86,9 @@ OVERRIDDEN = [
     (TrainingWorker, DiscriminatorWorker, "__init__", ["self", "config"]),
     (TrainingWorker, DiscriminatorWorker, "reset", ["self"]),
     (FSDPEngine, DiscriminatorEngine, "_build_module", ["self"]),
+    (FSDPEngine, DiscriminatorEngine, "_build_fsdp_module", ["self", "module"]),
+    (TrainingWorker, PolicyWorker, "train_mini_batch", ["self", "data"]),
+    (TrainingWorker, PolicyWorker, "infer_batch", ["self", "data"]),
     (FSDPEngineWithLMHead, FrozenVisionEngine, "_build_module", ["self"]),
     (RewardManagerBase, DiscriminatorRewardManager, "run_single", ["self", "data"]),
     (AgentLoopManagerTQ, SeededAgentLoopManager, "generate_sequences", ["self", "prompts"]),

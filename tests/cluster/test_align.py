@@ -72,3 +72,20 @@ def test_two_nodes_give_the_result_of_two_ranks_on_one(
     for of_nodes, of_ranks in zip(nodes, ranks, strict=True):
         for name in METRICS:
             assert of_nodes[name] == pytest.approx(of_ranks[name], abs=1e-5), name
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_each_rank_has_one_response(pipeline, tmp_path):
+    """As with the paper's 64 responses per step on eight nodes."""
+    step = run(
+        ["verl_prism.main", "stage=align"],
+        pipeline.root,
+        tmp_path,
+        "prism.steps=1",
+        "prism.rollout.prompts_per_step=1",
+        "prism.rollout.samples_per_prompt=2",
+        "prism.hardware.devices_per_node=2",
+    )
+    assert step[0]["actor/grad_norm"] >= 0

@@ -23,6 +23,11 @@ class RunFolder:
         """Hugging Face folder of the trained discriminator."""
         return self.path / "discriminator"
 
+    @property
+    def discriminator_settings(self) -> Path:
+        """Stage warmup: the settings that `discriminator` was trained with, as JSON."""
+        return self.path / "discriminator.settings.json"
+
     def result(self, stage: Stage) -> Path:
         """Return the path of what a stage produces for the next one."""
         match stage:

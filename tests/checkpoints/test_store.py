@@ -191,6 +191,55 @@ def test_a_checkpoint_of_a_different_run_is_refused(compose, tmp_path):
         find(compose())
 
 
+def weights(folder: Path, content: bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(content)
+    return folder
+
+
+def test_a_checkpoint_of_another_policy_in_the_same_folder_is_refused(compose, run, tmp_path):
+    policy = weights(tmp_path / "policy", b"first")
+    prism = compose(f"prism.policy={policy}")
+    save(prism, 20)
+    run.policy.mkdir()
+    assert is_complete(prism, run, find(prism)[0])
+    weights(policy, b"later")
+    with pytest.raises(UserError, match=r"prism\.policy, its weights=\w+ \(was \w+\)\. Use the"):
+        find(prism)
+
+
+def test_a_copy_of_the_policy_can_be_resumed_with(compose, tmp_path):
+    save(compose(f"prism.policy={weights(tmp_path / 'policy', b'same')}"), 5)
+    copy = weights(tmp_path / "copy", b"same")
+    assert find(compose(f"prism.policy={copy}"))[0].step == 5
+    weights(copy, b"else")
+    with pytest.raises(UserError, match=rf"prism\.policy={copy} \(was .*policy\)"):
+        find(compose(f"prism.policy={copy}"))
+
+
+def test_the_weights_of_the_discriminator_are_compared_too(compose, tmp_path):
+    folder = weights(tmp_path / "warm", b"first")
+    prism = compose(f"prism.discriminator.path={folder}")
+    save(prism, 5)
+    assert find(prism)[0].step == 5
+    weights(folder, b"later")
+    with pytest.raises(UserError, match=r"prism\.discriminator\.path, its weights="):
+        find(prism)
+
+
+def test_weights_that_one_side_does_not_know_are_not_compared(compose, tmp_path):
+    policy = weights(tmp_path / "policy", b"first")
+    prism = compose(f"prism.policy={policy}")
+    folder = save(prism, 5)
+    (policy / "model.safetensors").unlink()
+    assert find(prism)[0].step == 5
+    weights(policy, b"first")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["settings"]["prism.policy, its weights"]  # as older versions saved it
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert find(prism)[0].step == 5
+
+
 def test_a_checkpoint_with_old_key_names_is_found(compose):
     folder = save(compose(), 5)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -267,8 +316,10 @@ def test_starting_from_scratch_keeps_the_earlier_result(compose, run):
     prism = compose()
     run.policy.mkdir(parents=True)
     (run.policy / "config.json").write_text("first")
+    run.discriminator_settings.write_text("{}")
     prepare_output(prism, run, None)
     assert not run.policy.exists()
+    assert not run.discriminator_settings.exists()
     prepare_output(prism, run, None)
     assert (run.replaced(run.policy) / "config.json").read_text() == "first"
     run.policy.mkdir()

@@ -17,6 +17,7 @@ from verl_prism.checkpoints.store import Checkpoint
 from verl_prism.compose import compose_run
 from verl_prism.discriminator import load_discriminator
 from verl_prism.errors import EndedEarly, UserError
+from verl_prism.launcher.launch import is_complete
 from verl_prism.report.metrics import MetricsLog, keep_steps, read_records
 from verl_prism.report.step_samples import read_samples
 from verl_prism.rollout.journal import Journal
@@ -135,11 +136,30 @@ def test_it_trains_and_writes_a_discriminator_that_loads(compose):
     left = {path.name for path in prism.output.iterdir()}
     assert left == {
         "discriminator",
+        "discriminator.settings.json",
         "rollouts.jsonl",
         "rollouts.settings.json",
         "metrics.jsonl",
         "step_samples.jsonl",
     }, "no state is left"
+
+
+@pytest.mark.usefixtures("sampled")
+def test_a_finished_run_is_complete_with_the_same_settings_only(compose):
+    prism = compose("prism.steps=1")
+    run = RunFolder(prism.output)
+    run_warmup(prism)
+    assert is_complete(prism, run, find_checkpoint(prism))
+    changed = compose("prism.steps=2", "prism.discriminator.lr=1e-4", "prism.seed=7")
+    with pytest.raises(UserError) as refused:
+        is_complete(changed, run, None)
+    assert str(refused.value) == (
+        f"prism.resume=true, but {run.discriminator} was saved with different settings: "
+        "prism.discriminator.lr=0.0001 (was 0.001), prism.seed=7 (was 0), "
+        "prism.steps=2 (was 1). Use the same settings, or start from scratch without resume"
+    )
+    run.discriminator_settings.unlink()
+    assert is_complete(changed, run, None), "an older version kept no settings"
 
 
 @pytest.mark.usefixtures("sampled")

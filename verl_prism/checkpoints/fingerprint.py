@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from verl_prism.checkpoints.store import CheckpointStore
+from verl_prism.checkpoints.store import WEIGHTS, CheckpointStore
 from verl_prism.config import ONLY_SAMPLE, DataFiles, Prism, Stage, flatten
+from verl_prism.data.checks import model_folders
 from verl_prism.data.rows import parquet_files
 from verl_prism.hub_cache import hub_name
 from verl_prism.run_folder import RunFolder
+from verl_prism.weights import weight_files, weights_digest
 
 ALL_STAGES = (
     "seed",
@@ -31,6 +33,7 @@ OF_STAGE: dict[Stage, tuple[str, ...]] = {
         "rollout.",
         "align.",
         "discriminator.",
+        "reward.function",
         "hardware.dataloader_workers",
     ),
     "rlvr": (
@@ -79,7 +82,8 @@ def checkpoint_store(prism: Prism) -> CheckpointStore:
 def fingerprint(prism: Prism) -> dict[str, Any]:
     """Return full key -> value. Stages sample and eval save no checkpoints and have none.
 
-    A model from the Hub is `org/name@commit`, wherever its folder is.
+    A model from the Hub is `org/name@commit`, wherever its folder is. Other models are folders, and
+    a digest of the weights in them.
     `prism.steps` is included only if the learning rate depends on it.
     """
     if prism.stage in ONLY_SAMPLE:
@@ -92,7 +96,16 @@ def fingerprint(prism: Prism) -> dict[str, Any]:
     for key, value in flatten(prism.model_dump(mode="json")):
         if key.startswith(included) and not key.startswith(excluded):
             settings[f"prism.{key}"] = hub_name(Path(str(value))) or value
-    return settings | _training_data(prism.data.train)
+    return settings | _weights(prism) | _training_data(prism.data.train)
+
+
+def _weights(prism: Prism) -> dict[str, str]:
+    """Return a digest of each model that is not from the Hub and has weights."""
+    digests = {}
+    for key, folder in model_folders(prism).items():
+        if weight_files(folder) and hub_name(folder) is None:
+            digests[key + WEIGHTS] = weights_digest(folder)
+    return digests
 
 
 def _training_data(source: DataFiles) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def checkpoint_to_resume(
             "To give them up and start from scratch, leave out prism.resume"
         )
     if checkpoint:
-        _check_settings(checkpoint, store.fingerprint)
+        check_settings(checkpoint, store.fingerprint)
         _check_steps(checkpoint, steps)
         _check_world_sizes(checkpoint, store.world_sizes)
         if stage == "warmup":
@@ -44,7 +44,12 @@ def resume_notes(run: RunFolder, checkpoint: Checkpoint | None, damaged: list[st
     return [*notes, f"resuming from step {checkpoint.step} of {checkpoint.folder}"]
 
 
-def _check_settings(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:
+def check_settings(checkpoint: Checkpoint, wanted: Mapping[str, object]) -> None:
+    """Check that a run has the settings of a checkpoint.
+
+    Raises:
+        UserError: names each setting that differs.
+    """
     saved = {RENAMED_KEYS.get(key, key): value for key, value in checkpoint.fingerprint.items()}
     keys = [key for key in sorted({*saved, *wanted}) if saved.get(key) != wanted.get(key)]
     if keys:

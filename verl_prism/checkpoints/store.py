@@ -11,7 +11,7 @@ This module does not import torch, so that checkpoints can be checked before any
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"  # a copy of the run's metrics up to the checkpoint
 POINTER = "latest_checkpointed_iteration.txt"  # verl's own tools expect this name
 STEP = "global_step_"  # verl reads the step from the folder's name
+WEIGHTS = ", its weights"  # after a model's key in a fingerprint: a digest of what is in its folder
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,17 @@ class CheckpointStore:
         return target
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """Return the newest complete checkpoint, and what is wrong with each later one."""
+        """Return the newest complete checkpoint, and what is wrong with each later one.
+
+        Its fingerprint is made `comparable` with the run's.
+        """
         damaged: list[str] = []
         for folder in reversed(published(self.run)):
             damage = _damage(folder)
             if damage is None:
-                return _read(folder), damaged
+                checkpoint = _read(folder)
+                settings = comparable(checkpoint.fingerprint, self.fingerprint)
+                return replace(checkpoint, fingerprint=settings), damaged
             damaged.append(f"{folder}: {damage}")
         return None, damaged
 
@@ -129,6 +135,24 @@ class CheckpointStore:
         removed += [self.run.unfinished_checkpoints, self.run.replaced_checkpoints]
         for folder in removed:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def comparable(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved settings without differences from `wanted` that do not change a run.
+
+    Model folders with the same weights may have different paths. A digest of weights that only one
+    side has is ignored: older versions saved none.
+    """
+    settings = dict(saved)
+    for digest in {key for key in (*saved, *wanted) if key.endswith(WEIGHTS)}:
+        if digest not in wanted:
+            del settings[digest]
+        elif digest not in saved:
+            settings[digest] = wanted[digest]
+        elif saved[digest] == wanted[digest]:
+            folder = digest.removesuffix(WEIGHTS)
+            settings[folder] = wanted[folder]
+    return settings
 
 
 def published(run: RunFolder) -> list[Path]:

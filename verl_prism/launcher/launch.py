@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.preemption import EXIT_SAVED, ignore_requests, listen_for_requests
-from verl_prism.checkpoints.resume import checkpoint_to_resume, resume_notes
-from verl_prism.checkpoints.store import Checkpoint, published
+from verl_prism.checkpoints.resume import check_settings, checkpoint_to_resume, resume_notes
+from verl_prism.checkpoints.store import Checkpoint, comparable, published
 from verl_prism.config import ON_RAY, ONLY_SAMPLE, Prism, Stage, flatten
 from verl_prism.cpu.environment import cpu_environment
 from verl_prism.data.checks import model_folders
@@ -110,12 +110,29 @@ def kept_text(prism: Prism, run: RunFolder) -> str:
 
 
 def is_complete(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) -> bool:
-    """Return whether the stage has made all requested steps and exported its result."""
+    """Return whether the stage has made all requested steps and exported its result.
+
+    Raises UserError if the discriminator of stage warmup was trained with different settings.
+    """
     if not run.result(prism.stage).exists():
         return False
     if prism.stage == "warmup":  # it exports its result when it has made all steps
+        _check_discriminator(prism, run)
         return True
     return checkpoint is not None and checkpoint.step == prism.steps
+
+
+def _check_discriminator(prism: Prism, run: RunFolder) -> None:
+    """Compare the settings of a finished warm-up with this run's, as for a checkpoint.
+
+    Older versions did not keep them.
+    """
+    if not run.discriminator_settings.exists():
+        return
+    wanted = checkpoint_store(prism).fingerprint
+    saved = json.loads(run.discriminator_settings.read_text())
+    settings = comparable(saved, wanted)
+    check_settings(Checkpoint(run.discriminator, prism.steps, {}, settings), wanted)
 
 
 def prepare_output(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) -> None:
@@ -134,6 +151,7 @@ def prepare_output(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) 
     if checkpoint:
         for folder in (run.policy, run.discriminator):
             shutil.rmtree(folder, ignore_errors=True)
+        run.discriminator_settings.unlink(missing_ok=True)
         keep_steps(run, checkpoint.metrics, checkpoint.step)
         keep_samples(run, checkpoint.step)
         return
@@ -142,6 +160,7 @@ def prepare_output(prism: Prism, run: RunFolder, checkpoint: Checkpoint | None) 
     for folder in (run.policy, run.discriminator):
         if folder.exists():
             _set_aside(folder, run.replaced(folder))
+    run.discriminator_settings.unlink(missing_ok=True)
     if published(run):
         _set_aside(run.checkpoints, run.replaced_checkpoints)
 

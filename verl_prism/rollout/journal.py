@@ -5,7 +5,6 @@ beside it holds the settings that the responses depend on, and a journal is only
 same settings.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from verl_prism.files import write_atomically
 
 Responses = list[Any]  # strings, or whatever JSON can hold
 BLOCK_BYTES = 2**16
-BLOCKS = 16  # of each file, that the digest of a policy reads
 
 
 class Journal:
@@ -92,19 +90,6 @@ class JournalReader(Sequence[Responses]):
         with open(self._file, "rb") as lines:
             lines.seek(self._places[row])
             return json.loads(lines.readline())["responses"]
-
-
-def policy_digest(folder: Path) -> str:
-    """Return a digest of a model's weights, from their sizes and evenly spaced blocks of bytes."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with open(file, "rb") as weights:
-            for block in range(BLOCKS):
-                weights.seek(block * size // BLOCKS)
-                digest.update(weights.read(BLOCK_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def _check_settings(file: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -15,10 +15,11 @@ from verl_prism.launcher.console import clock
 from verl_prism.launcher.ray_session import ray_session
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.rollout.engines import engine_count
-from verl_prism.rollout.journal import Journal, policy_digest
+from verl_prism.rollout.journal import Journal
 from verl_prism.rollout.sampler import sample_rows
 from verl_prism.rollout.sampling import Finished, Row, Sampling, SamplingJob
 from verl_prism.run_folder import RunFolder
+from verl_prism.weights import weights_digest
 
 Encode = Callable[[Finished], tuple[int, list[Any]]]
 
@@ -37,7 +38,7 @@ def journal_settings(job: SamplingJob, key: str, data: DataFiles, rows: int) -> 
     """
     files = parquet_files(key, data)
     settings: dict[str, Any] = {
-        "the policy's weights": policy_digest(job.policy),
+        "the policy's weights": weights_digest(job.policy),
         key: [str(file) for file in files],
         f"{key}, its bytes": sum(file.stat().st_size for file in files),
         "rows": rows,

@@ -4,6 +4,7 @@ The policy answers training prompts, and each valid answer is paired with the te
 held-out prompts shows whether the discriminator has learned the difference or memorized the pairs.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -16,11 +17,11 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from verl_prism.checkpoints.fingerprint import checkpoint_store
 from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.preemption import end_requested
-from verl_prism.checkpoints.store import Checkpoint
+from verl_prism.checkpoints.store import Checkpoint, CheckpointStore
 from verl_prism.config import Prism, Upcycle
 from verl_prism.discriminator import Ranks, process_group, upcycle
 from verl_prism.errors import EndedEarly
-from verl_prism.files import atomic_folder
+from verl_prism.files import atomic_folder, write_atomically
 from verl_prism.launcher.ranks import on_all_devices
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
@@ -45,10 +46,11 @@ def run_warmup(prism: Prism) -> Summary:
         UserError: there are no pairs to train on.
         EndedEarly: an early end was requested, and the last step is saved.
     """
-    checkpoint = checkpoint_store(prism).newest()[0] if prism.resume else None
+    store = checkpoint_store(prism)
+    checkpoint = store.newest()[0] if prism.resume else None
     if checkpoint is None:
         prepare(prism)
-    result = on_all_devices(prism.hardware, train_discriminator, prism, checkpoint)
+    result = on_all_devices(prism.hardware, train_discriminator, prism, store, checkpoint)
     assert result is not None
     summary, step = result
     if step < prism.steps:
@@ -83,8 +85,13 @@ def make_discriminator(folder: Path, settings: Upcycle, seed: int, log: MetricsL
 
 
 @record
-def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Summary, int]:
+def train_discriminator(
+    prism: Prism, store: CheckpointStore, checkpoint: Checkpoint | None
+) -> tuple[Summary, int]:
     """Train up to `prism.steps` steps on each rank, measure held-out pairs, and export.
+
+    store: with the fingerprint of the run when it started.
+    checkpoint: the one to resume from, if any.
 
     Returns the summary, empty after an early end, and the last step.
 
@@ -101,14 +108,14 @@ def train_discriminator(prism: Prism, checkpoint: Checkpoint | None) -> tuple[Su
         training = WarmupTraining(
             folder, prism.discriminator, prism.hardware, prism.steps, ranks, checkpoint
         )
-        train(prism, training, data, log)
+        train(prism, store, training, data, log)
         if training.step < prism.steps:
             return {}, training.step
         heldout = training.measure(data.heldout_shares())
         if log:
             log.result(training.step, {f"heldout/{name}": heldout[name] for name in heldout})
         summary = summarize(data, heldout)
-        export_discriminator(prism, training, summary)
+        export_discriminator(prism, store, training, summary)
         return summary, training.step
 
 
@@ -117,7 +124,11 @@ def _open_log(prism: Prism, ranks: Ranks) -> TrackedMetrics | nullcontext[None]:
 
 
 def train(
-    prism: Prism, training: WarmupTraining, data: WarmupData, log: TrackedMetrics | None
+    prism: Prism,
+    store: CheckpointStore,
+    training: WarmupTraining,
+    data: WarmupData,
+    log: TrackedMetrics | None,
 ) -> None:
     """Run the remaining steps. If an early end is requested, save the current step and return."""
     folder = RunFolder(prism.output)
@@ -131,25 +142,31 @@ def train(
         end = bool(training.ranks.max(end_requested(folder)))
         due = end or training.step % prism.checkpoint_every == 0
         if due and training.step < prism.steps:
-            save_checkpoint(prism, training)
+            save_checkpoint(store, training)
         if end:
             return
 
 
-def save_checkpoint(prism: Prism, training: WarmupTraining) -> None:
+def save_checkpoint(store: CheckpointStore, training: WarmupTraining) -> None:
     """Save the state of training and publish it as a checkpoint."""
-    store = checkpoint_store(prism)
     training.state.save(store.unfinished(training.step))
     if training.ranks.rank == 0:
         store.publish(training.step)
     training.ranks.wait()
 
 
-def export_discriminator(prism: Prism, training: WarmupTraining, summary: Summary) -> None:
-    """Write the discriminator to `<output>/discriminator` and remove the state of training."""
+def export_discriminator(
+    prism: Prism, store: CheckpointStore, training: WarmupTraining, summary: Summary
+) -> None:
+    """Write the discriminator to `<output>/discriminator` and remove the state of training.
+
+    The run's settings are kept beside it, because the checkpoints that hold them are removed.
+    """
     folder = RunFolder(prism.output)
     tensors = training.gathered_tensors()
     if training.ranks.rank == 0:
+        settings = json.dumps(dict(store.fingerprint), indent=2) + "\n"
+        write_atomically(folder.discriminator_settings, settings)
         with atomic_folder(folder.discriminator) as target:
             weights = shutil.ignore_patterns("*.safetensors*")
             shutil.copytree(folder.upcycled, target, ignore=weights, dirs_exist_ok=True)

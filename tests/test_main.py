@@ -12,7 +12,8 @@ import yaml
 
 from verl_prism.compose import compose_run, trainer_configs_dir
 from verl_prism.config import flatten
-from verl_prism.main import HELP, main
+from verl_prism.data.arrow_copy import has_copy
+from verl_prism.main import HELP, _progress_bar, main
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
@@ -36,7 +37,7 @@ def test_help_names_every_choice_of_each_group():
 
 def test_examples_in_the_help_compose():
     examples = [line for line in HELP.splitlines() if line.startswith("  python -m")]
-    assert len(examples) == 6
+    assert len(examples) == 5
     for example in examples:
         overrides = shlex.split(example)[3:]
         compose_run([item for item in overrides if item not in ("--cfg", "job")])
@@ -105,6 +106,43 @@ def test_check_starts_nothing(digits_folder, tmp_path):
     assert done.returncode == 0
     assert done.stdout == "ok: 16,300 rows, 1 epoch, longest demonstration 72 tokens\n"
     assert not (tmp_path / "sft").exists()
+
+
+def test_check_copies_the_data_that_the_stage_reads(digits_folder, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    data = digits_folder / "data"
+    run = ["stage=rlvr", f"prism.root={digits_folder}", f"prism.policy={digits_folder}/base"]
+    run += [f"prism.data.cache={cache}", f"prism.output={tmp_path / 'rlvr'}", "--check"]
+    assert main(run) == 0
+    assert has_copy(data / "train.parquet", cache)
+    assert has_copy(data / "heldout.parquet", cache)
+    copies = {folder: folder.stat().st_mtime_ns for folder in cache.glob("*/")}
+    assert len(copies) == 2
+    assert main(run) == 0
+    assert {folder: folder.stat().st_mtime_ns for folder in cache.glob("*/")} == copies
+    assert capsys.readouterr().err == ""
+
+
+def test_the_data_is_copied_before_the_stage_starts(digits_folder, tmp_path, monkeypatch):
+    found = []
+
+    def launch(config, prism) -> int:
+        found.append(has_copy(prism.data.train, prism.data.cache))
+        return 0
+
+    monkeypatch.setattr("verl_prism.launcher.launch.launch", launch)
+    run = ["stage=sft", f"prism.root={digits_folder}", f"prism.output={tmp_path / 'sft'}"]
+    assert main([*run, f"prism.data.cache={tmp_path / 'cache'}"]) == 0
+    assert found == [True]
+
+
+def test_a_bar_shows_a_title_that_looks_like_markup(monkeypatch, capfd):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    with _progress_bar("copying [red]{x}.parquet") as on_progress:
+        on_progress(1, 4)
+    shown = capfd.readouterr().err
+    assert "copying [red]{x}.parquet" in shown
+    assert "25%" in shown
 
 
 def test_secrets_are_in_neither_the_printed_config_nor_a_message(monkeypatch, capsys):

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_prism.compose import compose_run
 from verl_prism.config import Prism
 from verl_prism.data.epochs import steps_of
-from verl_prism.errors import UserError
+from verl_prism.errors import UserError, write_traceback
 from verl_prism.redaction import check_uploads, command_redactor, run_redactor
 
 HELP = """\
@@ -61,7 +60,8 @@ trainer_configs/prism.yaml explains all keys under prism. verl's own keys can be
 
 options
   --cfg job        print the composed config and stop; --package prism prints one part of it
-  --check          check the data and the model folders, print what was found, and stop
+  --check          check the data and the model folders, copy the data for reading by row, print
+                   what was found, and stop
   --help           show this text
 
 exit codes
@@ -71,8 +71,7 @@ examples
   python -m verl_prism.main stage=sft prism.root=outputs/digits prism.steps=300 prism.optim.lr=1e-3
   python -m verl_prism.main stage=align prism.root=outputs/digits prism.align.perception_weight=0.7
   python -m verl_prism.main stage=rlvr algorithm=dapo model=qwen3_vl_4b hardware=8xh100
-  python -m verl_prism.main stage=rlvr algorithm=opd_whitebox prism.policy=outputs/digits/sft/policy
-  python -m verl_prism.main stage=eval 'prism.eval.policies={SFT: sft/policy, RL: rlvr/policy}'
+  python -m verl_prism.main stage=eval prism.policy=outputs/digits/align/policy
   python -m verl_prism.main stage=align actor_rollout_ref.actor.ppo_mini_batch_size=8 --cfg job
 """
 
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         redact = command_redactor(options.overrides, os.environ)
-        file = _write_traceback(redact(traceback.format_exc()))
+        file = write_traceback(redact(traceback.format_exc()))
         name = type(error).__name__
         sys.stderr.write(f"verl_prism: {name}: {redact(str(error))}; traceback in {file}\n")
         return 1
@@ -114,15 +113,6 @@ def _check_options(unknown: Sequence[str]) -> None:
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0]
         raise UserError(f"unknown option {unknown[0]}; write {name}=... without dashes")
-
-
-def _write_traceback(text: str) -> str:
-    """Write the traceback of a failure that nothing foresaw to a file; return its path."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="verl_prism-", suffix=".log", encoding="utf-8", delete=False
-    ) as file:
-        file.write(text)
-    return file.name
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -135,12 +125,15 @@ def _run(options: argparse.Namespace) -> int:
     check_uploads(config)
     if not options.check:
         checks.check_device(prism.hardware)
-    with _progress_bar() as on_progress:
+    with _progress_bar("checking the data") as on_progress:
         report = checks.check_inputs(prism, on_progress)
     if prism.epochs is not None and report.train_rows is not None:
-        config, prism = _compose(options, steps_of(prism, report.train_rows))
+        steps = steps_of(prism, report.train_rows)
+        known = prism.model_copy(update={"steps": steps})  # with the models that were found
+        config, prism = compose_run(options.overrides, lambda _: known, steps)
     for note in checks.notes(prism, report):
         sys.stderr.write(f"verl_prism: note: {note}\n")
+    _copy_data(prism)
     if options.check:
         return _end_check(prism, checks.summary(prism, report))
     checks.write_skipped_rows(prism, report)
@@ -150,13 +143,10 @@ def _run(options: argparse.Namespace) -> int:
     return with_restarts(launch, config, prism)
 
 
-def _compose(options: argparse.Namespace, steps: int | None = None) -> tuple[DictConfig, Prism]:
-    """Compose the config. Unless it is only to be shown, find the models that are hub ids.
-
-    steps: the number of steps of `prism.epochs`, once it is known.
-    """
+def _compose(options: argparse.Namespace) -> tuple[DictConfig, Prism]:
+    """Compose the config. Unless it is only to be shown, find the models that are hub ids."""
     if options.cfg:
-        return compose_run(options.overrides, steps=steps)
+        return compose_run(options.overrides)
     from verl_prism.hub import with_local_models
 
     def say(line: str) -> None:
@@ -164,7 +154,22 @@ def _compose(options: argparse.Namespace, steps: int | None = None) -> tuple[Dic
 
     weights = not options.check
     find_models = partial(with_local_models, weights=weights, say=say)
-    return compose_run(options.overrides, find_models, steps)
+    return compose_run(options.overrides, find_models)
+
+
+def _copy_data(prism: Prism) -> None:
+    """Copy the stage's data files for reading by row, as far as there is no copy yet.
+
+    The stage would make the copies too, but under the watch of the launcher.
+    """
+    from verl_prism.data.arrow_copy import arrow_copy, has_copy
+    from verl_prism.data.checks import data_files
+
+    cache = prism.data.cache
+    for _, file, _ in data_files(prism):
+        if not has_copy(file, cache):
+            with _progress_bar(f"copying {file}") as on_progress:
+                arrow_copy(file, cache, on_progress)
 
 
 def _show_config(options: argparse.Namespace, config: DictConfig, prism: Prism) -> None:
@@ -173,7 +178,8 @@ def _show_config(options: argparse.Namespace, config: DictConfig, prism: Prism) 
         from verl_prism.data.checks import count_rows
 
         try:
-            config, _ = _compose(options, steps_of(prism, count_rows(prism)))
+            steps = steps_of(prism, count_rows(prism))
+            config, _ = compose_run(options.overrides, steps=steps)
         except UserError as error:
             note = f"prism.steps is not that of prism.epochs: {error}"
             sys.stderr.write(f"verl_prism: note: {note}\n")
@@ -199,17 +205,30 @@ def _end_check(prism: Prism, summary: str) -> int:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+def _progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar with the remaining time, on a terminal only; yield a function that moves it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = ("checking the data", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),  # a file's name may look like markup
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     console = Console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -80,6 +80,44 @@ def test_a_changed_file_is_copied_again(file, tmp_path):
     assert numbers(Rows([file], cache)) == [5]
 
 
+def test_a_copy_reports_each_row_once(file, tmp_path):
+    reported = []
+    cache = tmp_path / "cache"
+    assert not arrow_copy.has_copy(file, cache)
+    for _ in range(2):
+        arrow_copy.arrow_copy(file, cache, lambda *progress: reported.append(progress))
+    assert arrow_copy.has_copy(file, cache)
+    assert len(reported) > 5
+    assert [done for done, _ in reported] == sorted({done for done, _ in reported})
+    assert reported[-1] == (50, 50)
+
+
+def test_a_failed_copy_leaves_nothing(file, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    cache = tmp_path / "cache"
+    with pytest.raises(KeyboardInterrupt):
+        arrow_copy.arrow_copy(file, cache, stop)
+    assert not list(cache.glob("*/"))
+
+
+def test_a_stage_that_copies_reports_it_to_the_launcher(file, tmp_path, monkeypatch):
+    monkeypatch.setattr("verl_prism.data.rows.NOTE_SECONDS", 0.0)
+    overrides = ["stage=rlvr", f"prism.root={tmp_path}", f"prism.data.train={file}"]
+    prism = compose_run(overrides)[1]
+    train_rows(prism)
+    run = RunFolder(prism.output)
+    assert not run.metrics.exists(), "no stage runs"
+    write(file, range(20))
+    run.path.mkdir()
+    train_rows(prism)
+    notes = [json.loads(line)["note"] for line in run.metrics.read_text().splitlines()]
+    assert notes[-1] == "copying the data 20/20"
+    train_rows(prism)
+    assert len(run.metrics.read_text().splitlines()) == len(notes), "there is a copy"
+
+
 def test_files_folders_globs_and_lists(tmp_path):
     names = [write(tmp_path / "data" / f"{name}.parquet", [0]) for name in ("a", "b1", "b2")]
     (tmp_path / "data" / "notes.txt").touch()

@@ -1,4 +1,4 @@
-"""A copy of a parquet file as small Arrow record batches, from which any row can be read alone.
+"""A copy of a parquet file as small Arrow record batches, from which single rows can be read.
 
 A row of parquet can only be decoded with its whole row group, which may have gigabytes. The copy is
 made once per file, as a stream: its memory does not depend on the size of the file or of its row
@@ -7,7 +7,7 @@ groups. Deleting the folder of copies is safe between runs.
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,20 @@ LAYOUT = 1  # part of the name of a copy; raise it when the content of a copy ch
 BATCHES = "batches.arrow"
 STARTS = "starts.npy"
 
+Progress = Callable[[int, int], None]  # is given the rows so far and in total
 
-def arrow_copy(file: Path, cache: Path) -> Path:
+
+def has_copy(file: Path, cache: Path) -> bool:
+    """Return whether `cache` has a copy of `file` as it is now."""
+    return (cache / _copy_name(file)).is_dir()
+
+
+def arrow_copy(file: Path, cache: Path, on_progress: Progress = lambda done, total: None) -> Path:
     """Return the folder below `cache` with the copy of `file`. Make the copy if there is none.
 
     If several processes need the same copy, one makes it and the others wait.
+
+    on_progress: is called after each record batch that this process copies.
 
     Raises:
         UserError: the file cannot be read, or the disk of `cache` is too small.
@@ -43,7 +52,7 @@ def arrow_copy(file: Path, cache: Path) -> Path:
             if not folder.is_dir():
                 _check_free_space(file, cache)
                 with atomic_folder(folder) as unfinished:
-                    _write_copy(file, unfinished)
+                    _write_copy(file, unfinished, on_progress)
     except pa.ArrowInvalid as error:
         raise UserError(f"{file}: not a parquet file, or a damaged one ({error})") from None
     except OSError as error:
@@ -69,7 +78,7 @@ def _check_free_space(file: Path, cache: Path) -> None:
         )
 
 
-def _write_copy(file: Path, folder: Path) -> None:
+def _write_copy(file: Path, folder: Path, on_progress: Progress) -> None:
     starts = [0]
     # Without a buffer, pyarrow would read a column of a row group at once.
     with pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False) as source:
@@ -81,6 +90,7 @@ def _write_copy(file: Path, folder: Path) -> None:
             for batch in _batches(source):
                 target.write_batch(batch)
                 starts.append(starts[-1] + batch.num_rows)
+                on_progress(starts[-1], source.metadata.num_rows)
     np.save(folder / STARTS, np.array(starts))
 
 

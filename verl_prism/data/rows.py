@@ -3,6 +3,7 @@
 import glob
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
@@ -13,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from verl_prism.config import DataFiles, Prism
-from verl_prism.data.arrow_copy import BATCHES, STARTS, arrow_copy
+from verl_prism.data.arrow_copy import BATCHES, STARTS, Progress, arrow_copy
 from verl_prism.errors import UserError
+from verl_prism.report.metrics import MetricsLog
 from verl_prism.run_folder import RunFolder
 
 Row = dict[str, Any]
 SPLITS = ("train", "heldout")
+NOTE_SECONDS = 10.0  # between two reports of a copy's progress to the launcher
 RAW_SUFFIXES = (
     *(".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz"),
     *(".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"),
@@ -37,8 +40,29 @@ def heldout_rows(prism: Prism, columns: Sequence[str] | None = None) -> "Rows":
 
 def _split_rows(prism: Prism, split: str, columns: Sequence[str] | None) -> "Rows":
     files = parquet_files(f"prism.data.{split}", getattr(prism.data, split))
-    skipped = skipped_rows(RunFolder(prism.output))[split]
-    return Rows(files, prism.data.cache, columns, skipped)
+    run = RunFolder(prism.output)
+    return Rows(files, prism.data.cache, columns, skipped_rows(run)[split], CopyNotes(run))
+
+
+class CopyNotes:
+    """Reports the progress of copies to the launcher, which ends a stage that reports nothing.
+
+    The launcher's host has made the copies before the stage starts. Other hosts make their own if
+    they do not share `prism.data.cache`.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Report the rows so far, unless the last report was a moment ago."""
+        now = time.monotonic()
+        if now < self._last + NOTE_SECONDS or not self._run.path.is_dir():
+            return
+        self._last = now
+        with MetricsLog(self._run) as log:
+            log.note(f"copying the data {done}/{total}")
 
 
 def parquet_files(key: str, source: DataFiles) -> list[Path]:
@@ -107,6 +131,7 @@ class Rows(Sequence[Row]):
         cache: folder for copies of the files that can be read by row (`prism.data.cache`).
         columns: which columns to read; None: all that a file has.
         skipped: numbers of rows to leave out, counted over all files from 0.
+        on_copy: is given the rows so far and in total while a file is copied.
 
     Raises:
         UserError: a file cannot be read or copied.
@@ -118,8 +143,12 @@ class Rows(Sequence[Row]):
         cache: Path,
         columns: Sequence[str] | None = None,
         skipped: Sequence[int] = (),
+        on_copy: Progress = lambda done, total: None,
     ) -> None:
-        self._files = [_CopiedFile(file, arrow_copy(file, cache), columns) for file in files]
+        copies = [arrow_copy(file, cache, on_copy) for file in files]
+        self._files = [
+            _CopiedFile(file, folder, columns) for file, folder in zip(files, copies, strict=True)
+        ]
         self._starts = np.cumsum([0, *(len(file) for file in self._files)])
         if columns is None:
             columns = list(dict.fromkeys(name for file in self._files for name in file.columns))

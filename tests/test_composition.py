@@ -23,21 +23,26 @@ MACHINES = [
 ]
 
 
+def ray_devices(algorithm: str, hardware: str) -> list[str]:
+    """On CPUs, Ray has as many devices as the policy, and a white-box teacher needs more."""
+    return ["prism.hardware.ray_gpus=2"] if (algorithm, hardware) == ("opd_whitebox", "cpu") else []
+
+
 @pytest.mark.parametrize(("model", "hardware"), MACHINES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_combination_composes(stage, algorithm, model, hardware):
-    config, prism = compose_run(
-        [f"stage={stage}", f"algorithm={algorithm}", f"model={model}", f"hardware={hardware}"]
-    )
+    groups = [f"stage={stage}", f"algorithm={algorithm}", f"model={model}", f"hardware={hardware}"]
+    config, prism = compose_run([*groups, *ray_devices(algorithm, hardware)])
     assert (prism.stage, prism.algorithm.name, prism.model.name) == (stage, algorithm, model)
     assert prism.hardware.device == ("cpu" if hardware == "cpu" else "cuda")
     assert not OmegaConf.missing_keys(config.prism)
     assert ("actor_rollout_ref" in config) == (stage in ("align", "rlvr"))
     assert ("engine" in config) == (stage in ("sft", "dpo"))
     longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
-    assert longest <= prism.hardware.max_tokens_per_device, (
-        "a whole sequence fits into one forward pass"
+    texts = 2 if stage == "dpo" else 1
+    assert texts * longest <= prism.hardware.max_tokens_per_device, (
+        "a whole sequence, or both of a pair, fits into one forward pass"
     )
 
 
@@ -171,7 +176,8 @@ def test_verl_accepts_the_ppo_config(algorithm, hardware):
 
     from verl_prism.trainer.validate import check_with_verl
 
-    config, _ = compose_run(["stage=rlvr", f"algorithm={algorithm}", f"hardware={hardware}"])
+    groups = ["stage=rlvr", f"algorithm={algorithm}", f"hardware={hardware}"]
+    config, _ = compose_run([*groups, *ray_devices(algorithm, hardware)])
     check_with_verl(config)
     for node in (
         config.actor_rollout_ref.actor,

@@ -60,7 +60,8 @@ def test_dump_parses_to_the_same_node(node):
         (
             "discriminator.placement",
             "pool",
-            "prism.hardware.ray_gpus=1 is less than devices_per_node + pool_devices = 2",
+            "prism.hardware.ray_gpus=1 is less than the 2 devices of this run; "
+            "set prism.hardware.ray_gpus=2",
         ),
         ("align.credit", "token", "prism.align.credit=token: input should be 'response' or 'span'"),
         (

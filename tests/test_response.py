@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_prism.response import FormatFault, View, parse_response
+from verl_prism.response import FormatFault, View, ends_with_answer, parse_response
 
 VALID = "<caption>A cat.</caption><think>1 + 1 = 2.</think><answer>2</answer>"
 C, T, A = "<caption>c</caption>", "<think>t</think>", "<answer>a</answer>"
@@ -36,6 +36,16 @@ def test_white_space_around_blocks_is_allowed_and_stays_in_the_view():
 )
 def test_text_that_is_not_a_tag_is_content(content):
     assert parse_response(f"<caption>{content}</caption>{T}{A}").caption == content
+
+
+@pytest.mark.parametrize("text", [VALID, f"{C}{T}{A}\n", "no block, but </answer>"])
+def test_a_text_that_ends_with_an_answer(text):
+    assert ends_with_answer(text)
+
+
+@pytest.mark.parametrize("text", ["", "The answer is 7.", C + T, VALID[:-1], VALID + " Done"])
+def test_a_text_that_a_limit_may_have_cut(text):
+    assert not ends_with_answer(text)
 
 
 FAULTS = [

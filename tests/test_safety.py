@@ -81,7 +81,9 @@ def test_no_call_trusts_the_code_of_a_model():
 @pytest.mark.parametrize("stage", ["sft", "warmup", "align", "rlvr", "eval"])
 @pytest.mark.parametrize("algorithm", ["grpo", "opd_whitebox"])
 def test_verl_does_not_trust_the_code_of_a_model(stage, algorithm):
-    config, _ = compose_run([f"stage={stage}", f"algorithm={algorithm}"])
+    config, _ = compose_run(
+        [f"stage={stage}", f"algorithm={algorithm}", "prism.hardware.ray_gpus=2"]
+    )
     keys = [
         key
         for key, _ in flatten(OmegaConf.to_container(config))

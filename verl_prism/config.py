@@ -467,15 +467,13 @@ class Prism(Section):
     @model_validator(mode="after")
     def _ray_has_enough_devices(self) -> "Prism":
         """Refuse too few logical devices: Ray would wait forever without a message."""
-        if self.stage != "align" or self.hardware.ray_gpus is None:
+        allowed = self.hardware.ray_gpus  # of each node
+        if self.stage not in ON_RAY or allowed is None or self.hardware.nodes > 1:
             return self
-        needed = self.hardware.devices_per_node
-        if self.discriminator.placement == "pool":
-            needed += self.discriminator.pool_devices
-        if self.hardware.ray_gpus < needed:
+        if allowed < self.devices:
             raise ValueError(
-                f"prism.hardware.ray_gpus={self.hardware.ray_gpus} is less than "
-                f"devices_per_node + pool_devices = {needed}"
+                f"prism.hardware.ray_gpus={allowed} is less than the {self.devices} devices of "
+                f"this run; set prism.hardware.ray_gpus={self.devices}"
             )
         return self
 

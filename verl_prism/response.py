@@ -43,7 +43,7 @@ class FormatFault(StrEnum):
     NESTED = "tag inside a block"
     UNCLOSED = "block is not closed"
     EMPTY = "block without content"
-    SPECIAL_TOKEN = "special token spelt out in a block"
+    SPECIAL_TOKEN = "special token spelled out in a block"
     REPETITIVE = "block that repeats itself over and over"
     DUPLICATE = "block occurs twice"
     MISSING = "block is missing"
@@ -121,6 +121,14 @@ def parse_response(text: str) -> Response:
         return Response(text, None, _read_blocks(text))
     except _FormatError as error:
         return Response(text, error.fault)
+
+
+def ends_with_answer(text: str) -> bool:
+    """Return whether a response ends with a closed answer block, so that no limit has cut it.
+
+    Space may follow. A response in another format may be whole too, but its text does not show it.
+    """
+    return text.rstrip().endswith(f"</{BLOCK_NAMES[-1]}>")
 
 
 def _read_blocks(text: str) -> tuple[Block, ...]:

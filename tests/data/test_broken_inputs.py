@@ -254,7 +254,7 @@ def test_fewer_rows_than_a_step(runs):
     pq.write_table(pa.Table.from_pylist([QUESTION]), prism.data.train)
     pq.write_table(pa.Table.from_pylist([QUESTION]), prism.data.heldout)
     rollout = prism.rollout.model_copy(update={"prompts_per_step": 4})
-    message = r"1 rows, fewer than one step needs: prism\.rollout\.prompts_per_step=4"
+    message = r"1 rows, but a step needs 4 \(prism\.rollout\.prompts_per_step=4\)"
     with pytest.raises(UserError, match=message):
         check_inputs(prism.model_copy(update={"rollout": rollout}))
 

@@ -14,9 +14,12 @@ from verl_prism.compose import compose_run
 from verl_prism.config import Prism
 from verl_prism.data.checks import (
     check_device,
+    check_division,
     check_inputs,
     check_model_folder,
+    notes,
 )
+from verl_prism.data.checks.rows import END_TOKENS
 from verl_prism.errors import UserError
 
 TEACHER = "<caption>Left a 3, right a 6.</caption><think>3 + 6 = 9.</think><answer>9</answer>"
@@ -229,6 +232,101 @@ def test_other_stages_read_other_columns(prism):
     assert "data sample adds" in refusal(prism.model_copy(update={"stage": "dpo"}))
 
 
+def on_devices(prism: Prism, stage: str, devices: int, **hardware: object) -> Prism:
+    changed = prism.hardware.model_copy(update={"devices_per_node": devices, **hardware})
+    return prism.model_copy(update={"stage": stage, "hardware": changed})
+
+
+@pytest.mark.parametrize(
+    ("stage", "devices", "message"),
+    [
+        (
+            "sft",
+            64,
+            "a step has 16 examples (prism.sft.examples_per_step=16), which do not divide ",
+        ),
+        ("sft", 64, "among 64 devices; set prism.sft.examples_per_step to 64"),
+        ("dpo", 3, "among 3 devices; set prism.dpo.pairs_per_step to 30 or 33"),
+        ("align", 3, "a step has 8 responses (prism.rollout.prompts_per_step=1), which do not"),
+        ("rlvr", 20, "among 20 devices; set prism.rollout.prompts_per_step to 5"),
+    ],
+)
+def test_a_step_that_the_devices_cannot_share(prism, stage, devices, message):
+    assert message in refusal(on_devices(prism, stage, devices))
+
+
+@pytest.mark.parametrize(("stage", "devices"), [("sft", 8), ("dpo", 32), ("align", 4), ("eval", 3)])
+def test_a_step_that_the_devices_can_share(prism, stage, devices):
+    check_division(on_devices(prism, stage, devices))
+
+
+@pytest.mark.parametrize(
+    ("stage", "nodes", "owner"),
+    [
+        ("eval", 1, "4 devices of a node"),
+        ("warmup", 2, "4 devices of a node"),
+        ("rlvr", 1, "4 devices of the run"),
+    ],
+)
+def test_engines_that_the_devices_cannot_share(prism, stage, nodes, owner):
+    several = on_devices(prism, stage, 4, nodes=nodes, tensor_parallel_size=8)
+    with pytest.raises(UserError, match=f"tensor_parallel_size=8 does not divide the {owner}"):
+        check_division(several)
+
+
+def test_stages_that_the_engines_do_not_concern(prism):
+    """verl's engines can span nodes, and a warm-up on given responses has none."""
+    check_division(on_devices(prism, "rlvr", 4, nodes=2, tensor_parallel_size=8))
+    warmup = prism.warmup.model_copy(update={"responses": "file"})
+    several = on_devices(prism, "warmup", 4, tensor_parallel_size=8)
+    check_division(several.model_copy(update={"warmup": warmup}))
+
+
+@pytest.fixture
+def pairs(prism, tmp_path):
+    """Return a function: the config of stage dpo for one pair, in passes of this many tokens."""
+
+    def compose(student: str, max_tokens: int) -> Prism:
+        row = question() | {"student_responses": [student, "not in a pair, and cut"]}
+        file = write(tmp_path / "pairs.parquet", [row])
+        _, found = compose_run(
+            [
+                "stage=dpo",
+                f"prism.policy={prism.policy}",
+                f"prism.output={tmp_path}/dpo",
+                f"prism.data.train={file}",
+                f"prism.hardware.max_tokens_per_device={max_tokens}",
+                "prism.dpo.responses_per_prompt=1",
+                "prism.dpo.pairs_per_step=1",
+            ]
+        )
+        return found
+
+    return compose
+
+
+def test_both_texts_of_a_pair_count(prism, pairs, tokenizer):
+    student = TEACHER.replace("3 + 6", "3 + 6 + 0")
+    prompt = check_inputs(pairs(student, 1000)).splits["train"].longest
+    texts = [len(tokenizer.encode(text)) + END_TOKENS for text in (TEACHER, student)]
+    tokens = 2 * prompt + sum(texts)
+    check_inputs(pairs(student, tokens))
+    message = refusal(pairs(student, tokens - 1))
+    assert f"row 0: a pair has {tokens} tokens, because both of its texts count" in message
+    assert f"over prism.hardware.max_tokens_per_device={tokens - 1}" in message
+
+
+def test_responses_that_were_cut_are_counted(pairs):
+    for student, expected in ((TEACHER, []), (TEACHER.partition("</answer>")[0], ["in 1 of 1"])):
+        prism = pairs(student, 1000)
+        report = check_inputs(prism)
+        assert report.splits["train"].unfinished == len(expected)
+        found = [note for note in notes(prism, report) if "does not end with </answer>" in note]
+        assert [note.partition(" pairs ")[0] for note in found] == [
+            f"prism.data.train: {count}" for count in expected
+        ]
+
+
 @pytest.fixture
 def distilled(prism, tmp_path):
     """White-box distillation from a teacher that is a copy of the policy."""
@@ -237,6 +335,7 @@ def distilled(prism, tmp_path):
         [
             "stage=rlvr",
             "algorithm=opd_whitebox",
+            "prism.hardware.ray_gpus=2",
             f"prism.algorithm.distillation.teacher={teacher}",
             f"prism.policy={prism.policy}",
             f"prism.data.train={prism.data.train}",

@@ -1,5 +1,7 @@
 """verl's datasets with our rows: equal to verl's own, and rows without images."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mixed_images import IMAGES, write_mixed_images
@@ -11,7 +13,9 @@ from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 from verl.utils.model import extract_multi_modal_inputs
 
 from verl_prism.compose import compose_run
+from verl_prism.data.checks.inputs import InputReport, SplitReport, write_skipped_rows
 from verl_prism.data.datasets import PrismRLDataset, PrismSFTDataset
+from verl_prism.data.pair_dataset import PrismPairDataset
 from verl_prism.errors import UserError
 
 IMAGE_TOKENS = 8
@@ -80,6 +84,57 @@ def test_questions_with_any_number_of_images(split, digits_folder, tmp_path, mod
         parts = [part for part in content if isinstance(part, dict) and part["type"] == "image"]
         assert [part["max_pixels"] for part in parts] == [1024] * IMAGES[index % 4]
         assert "images" not in row
+
+
+def test_the_same_file_for_training_and_evaluation(digits_folder, tmp_path, model):
+    """Each split has its own rows that are left out: here a teacher's response is too long."""
+    file = digits_folder / "data" / "train.parquet"
+    folders = (f"prism.root={digits_folder}", f"prism.output={tmp_path}/run")
+    files = (f"prism.data.heldout={file}", f"prism.data.cache={tmp_path}")
+    config, prism = compose_run(["stage=align", *folders, *files])
+    rows = pq.read_metadata(file).num_rows
+    splits = {"heldout": SplitReport(rows, 50, (), {}, 0)}
+    splits["train"] = SplitReport(rows - 1, 50, (1,), {}, 0)
+    write_skipped_rows(prism, InputReport(splits))
+    dataset = PrismRLDataset(config.data.train_files, model[0], config.data, model[1])
+    assert len(dataset) == rows - 1
+    assert dataset.dataframe.rows.number(1) == 2
+
+
+def pair_dataset(digits_folder, tmp_path, model, student: str) -> PrismPairDataset:
+    """Return the pair of the first question's teacher and a response of the policy."""
+    row = pq.read_table(digits_folder / "data" / "train.parquet").slice(0, 1).to_pylist()[0]
+    file = tmp_path / "samples.parquet"
+    pq.write_table(pa.Table.from_pylist([row | {"student_responses": [student]}]), file)
+    one = "prism.dpo.responses_per_prompt=1"
+    config = compose("dpo", digits_folder, tmp_path, f"prism.data.train={file}", one)
+    return PrismPairDataset(config.data.train_files, model[0], config.data, model[1])
+
+
+WHOLE = "<caption> A 0. </caption><think> 0 + 0 = 0 </think><answer> 0 </answer>"
+
+
+@pytest.mark.parametrize(
+    ("student", "end"),
+    [
+        (WHOLE, "<|im_end|>\n"),
+        (f"{WHOLE}\n", "<|im_end|>\n"),
+        (WHOLE.partition("</answer>")[0], ""),
+        (WHOLE.partition("<answer>")[0], ""),
+        (f"{WHOLE} and so on", ""),
+        ("", ""),
+    ],
+)
+def test_the_end_of_a_response_that_was_cut_is_not_learned(
+    student, end, digits_folder, tmp_path, model
+):
+    (pair,) = pair_dataset(digits_folder, tmp_path, model, student)
+    teacher, policy = (
+        model[0].decode(example["input_ids"][example["loss_mask"].bool()]) for example in pair
+    )
+    assert teacher.endswith("</answer><|im_end|>\n")
+    assert policy == student + end
+    assert model[0].decode(pair[1]["input_ids"]).endswith("<|im_end|>\n")
 
 
 def test_verls_own_limit_on_rows_is_refused(digits_folder, tmp_path, model):

@@ -28,6 +28,12 @@ def test_steps_of_epochs(stage, epochs, rows, steps):
     assert epochs_of(longer, rows) == pytest.approx(10 * epochs, rel=0.11) or rows * epochs < 1
 
 
+def test_pairs_with_mismatched_teachers_fill_steps_too():
+    sizes = ("prism.warmup.samples_per_prompt=4", "prism.warmup.pairs_per_step=16")
+    _, prism = compose_run(["stage=warmup", *sizes, "prism.warmup.mismatched_teachers=2"])
+    assert steps_of(prism, 160) == 54  # 160 x 0.9 rows for training, 6 pairs each
+
+
 def test_epochs_and_steps_together_are_refused():
     with pytest.raises(UserError, match="both set the length of the run; give one"):
         compose_run(["stage=sft", "prism.epochs=1", "prism.steps=3"])

@@ -226,14 +226,14 @@ def test_too_few_logical_cpus_for_ray(run):
 def test_too_few_devices_for_ray(run):
     problems = run.problems(
         "prism.hardware.devices_per_node=2",
-        "prism.hardware.ray_gpus=1",
+        "prism.hardware.ray_gpus=null",
         f"prism.policy={run.policy}",
         stage="rlvr",
     )
     assert_only(
         problems,
         "Ray",
-        "requests 2 devices from Ray, which would have 1",
+        "requests 2 devices from Ray, which would have 0",
         "prism.hardware.ray_gpus",
     )
 
@@ -300,8 +300,8 @@ def test_a_batch_that_the_devices_cannot_share(run):
     assert_only(
         problems,
         "batches",
-        "16 responses per step, 16 per update, 3 devices",
-        "adjust prism.rollout.prompts_per_step",
+        "16 responses (prism.rollout.prompts_per_step=4), which do not divide among 3 devices",
+        "",
     )
 
 
@@ -320,12 +320,20 @@ def test_a_sequence_longer_than_a_pass(run):
     )
 
 
+def test_a_pair_longer_than_a_pass(run):
+    case = run.case("prism.hardware.max_tokens_per_device=255", stage="dpo")
+    (finding,) = findings(CHECKS["batches"], case)
+    assert finding.level == "error"
+    assert finding.text.startswith("a pair, of which both texts count, may have 256 tokens")
+    assert "set prism.hardware.max_tokens_per_device=256" in finding.fix
+
+
 def test_fewer_rows_than_a_batch(run):
     problems = run.problems("prism.rollout.prompts_per_step=16")
     assert_only(
         problems,
         "rows",
-        "has 8 rows, fewer than one step needs: prism.rollout.prompts_per_step=16; add rows",
+        "has 8 rows, but a step needs 16 (prism.rollout.prompts_per_step=16); add rows",
         "",
     )
 

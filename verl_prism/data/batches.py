@@ -14,7 +14,7 @@ READ_BYTES = 2**20  # size of the buffer through which a column is read
 
 
 def read_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield batches of at most about 8 MiB. pyarrow alone would read a whole row group at once.
+    """Yield batches of at most about 8 MiB. pyarrow itself would read a whole row group at once.
 
     columns: which columns to read; None: all. Those that the file lacks are left out.
 

@@ -103,6 +103,9 @@ class PrismRLDataset(RLHFDataset):
 def open_rows(files: Any, config: DictConfig, max_samples: int) -> ModelRows:
     """Return the rows of `prism.data.train`, or of `heldout` if `files` are verl's `val_files`.
 
+    If both are the same files, verl does not say which of them it reads. The rows are then those of
+    `prism.data.train`, none of which is too long for either.
+
     Args:
         files: a path or paths, as verl passes them.
         config: verl's branch `data`.
@@ -113,7 +116,7 @@ def open_rows(files: Any, config: DictConfig, max_samples: int) -> ModelRows:
             "write a smaller file"
         )
     prism = parse_prism(config.prism)
-    heldout = _paths(files) == _paths(config.val_files)
+    heldout = _paths(files) == _paths(config.val_files) != _paths(config.train_files)
     rows = heldout_rows(prism) if heldout else train_rows(prism)
     return ModelRows(rows, prism.image)
 

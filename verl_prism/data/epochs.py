@@ -11,9 +11,10 @@ ROUNDING = 1e-9  # 3 * 0.1 steps are not more than 0.3
 def steps_per_epoch(prism: Prism, rows: int) -> float:
     """Return the number of steps in which a training stage uses each of `rows` rows once.
 
-    In stage warmup a row makes one pair from each rollout in the response format. All rollouts are
-    assumed to be, and all rows to have `prism.warmup.samples_per_prompt` of them; if there are
-    fewer, an epoch has fewer steps.
+    In stage warmup a row makes one pair from each rollout in the response format, and one from each
+    of `prism.warmup.mismatched_teachers`. All rollouts are assumed to be in the format, and each
+    row to have `prism.warmup.samples_per_prompt` of them; if there are fewer, an epoch has fewer
+    steps.
     """
     match prism.stage:
         case "sft":
@@ -21,8 +22,10 @@ def steps_per_epoch(prism: Prism, rows: int) -> float:
         case "dpo":
             return rows * prism.dpo.responses_per_prompt / prism.dpo.pairs_per_step
         case "warmup":
-            training = min(rows, prism.warmup.prompts) * (1 - prism.warmup.heldout_fraction)
-            return training * prism.warmup.samples_per_prompt / prism.warmup.pairs_per_step
+            warmup = prism.warmup
+            training = min(rows, warmup.prompts) * (1 - warmup.heldout_fraction)
+            pairs_per_row = warmup.samples_per_prompt + warmup.mismatched_teachers
+            return training * pairs_per_row / warmup.pairs_per_step
     return rows / prism.rollout.prompts_per_step
 
 

@@ -69,7 +69,7 @@ class ImageSettings:
         Raises:
             UserError: a limit is outside those of the model, so it would have no effect.
         """
-        processor = _image_processor(model)
+        processor = image_processor(model)
         side = processor["patch_size"] * processor["merge_size"]
         lowest = processor["size"]["shortest_edge"]  # a number of pixels, despite the name
         highest = processor["size"]["longest_edge"]
@@ -136,9 +136,15 @@ def _resized(
     return rows * side, columns * side
 
 
-def _image_processor(model: Path) -> dict[str, Any]:
+def image_processor(model: Path) -> dict[str, Any]:
+    """Return the settings of a model's image processor.
+
+    Raises:
+        UserError: the folder has none.
+    """
     for name in PROCESSOR_FILES:
         if (model / name).is_file():
             content = json.loads((model / name).read_text(encoding="utf-8"))
             return content.get("image_processor", content)
-    raise UserError(f"{model}: no {' or '.join(PROCESSOR_FILES)}")
+    names = " or ".join(PROCESSOR_FILES)
+    raise UserError(f"{model}: no {names}; copy it from the base model")

@@ -2,7 +2,8 @@
 
 A file with all columns serves every stage; each stage reads only the columns that it needs.
 `docs/data.md` describes each column. Each `<image>` in a message is a placeholder for the next item
-of `images`. Stage align does not use `reward_model`, but verl's reward loop requires the column.
+of `images`. Stage align uses `reward_model` only with `prism.align.accuracy_weight`, but verl's
+reward loop requires the column.
 """
 
 import base64
@@ -91,11 +92,6 @@ def grades_answers(prism: Prism) -> bool:
     """Return whether the stage of `prism` compares answers with gold answers."""
     mixed = prism.stage == "align" and prism.align.accuracy_weight > 0
     return mixed or prism.stage in ("rlvr", "eval")
-
-
-def example_row(prism: Prism, split: str) -> dict[str, object]:
-    """Return a row with the columns that the stage of `prism` reads of `train` or `heldout`."""
-    return {name: EXAMPLE[name] for name in stage_columns(prism, split)}
 
 
 def schema(columns: Iterable[str]) -> pa.Schema:

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from verl_prism.config import ONLY_SAMPLE, Prism
-from verl_prism.data.checks import check_number_of_rows, model_folders, summary
+from verl_prism.data.checks import (
+    check_division,
+    check_number_of_rows,
+    model_folders,
+    summary,
+)
+from verl_prism.data.images import image_processor
 from verl_prism.doctor.finding import Case, Finding, error, ok, warning
 
 # How an image is cut into patches: name in a model's config, name in its image processor.
@@ -56,7 +62,7 @@ def check_image_patches(case: Case) -> Iterator[Finding]:
 
 
 def _check_image_processor(key: str, folder: Path, vision: dict[str, Any]) -> Iterator[Finding]:
-    processor = _image_processor(folder)
+    processor = image_processor(folder)
     for name, processor_name in PATCHING.items():
         if vision[name] != processor[processor_name]:
             yield error(
@@ -67,58 +73,42 @@ def _check_image_processor(key: str, folder: Path, vision: dict[str, Any]) -> It
 
 
 def _vision_config(folder: Path) -> dict[str, Any]:
-    return _read_json(folder / "config.json")["vision_config"]
-
-
-def _image_processor(folder: Path) -> dict[str, Any]:
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            content = _read_json(folder / name)
-            return content.get("image_processor", content)
-    raise FileNotFoundError(f"{folder} holds no image processor")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["vision_config"]
 
 
 def check_batches(case: Case) -> Iterator[Finding]:
-    """Check that batches divide among devices, and that the longest sequence fits into one pass."""
-    prism, hardware = case.prism, case.prism.hardware
-    ranks = hardware.devices_per_node * hardware.nodes
-    if prism.stage == "sft" and prism.sft.examples_per_step % ranks:
-        yield error(
-            f"{prism.sft.examples_per_step} demonstrations per step do not divide among "
-            f"{ranks} devices",
-            "set prism.sft.examples_per_step to a multiple of the number of devices",
-        )
-    if prism.stage == "dpo" and prism.dpo.pairs_per_step % ranks:
-        yield error(
-            f"{prism.dpo.pairs_per_step} pairs per step do not divide among {ranks} devices",
-            "set prism.dpo.pairs_per_step to a multiple of the number of devices",
-        )
-    tensor_parallel = hardware.tensor_parallel_size
-    if prism.stage not in ("sft", "dpo") and hardware.devices_per_node % tensor_parallel:
-        yield error(
-            f"prism.hardware.tensor_parallel_size={tensor_parallel} does not divide "
-            f"{hardware.devices_per_node} devices of a node",
-            "set it to a divisor of prism.hardware.devices_per_node",
-        )
+    """Check that batches divide among devices, and that the longest sequence fits into one pass.
+
+    Raises:
+        UserError: a step does not divide among the devices.
+    """
+    prism = case.prism
+    if prism.stage not in (*ONLY_SAMPLE, "warmup"):
+        yield from _check_longest(prism)
+    check_division(prism)
+    ranks = prism.hardware.devices_per_node * prism.hardware.nodes
     if case.on_ray:
         mini_batch_prompts = case.config.actor_rollout_ref.actor.ppo_mini_batch_size
-        yield from _check_rl_batches(prism, mini_batch_prompts, ranks)
-    longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
-    limit = hardware.max_tokens_per_device
-    if prism.stage not in (*ONLY_SAMPLE, "warmup") and longest > limit:
-        yield error(
-            f"a sequence may have {longest} tokens, but a pass holds {limit} tokens per device",
-            f"set prism.hardware.max_tokens_per_device={longest}, "
-            "or lower prism.data.max_response_tokens",
-        )
+        yield from _check_mini_batches(prism, mini_batch_prompts, ranks)
     yield ok("1 device" if ranks == 1 else f"{ranks} devices")
 
 
-def _check_rl_batches(prism: Prism, mini_batch_prompts: int, ranks: int) -> Iterator[Finding]:
+def _check_longest(prism: Prism) -> Iterator[Finding]:
+    longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
+    content = "a sequence"
+    if prism.stage == "dpo":
+        longest *= 2
+        content = "a pair, of which both texts count,"
+    limit = prism.hardware.max_tokens_per_device
+    if longest > limit:
+        yield error(
+            f"{content} may have {longest} tokens, but a pass holds {limit} tokens per device",
+            f"set prism.hardware.max_tokens_per_device={longest}, "
+            "or lower prism.data.max_response_tokens",
+        )
+
+
+def _check_mini_batches(prism: Prism, mini_batch_prompts: int, ranks: int) -> Iterator[Finding]:
     samples = prism.rollout.samples_per_prompt
     batch = prism.rollout.prompts_per_step * samples
     mini_batch = mini_batch_prompts * samples
@@ -126,8 +116,7 @@ def _check_rl_batches(prism: Prism, mini_batch_prompts: int, ranks: int) -> Iter
         yield error(
             f"{batch} responses per step, {mini_batch} per update, {ranks} devices: "
             "each number must divide the one before",
-            "adjust prism.rollout.prompts_per_step "
-            "(and actor_rollout_ref.actor.ppo_mini_batch_size)",
+            "adjust actor_rollout_ref.actor.ppo_mini_batch_size",
         )
 
 

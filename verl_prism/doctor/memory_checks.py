@@ -57,8 +57,11 @@ def check_vllm_cache(case: Case) -> Iterator[Finding]:
     On CPU the cache does not depend on this share.
     """
     hardware = case.prism.hardware
-    if hardware.device == "cpu" or case.prism.stage in ("sft", "dpo"):
-        yield ok("not on a GPU")
+    if case.prism.stage in ("sft", "dpo"):
+        yield ok("this stage does not use vLLM")
+        return
+    if hardware.device == "cpu":
+        yield ok("not checked on a CPU")
         return
     memory, _ = device_memory(case)
     sequences = DeviceMemory(hardware, case.prism.data).cached_sequences(case.policy, memory)

@@ -6,6 +6,7 @@ Every check raises UserError that names the file, the row or the key, and the fi
 from verl_prism.data.checks.host import check_device, has_gpu
 from verl_prism.data.checks.inputs import (
     InputReport,
+    check_division,
     check_files,
     check_inputs,
     check_number_of_rows,
@@ -20,6 +21,7 @@ from verl_prism.data.checks.models import check_model_folder, model_folders
 __all__ = [
     "InputReport",
     "check_device",
+    "check_division",
     "check_files",
     "check_inputs",
     "check_model_folder",

@@ -48,6 +48,8 @@ def _missing_hint(path: Path, missing: Sequence[str], names: Sequence[str]) -> s
             )
         if missing == ["student_responses"]:
             return "; python -m verl_prism.data sample adds the policy's responses"
+    if "reward_model" in missing:
+        return "; reward_model.ground_truth holds the gold answers"
     return convert_hint(path, missing)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from verl_prism.config import ONLY_SAMPLE, Prism
+from verl_prism.config import ON_RAY, ONLY_SAMPLE, Prism
 from verl_prism.data.checks.cache import read_result, result_key, write_result
 from verl_prism.data.checks.columns import check_columns
 from verl_prism.data.checks.host import check_loggers, check_nodes, check_output
@@ -16,7 +16,7 @@ from verl_prism.data.checks.models import check_models, model_folders
 from verl_prism.data.checks.rows import FileReport, RowChecker, add_tokens, check_rows
 from verl_prism.data.epochs import MANY_EPOCHS, epochs_of, steps_per_epoch
 from verl_prism.data.rows import SPLITS, parquet_files
-from verl_prism.data.schema import stage_columns
+from verl_prism.data.schema import grades_answers, stage_columns
 from verl_prism.errors import UserError
 from verl_prism.files import write_atomically
 from verl_prism.rewards.own import load_reward
@@ -46,12 +46,14 @@ class SplitReport:
         longest: tokens of the longest prompt or demonstration that is not left out.
         skipped: numbers of the rows that are left out, counted over all files.
         tokens: sums over the rows that are not left out, as in `FileReport`.
+        unfinished: number of the policy's responses without an end, as in `FileReport`.
     """
 
     rows: int
     longest: int
     skipped: tuple[int, ...]
     tokens: Mapping[str, int]
+    unfinished: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def check_inputs(prism: Prism, on_progress: Progress = lambda done, total: None)
         UserError: the first mistake, with the key, file or row and the fix.
     """
     check_nodes(prism.hardware)
+    check_division(prism)
     check_output(prism.output)
     check_loggers(prism.loggers)
     report = check_files(prism, on_progress)
@@ -91,7 +94,7 @@ def check_files(prism: Prism, on_progress: Progress = lambda done, total: None) 
 
 def check_functions(prism: Prism) -> None:
     """Import the user's own functions, as far as the stage calls them."""
-    if prism.reward.function is not None and prism.stage in ("rlvr", "eval"):
+    if prism.reward.function is not None and grades_answers(prism):
         load_reward(prism.reward.function)
     if prism.eval.metrics is not None and prism.stage == "eval":
         load_metrics(prism.eval.metrics)
@@ -171,7 +174,8 @@ def _join(prism: Prism, key: str, found: list[tuple[Path, FileReport]]) -> Split
     tokens: dict[str, int] = {}
     for _, report in found:
         add_tokens(tokens, report.tokens)
-    return SplitReport(rows - len(skipped), longest, tuple(skipped), tokens)
+    unfinished = sum(report.unfinished for _, report in found)
+    return SplitReport(rows - len(skipped), longest, tuple(skipped), tokens, unfinished)
 
 
 def _overlong_text(key: str, count: int, rows: int, found: list[tuple[Path, FileReport]]) -> str:
@@ -186,34 +190,109 @@ def _overlong_text(key: str, count: int, rows: int, found: list[tuple[Path, File
 
 def check_number_of_rows(prism: Prism, report: InputReport) -> None:
     """Check that the rows fill a step, and that stage eval has as many questions as it asks for."""
-    if "heldout" in report.splits and report.splits["heldout"].rows == 0:
-        raise UserError("prism.data.heldout: all rows are too long; raise the limit")
+    for split, found in report.splits.items():
+        if found.rows == 0:
+            raise UserError(
+                f"prism.data.{split}: all rows are too long; --check with "
+                "prism.data.overlong=error names the limits"
+            )
     rows = report.train_rows
-    key, needed = rows_per_step(prism)
-    if rows is not None and rows < needed:
+    needed = step_size(prism)
+    if rows is not None and needed is not None and rows < needed.rows:
         raise UserError(
-            f"prism.data.train has {rows:,} rows, fewer than one step needs: {key}={needed}; "
-            f"add rows, or lower {key}"
+            f"prism.data.train has {rows:,} rows, but a step needs {needed.rows:,} "
+            f"({needed.key}={needed.value:,}); add rows, or lower {needed.key}"
         )
     limit = prism.eval.max_questions
     if prism.stage == "eval" and limit is not None and limit > report.splits["heldout"].rows:
         raise UserError(
             f"prism.eval.max_questions={limit}, but prism.data.heldout has "
-            f"{report.splits['heldout'].rows:,} rows"
+            f"{report.splits['heldout'].rows:,} rows; lower it, or set it to null for all rows"
         )
 
 
-def rows_per_step(prism: Prism) -> tuple[str, int]:
-    """Return a config key and its value, the number of rows that the stage needs at least."""
+def check_division(prism: Prism) -> None:
+    """Check that a step divides among the devices, and the devices among vLLM's engines.
+
+    If not, verl would train a smaller step than the config says, or fail in the middle of one.
+
+    Raises:
+        UserError: names the key, the number of devices and values that divide.
+    """
+    size = step_size(prism)
+    if size is not None:
+        _check_step(size, prism.hardware.devices_per_node * prism.hardware.nodes)
+    if _samples_policy(prism):
+        _check_engines(prism)
+
+
+def _check_step(size: "StepSize", devices: int) -> None:
+    if size.parts % devices == 0:
+        return
+    smallest = devices // math.gcd(devices, size.parts // size.value)
+    lower = size.value - size.value % smallest
+    nearest = [f"{value:,}" for value in (lower, lower + smallest) if value]
+    raise UserError(
+        f"a step has {size.parts:,} {size.kind} ({size.key}={size.value:,}), which do not divide "
+        f"among {devices} devices; set {size.key} to {' or '.join(nearest)}"
+    )
+
+
+def _samples_policy(prism: Prism) -> bool:
+    """Return whether vLLM samples the policy in the stage."""
+    if prism.stage == "warmup":
+        return prism.warmup.responses == "sample"
+    return prism.stage in (*ON_RAY, *ONLY_SAMPLE)
+
+
+def _check_engines(prism: Prism) -> None:
+    """Check that all engines have `tensor_parallel_size` devices.
+
+    Only verl's engines, in stages align and rlvr, can span nodes.
+    """
+    hardware = prism.hardware
+    devices, owner = hardware.devices_per_node, "a node"
+    if prism.stage in ON_RAY:
+        devices, owner = devices * hardware.nodes, "the run"
+    if devices % hardware.tensor_parallel_size:
+        raise UserError(
+            f"prism.hardware.tensor_parallel_size={hardware.tensor_parallel_size} does not divide "
+            f"the {devices} devices of {owner}; set it to a divisor of {devices}"
+        )
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """A config key and its value, and what a step of this size has.
+
+    Attributes:
+        rows: number of rows that it takes.
+        parts: number of examples, pairs or responses that the devices share.
+        kind: what these parts are.
+    """
+
+    key: str
+    value: int
+    rows: int
+    parts: int
+    kind: str
+
+
+def step_size(prism: Prism) -> StepSize | None:
+    """Return the size of the stage's steps, None for stages that use the rows that there are."""
     match prism.stage:
         case "sft":
-            return "prism.sft.examples_per_step", prism.sft.examples_per_step
+            size = prism.sft.examples_per_step
+            return StepSize("prism.sft.examples_per_step", size, size, size, "examples")
         case "dpo":
-            responses = prism.dpo.responses_per_prompt
-            return "prism.dpo.pairs_per_step", math.ceil(prism.dpo.pairs_per_step / responses)
+            size = prism.dpo.pairs_per_step
+            rows = math.ceil(size / prism.dpo.responses_per_prompt)
+            return StepSize("prism.dpo.pairs_per_step", size, rows, size, "pairs")
         case "align" | "rlvr":
-            return "prism.rollout.prompts_per_step", prism.rollout.prompts_per_step
-    return "prism.data.train", 1  # these stages use the rows that there are
+            size = prism.rollout.prompts_per_step
+            responses = size * prism.rollout.samples_per_prompt
+            return StepSize("prism.rollout.prompts_per_step", size, size, responses, "responses")
+    return None
 
 
 def summary(prism: Prism, report: InputReport) -> str:
@@ -231,13 +310,23 @@ def summary(prism: Prism, report: InputReport) -> str:
 
 
 def notes(prism: Prism, report: InputReport) -> Iterator[str]:
-    """Yield what is not a mistake, but easily one: rows left out, and very many epochs."""
+    """Yield what is not a mistake, but easily one.
+
+    These are rows left out, responses that were cut, and very many epochs.
+    """
     for split, found in report.splits.items():
         if found.skipped:
             yield (
                 f"prism.data.{split}: {len(found.skipped):,} of "
                 f"{found.rows + len(found.skipped):,} rows are too long and left out "
                 "(prism.data.overlong=filter)"
+            )
+        if found.unfinished:
+            yield (
+                f"prism.data.{split}: in {found.unfinished:,} of "
+                f"{found.rows * prism.dpo.responses_per_prompt:,} pairs the policy's response does "
+                "not end with </answer>, as if cut at the length limit; all of it is learned from, "
+                "except for the end token"
             )
     rows = report.train_rows
     if rows is None or prism.stage in ONLY_SAMPLE:
@@ -248,10 +337,16 @@ def notes(prism: Prism, report: InputReport) -> Iterator[str]:
             f"prism.steps={prism.steps:,} are {epochs:,.0f} epochs of {rows:,} rows; an epoch has "
             f"{steps_per_epoch(prism, rows):,.0f} steps, and prism.epochs sets steps from the rows"
         )
-    if prism.stage == "warmup" and rows < prism.warmup.prompts:
+    prompts = prism.warmup.prompts
+    if prism.stage == "warmup" and rows < prompts:
         yield (
             f"prism.data.train has {rows:,} rows; all of them are used instead of "
-            f"prism.warmup.prompts={prism.warmup.prompts:,}"
+            f"prism.warmup.prompts={prompts:,}"
+        )
+    if prism.stage == "warmup" and rows > prompts:
+        yield (
+            f"prism.data.train has {rows:,} rows; only the first {prompts:,} are used "
+            "(prism.warmup.prompts)"
         )
 
 

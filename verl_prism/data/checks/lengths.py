@@ -80,7 +80,7 @@ class TokenCounter:
         ]
 
     def text_lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of texts alone."""
+        """Return the number of tokens of the texts, without images."""
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [len(encoding) for encoding in encodings]
 

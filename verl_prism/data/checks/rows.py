@@ -24,7 +24,7 @@ from verl_prism.data.checks.problem import RowError
 from verl_prism.data.images import ImageSettings
 from verl_prism.data.schema import grades_answers
 from verl_prism.errors import UserError
-from verl_prism.response import View
+from verl_prism.response import View, ends_with_answer
 
 EXAMPLES = 3
 END_TOKENS = 2  # that the chat template adds after a response
@@ -48,12 +48,13 @@ class Checked(NamedTuple):
     Attributes:
         longest: tokens of the longest prompt or demonstration that is not too long.
         overlong: what is too long.
-        tokens: see `FileReport`.
+        tokens, unfinished: see `FileReport`.
     """
 
     longest: int
     overlong: list[Overlong]
     tokens: dict[str, int]
+    unfinished: int
 
 
 @dataclass
@@ -67,6 +68,8 @@ class FileReport:
         examples: the first few of them, in words.
         tokens: sums over the rows that are not too long, by what has them: `TEXT`, which is a
             prompt or a demonstration with its images, `IMAGES`, and each view of the teacher.
+        unfinished: number of the policy's responses in pairs of stage dpo that do not end with an
+            answer block, in the rows that are not too long.
     """
 
     rows: int = 0
@@ -74,6 +77,7 @@ class FileReport:
     overlong: list[int] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
     tokens: dict[str, int] = field(default_factory=dict)
+    unfinished: int = 0
 
     def add(self, rows: int, checked: Checked) -> None:
         """Add what a batch of `rows` rows has; the numbers of its rows count from its start."""
@@ -85,6 +89,7 @@ class FileReport:
                 self.examples.append(f"row {number}: {found.text}")
         self.longest = max(self.longest, checked.longest)
         add_tokens(self.tokens, checked.tokens)
+        self.unfinished += checked.unfinished
         self.rows += rows
 
 
@@ -158,9 +163,10 @@ class RowChecker:
                 tokens[view.value] = [each[view] for each in views]
         if self._pairs:
             overlong += self._overlong_pairs(rows, lengths)
+        unfinished = [self._unfinished(row) for row in rows]
         left_out = {found.row for found in overlong}
         sums = {name: _sum_without(left_out, counts) for name, counts in tokens.items()}
-        return Checked(longest, overlong, sums)
+        return Checked(longest, overlong, sums, _sum_without(left_out, unfinished))
 
     def _check_row(self, row: Row) -> Conversation:
         messages = check_messages(row, self.text_column)
@@ -193,16 +199,27 @@ class RowChecker:
                     )
 
     def _overlong_pairs(self, rows: Sequence[Row], prompts: Sequence[int]) -> Iterator[Overlong]:
-        """Find rows with a response that does not fit into a pass, together with the prompt."""
+        """Find rows with a pair that does not fit into a pass: verl does not split a pair."""
         for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-            responses = [row["teacher_response"], *row["student_responses"][: self._pairs]]
-            length = max(self._counter.text_lengths(responses))
-            if prompt + length + END_TOKENS > self._pass_limit:
+            responses = [row["teacher_response"], *self._paired(row)]
+            teacher, *students = self._counter.text_lengths(responses)
+            student = max(students)
+            length = 2 * (prompt + END_TOKENS) + teacher + student
+            if length > self._pass_limit:
                 yield Overlong(
                     number,
-                    f"the prompt has {prompt:,} tokens and the longest response {length:,}, over "
+                    f"a pair has {length:,} tokens, because both of its texts count: the prompt "
+                    f"({prompt:,}) twice, the teacher's response ({teacher:,}) and the policy's "
+                    f"longest ({student:,}), over "
                     f"prism.hardware.max_tokens_per_device={self._pass_limit}",
                 )
+
+    def _unfinished(self, row: Row) -> int:
+        return sum(not ends_with_answer(text) for text in self._paired(row))
+
+    def _paired(self, row: Row) -> list[str]:
+        """Return the policy's responses that make a pair with the teacher's."""
+        return row["student_responses"][: self._pairs] if self._pairs else []
 
 
 def _sum_without(left_out: Collection[int], counts: Sequence[int]) -> int:

@@ -1,4 +1,6 @@
-"""Exceptions that end a stage before its last step."""
+"""Exceptions that end a stage before its last step, and the file of an unforeseen one."""
+
+import tempfile
 
 
 class UserError(Exception):
@@ -11,3 +13,12 @@ class EndedEarly(Exception):
     def __init__(self, step: int) -> None:
         super().__init__(step)
         self.step = step
+
+
+def write_traceback(text: str) -> str:
+    """Write the traceback of a failure that nothing foresaw to a file; return its path."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="verl_prism-", suffix=".log", encoding="utf-8", delete=False
+    ) as file:
+        file.write(text)
+    return file.name

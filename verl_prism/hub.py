@@ -60,10 +60,7 @@ def with_local_models(prism: Prism, weights: bool, say: Callable[[str], None]) -
     """
     node = prism.model_dump(mode="json")
     for key, path in model_folders(prism).items():
-        if path.is_absolute():
-            continue
-        model = parse_hub_id(key, path)
-        folder = local_folder(model, prism.hub.offline, weights, say)
+        folder = local_model(key, path, prism.hub.offline, weights, say)
         # The name of a policy of stage eval, the fourth part, may contain dots.
         _, *parents, last = key.split(".", maxsplit=3)
         section = node
@@ -71,6 +68,15 @@ def with_local_models(prism: Prism, weights: bool, say: Callable[[str], None]) -
             section = section[parent]
         section[last] = str(folder)
     return Prism.model_validate(node)
+
+
+def local_model(
+    key: str, path: Path, offline: bool, weights: bool, say: Callable[[str], None]
+) -> Path:
+    """Return the folder of a model that the value of a config key names: itself, or of a hub id."""
+    if path.is_absolute():
+        return path
+    return local_folder(parse_hub_id(key, path), offline, weights, say)
 
 
 def local_folder(model: HubModel, offline: bool, weights: bool, say: Callable[[str], None]) -> Path:

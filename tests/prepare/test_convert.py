@@ -410,6 +410,30 @@ def test_a_rows_own_system_message_stays_unless_it_is_to_be_replaced(folder):
     assert [message["content"] for message in row["prompt"]] == ["Other.", "Why?"]
 
 
+OWN = {"role": "system", "content": "Own."}
+USER = {"role": "user", "content": "What?"}
+ANSWER = {"role": "assistant", "content": RESPONSE}
+
+
+@pytest.mark.parametrize("given", [[USER], [OWN, USER]])
+@pytest.mark.parametrize(
+    "settings", [(), ("keep_system=false",), ("system_prompt=null", "keep_system=false")]
+)
+def test_messages_of_rows_start_with_the_prompt(given, settings, folder):
+    row = {"prompt": given, "messages": [*given, ANSWER], "images": ["a.png"]}
+    found = only(convert(write_lines(folder / "a.jsonl", row), *settings))
+    assert found["messages"] == [*found["prompt"], ANSWER]
+    assert found["prompt"][-1]["content"] == "<image>\nWhat?"
+
+
+@pytest.mark.parametrize(("first", "usable"), [([OWN], True), ([], False)])
+def test_the_source_serves_as_it_is_unless_its_messages_change(first, usable, folder):
+    row = {"prompt": [OWN, USER], "messages": [*first, USER, ANSWER], "images": []}
+    pq.write_table(pa.Table.from_pylist([row]), folder / "a.parquet")
+    figures = convert(folder / "a.parquet").report.figures
+    assert ("stages that can also read the source as it is" in figures) == usable
+
+
 def test_the_report_says_what_was_done(folder):
     rows = [PLAIN | {"topic": "sums"}, PLAIN | {"question": "<image>Where?", "topic": None}]
     found = convert(write_lines(folder / "a.jsonl", *rows))

@@ -3,11 +3,13 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from question_rows import question
 
 from verl_prism.compose import compose_run
 from verl_prism.data.rows import parquet_files
+from verl_prism.errors import UserError
 from verl_prism.prepare.command import main
-from verl_prism.prepare.sample import Settings, stage_arguments
+from verl_prism.prepare.sample import Settings, stage_arguments, stage_failure
 
 
 def test_settings_become_arguments_of_the_stage(tmp_path):
@@ -29,6 +31,33 @@ def test_settings_become_arguments_of_the_stage(tmp_path):
     assert prism.data.max_response_tokens == 32
     assert prism.hardware.devices_per_node == 8
     assert prism.resume
+
+
+def test_an_interrupted_stage_interrupts_the_command(tmp_path):
+    assert isinstance(stage_failure(130, tmp_path), KeyboardInterrupt)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (1, "stage sample failed (exit code 1), see {}/log.txt; the same command resumes it"),
+        (2, "stage sample refused its input, see above"),
+        (75, "stage sample failed (exit code 75), see {}/log.txt; the same command resumes it"),
+    ],
+)
+def test_a_failed_stage_is_an_error_with_its_cause(status, message, tmp_path):
+    error = stage_failure(status, tmp_path)
+    assert isinstance(error, UserError)
+    assert str(error) == message.format(tmp_path)
+
+
+def test_input_that_the_stage_refuses_is_refused(write_rows, tmp_path, capsys):
+    source = write_rows([question(0, "7")])
+    arguments = [f"source={source}", f"output={tmp_path}/sampled.parquet"]
+    assert main(["sample", *arguments, f"policy={tmp_path}/nowhere"]) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("verl_prism: prism.policy=")
+    assert last == "verl_prism.data: stage sample refused its input, see above"
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoProcessor
 
+from verl_prism.config import Image
 from verl_prism.discriminator import (
     Group,
     GroupEncoder,
@@ -13,10 +15,13 @@ from verl_prism.discriminator import (
     score_groups,
     tokenize_spans,
 )
+from verl_prism.errors import UserError
 from verl_prism.prepare.command import main, run_command
 from verl_prism.prepare.score import best_response
 from verl_prism.response import parse_response
+from verl_prism.stages.warmup_data import encode_row
 
+MAX_PIXELS = 1024  # half of an image of digits
 TEXTS = [
     "<caption>A {}.</caption><think>1 + 2 = 3</think><answer>3</answer>",
     "no format",
@@ -83,6 +88,25 @@ def test_each_valid_response_gets_the_score_of_its_own_pass(
     assert rows[1]["teacher_reasoning_score"] is None
 
 
+def test_images_have_the_size_of_the_run(
+    source, discriminator_folder, rows, prompts, tokenizer, tmp_path
+):
+    output = tmp_path / "scored.parquet"
+    score(source, discriminator_folder, output, f"image.max_pixels={MAX_PIXELS}")
+    limits = Image(min_pixels=None, max_pixels=MAX_PIXELS)
+    processor = AutoProcessor.from_pretrained(discriminator_folder)
+    prompt = encode_row(processor, rows[0], limits)
+    assert len(prompt.input_ids) < len(prompts[0].input_ids)
+    model = load_discriminator(discriminator_folder).eval()
+    row = pq.read_table(output).to_pylist()[0]
+    expected = alone(model, prompt, tokenizer, row["student_responses"][0])
+    found = [row["perception_scores"][0], row["reasoning_scores"][0]]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert found != pytest.approx(
+        alone(model, prompts[0], tokenizer, row["student_responses"][0]), abs=1e-4
+    )
+
+
 def test_a_source_without_teacher_has_no_columns_for_it(source, discriminator_folder, tmp_path):
     table = pq.read_table(source).drop_columns(["teacher_response"])
     pq.write_table(table, source)
@@ -106,4 +130,15 @@ def test_mistakes_name_the_column_or_the_row(source, discriminator_folder, tmp_p
     assert "student_responses is empty; run sample first" in capsys.readouterr().err
     pq.write_table(table.drop_columns(["student_responses"]), source)
     assert main(["score", f"source={source}", *given]) == 2
-    assert "source: no column student_responses" in capsys.readouterr().err
+    assert "sampled.parquet: no column student_responses" in capsys.readouterr().err
+
+
+def test_a_discriminator_that_is_not_there(source, tmp_path, capsys):
+    given = [f"source={source}", f"output={tmp_path}/scored.parquet"]
+    assert main(["score", *given, f"discriminator={tmp_path}/nowhere"]) == 2
+    assert f"discriminator={tmp_path}/nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_a_size_of_images_without_effect_is_refused(source, discriminator_folder, tmp_path):
+    with pytest.raises(UserError, match=r"image\.max_pixels=1 is outside the limits"):
+        score(source, discriminator_folder, tmp_path / "scored.parquet", "image.max_pixels=1")

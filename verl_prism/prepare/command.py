@@ -3,13 +3,12 @@
 import importlib
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verl_prism.errors import UserError
+from verl_prism.errors import UserError, write_traceback
 from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import describe, parse_settings
 from verl_prism.redaction import command_redactor
@@ -70,14 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("verl_prism.data: interrupted\n")
         return 130
     except Exception as error:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="verl_prism-", suffix=".log", encoding="utf-8", delete=False
-        ) as file:
-            file.write(redact(traceback.format_exc()))
+        file = write_traceback(redact(traceback.format_exc()))
         kind = type(error).__name__
-        sys.stderr.write(
-            f"verl_prism.data: {kind}: {redact(str(error))}; traceback in {file.name}\n"
-        )
+        sys.stderr.write(f"verl_prism.data: {kind}: {redact(str(error))}; traceback in {file}\n")
         return 1
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import Field, PositiveInt, model_validator
 
 from verl_prism.config import Fraction, Section, UserFunction
+from verl_prism.data.checks.columns import check_columns
 from verl_prism.data.row_files import (
     Row,
     RowWriter,
@@ -66,10 +67,10 @@ def run(settings: Settings) -> Report:
         UserError: a row has no responses or no gold answer, or a file cannot be read or written.
     """
     files = parquet_files("source", settings.source)
+    needed = NEEDED if settings.reward is None else (*NEEDED, "data_source")
+    for file in files:
+        check_columns("source", file, needed)
     schema = common_schema(files)
-    for column in NEEDED:
-        if column not in schema.names:
-            raise UserError(_missing(column, schema))
     rates: Counter[int] = Counter()
     total = count_rows(files)
     with (
@@ -130,11 +131,6 @@ def _reason(rate: float, settings: Settings) -> str | None:
     if rate > settings.max + ROUNDING:
         return f"pass rate above {settings.max}"
     return None
-
-
-def _missing(column: str, schema: pa.Schema) -> str:
-    fix = "run sample first" if column == "student_responses" else "filter needs gold answers"
-    return f"source: no column {column}; {fix}. It has {', '.join(schema.names)}"
 
 
 def _histogram(rates: Counter[int]) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from verl_prism.config import Section
+from verl_prism.data.checks.columns import check_columns
 from verl_prism.data.row_files import (
     Row,
     RowWriter,
@@ -101,10 +102,9 @@ def run(settings: Settings) -> Report:
             left.
     """
     files = parquet_files("source", settings.source)
+    for file in files:
+        check_columns("source", file, NEEDED)
     schema = common_schema(files)
-    for column in NEEDED:
-        if column not in schema.names:
-            raise UserError(f"source: no column {column}; it has {', '.join(schema.names)}")
     before = LengthCounts()
     after = LengthCounts()
     with progress("measuring lengths", count_rows(files)) as bar:

@@ -17,7 +17,9 @@ check does, stops the recipe, unless it writes a clean copy (fix).
 """
 
 import contextlib
+import glob
 import json
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -36,6 +38,8 @@ from verl_prism.prepare.settings import CONFIG, read_yaml, validate_settings
 STATE = "data_card.json"
 # Settings that name what a step writes. The others that name files name what it reads.
 WRITTEN = ("output", "folder", "fix", "report", "judge.cache")
+PREFIXES = ("strip_prefix", "add_prefix")  # parts of paths in the data; no file is read there
+FUNCTION = re.compile(r":[^\W\d]\w*\Z")  # ends path/to/file.py:function
 
 
 class Settings(Section):
@@ -75,6 +79,22 @@ def run(settings: Settings) -> Report:
     return Report({"steps done": len(steps)}, outputs=(folder / CARD, folder / STATE))
 
 
+def input_files(node: dict[str, Any]) -> list[Path]:
+    """Return the files that settings name: files, and those of folders and globs.
+
+    Any text that names a file counts, such as a `prompt`. A relative one names a folder or a glob
+    only as `source`: elsewhere it is rather a word, such as the name of a split.
+
+    node: the settings of a step.
+    """
+    found: list[Path] = []
+    for key, value in flatten(node):
+        if isinstance(value, str) and key not in (*WRITTEN, *PREFIXES):
+            several = key == "source" or Path(value).is_absolute()
+            found += _files_at(value, several)
+    return found
+
+
 def _parse(recipe: Recipe) -> Iterator[tuple[str, Section]]:
     """Yield each step's command and settings. All of them are checked before the first one runs."""
     from verl_prism.prepare.command import COMMANDS
@@ -106,7 +126,7 @@ def _run_step(
     from verl_prism.prepare.command import COMMANDS
 
     node = settings.model_dump(mode="json")
-    inputs = _digests(_input_files(node))
+    inputs = _digests(input_files(node))
     if before and _is_done(before, command, node, inputs):
         sys.stdout.write(f"{place} {command}: unchanged\n")
         return before
@@ -147,21 +167,25 @@ def _stops(record: dict[str, Any]) -> bool:
     return bool(record["problems"]) and not record["settings"].get("fix")
 
 
-def _input_files(node: dict[str, Any]) -> list[Path]:
-    """Return the files that settings name with an absolute path: files, folders or globs."""
-    found: list[Path] = []
-    for key, value in flatten(node):
-        if isinstance(value, str) and key not in WRITTEN:
-            found += _files_at(Path(value))
-    return found
+def _files_at(name: str, several: bool) -> list[Path]:
+    """Return the files that a text names, none if it is no path.
 
-
-def _files_at(path: Path) -> list[Path]:
-    if not path.is_absolute():
+    several: whether it can be a folder or a glob.
+    """
+    try:
+        path = Path(name).expanduser().absolute()
+        for file in (path, Path(FUNCTION.sub("", str(path)))):
+            if file.is_file():
+                return [file]
+        return _files_below(path) if several else []
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, ~ of an unknown user
         return []
+
+
+def _files_below(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    return sorted(path.parent.glob(path.name))
+    return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
 
 
 def _digests(files: Any) -> dict[str, str]:

@@ -23,6 +23,8 @@ from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import Output, ParquetFiles
 from verl_prism.run_folder import RunFolder
 
+REFUSED, INTERRUPTED = 2, 130  # exit codes of verl_prism.main
+
 
 class Settings(Section):
     """Settings of `sample`."""
@@ -39,9 +41,7 @@ class Settings(Section):
         tuple[str, ...],
         Field(description="other settings of stage sample: [hardware=8xh100, model=qwen3_vl_4b]"),
     ] = ()
-    folder: AbsolutePath | None = Field(
-        None, description="folder of the run; null: the output with .run at its end"
-    )
+    folder: AbsolutePath | None = Field(None, description="folder of the run; null: <output>.run")
 
 
 def run(settings: Settings) -> Report:
@@ -52,14 +52,26 @@ def run(settings: Settings) -> Report:
     """
     from verl_prism.main import main
 
-    folder = settings.folder or settings.output.with_suffix(".run")
+    folder = settings.folder or settings.output.with_name(f"{settings.output.name}.run")
     status = main(stage_arguments(settings, folder))
     if status:
-        raise UserError(f"stage sample ended with exit code {status}; its log is in {folder}")
+        raise stage_failure(status, folder)
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(RunFolder(folder).samples_file, settings.output)
     rows = count_rows([settings.output])
     return Report(counts={"rows": rows, "responses": rows * settings.n}, outputs=(settings.output,))
+
+
+def stage_failure(status: int, folder: Path) -> BaseException:
+    """Return what to raise for an exit code of the stage, which has printed why it ended."""
+    if status == INTERRUPTED:
+        return KeyboardInterrupt()
+    if status == REFUSED:
+        return UserError("stage sample refused its input, see above")
+    return UserError(
+        f"stage sample failed (exit code {status}), see {RunFolder(folder).log}; the same command "
+        "resumes it"
+    )
 
 
 def stage_arguments(settings: Settings, folder: Path) -> list[str]:

@@ -7,9 +7,11 @@ The columns perception_scores and reasoning_scores have a score for each of stud
 for one that is not in the response format. best_response is the response whose scores have the
 highest sum, null if none is valid: the best of n by the discriminator. If the source has
 teacher_response, its two scores are written too. Only scores of the same question and view can be
-compared. The command uses one device.
+compared. The discriminator sees images at the size that `image` allows, so give the run's
+prism.image. The command uses one device.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +21,9 @@ import pyarrow as pa
 from pydantic import Field, PositiveInt
 
 from verl_prism.config import ModelPath, Section
+from verl_prism.data.checks.columns import check_columns
+from verl_prism.data.checks.models import check_model_folder
+from verl_prism.data.images import ImageSettings
 from verl_prism.data.row_files import (
     Row,
     RowWriter,
@@ -30,6 +35,7 @@ from verl_prism.data.row_files import (
 )
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
+from verl_prism.prepare.check.settings import Image
 from verl_prism.prepare.progress import progress
 from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import Output, ParquetFiles
@@ -48,6 +54,7 @@ class Settings(Section):
     source: ParquetFiles
     output: Output = Field(description="parquet file to write")
     discriminator: ModelPath = Field(description="folder of a discriminator, or its id on the Hub")
+    image: Image = Image(min_pixels=None, max_pixels=None)
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
     rows_per_pass: PositiveInt = Field(16, description="rows that are read and scored together")
     micro_batch_tokens: PositiveInt = Field(
@@ -67,13 +74,13 @@ def run(settings: Settings) -> Report:
     """Write all rows of the source with the scores of their responses.
 
     Raises:
-        UserError: a column is missing, a row has no responses, or the discriminator cannot be read.
+        UserError: a column is missing, a row has no responses, the discriminator cannot be read,
+            or a limit of image is outside those of its image processor.
     """
     files = parquet_files("source", settings.source)
+    for file in files:
+        check_columns("source", file, NEEDED)
     schema = common_schema(files)
-    for column in NEEDED:
-        if column not in schema.names:
-            raise UserError(f"source: no column {column}; it has {', '.join(schema.names)}")
     has_teacher = TEACHER in schema.names
     scorer = Scorer(settings)
     counts = {"rows": 0, "responses": 0, "invalid responses, without a score": 0}
@@ -122,6 +129,10 @@ def _columns(has_teacher: bool) -> dict[str, pa.DataType]:
     return columns
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
 class Scorer:
     """A discriminator on one device."""
 
@@ -131,16 +142,22 @@ class Scorer:
         from transformers.utils.logging import disable_progress_bar
 
         from verl_prism.discriminator import GroupEncoder, Ranks, load_discriminator
+        from verl_prism.hub import local_model
 
+        path = settings.discriminator
+        folder = local_model("discriminator", path, offline=False, weights=True, say=_say)
+        check_model_folder("discriminator", folder)
+        ImageSettings.of(settings.image, folder)  # refuses limits that would have no effect
         disable_progress_bar()  # it would show how the weights are loaded
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self._model = load_discriminator(settings.discriminator, dtype).to(device).eval()
-        self._processor = AutoProcessor.from_pretrained(settings.discriminator)
+        self._model = load_discriminator(folder, dtype).to(device).eval()
+        self._processor = AutoProcessor.from_pretrained(folder)
         self._encoder = GroupEncoder(self._model.config)
         self._ranks = Ranks(device)
+        self._image_limits = settings.image
         self._max_tokens = settings.micro_batch_tokens
 
     def score(self, rows: Sequence[Row]) -> list[RowScores]:
@@ -179,7 +196,7 @@ class Scorer:
         for number, given in enumerate(spans):
             valid = [each for each in given if each is not None]
             if valid:
-                prompt = encode_row(self._processor, rows[number])
+                prompt = encode_row(self._processor, rows[number], self._image_limits)
                 groups[number] = Group(prompt, valid[0], valid)
         if not groups:
             return found

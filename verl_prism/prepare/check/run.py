@@ -161,10 +161,9 @@ def _draw(settings: Settings, check: Check) -> None:
 
 
 def _model_folder(model: Path) -> Path:
-    from verl_prism.hub import local_folder, parse_hub_id  # slow to import
+    from verl_prism.hub import local_model  # slow to import
 
-    if not model.is_absolute():
-        return local_folder(parse_hub_id("model", model), False, False, lambda line: None)
-    if not model.is_dir():
+    folder = local_model("model", model, False, False, lambda line: None)
+    if not folder.is_dir():
         raise UserError(f"model={model}: no such folder; name a Hugging Face folder or a Hub id")
-    return model
+    return folder

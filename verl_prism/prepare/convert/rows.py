@@ -173,12 +173,22 @@ class RowMaker:
             response = text_of("teacher_response", self.mapped.get(values, "response"))
             self.demonstration(row, response)
         if "messages" in self.mapped.columns:
-            row["messages"], _ = messages_of(self.mapped.get(values, "messages"))
+            row["messages"] = self._own_messages(values, images)
             last = row["messages"][-1]["content"]
             row.setdefault("teacher_response", self._teacher_response(last))
         if "student_responses" in self.mapped.columns:
             row["student_responses"] = _texts(self.mapped.get(values, "student_responses"))
         return row
+
+    def _own_messages(self, values: Values, images: Sequence[Any]) -> list[Message]:
+        """Return the messages of a record, with what precedes the last one treated as a prompt."""
+        given = self.mapped.get(values, "messages")
+        messages, _ = messages_of(given)
+        asked = self._placed(self._with_system(values, messages[:-1]), images)
+        found = [*asked, messages[-1]]
+        if found != given:
+            self.notes.add(CHANGED)
+        return found
 
     def _teacher_response(self, response: str) -> str | None:
         """Return a demonstration; None if it is in another format, where that is allowed."""

@@ -22,7 +22,7 @@ NOT_JUDGED = "no verdict of the judge"
 
 
 class Outcomes:
-    """Says of each question whether it is kept, from the journal alone."""
+    """Says of each question whether it is kept, from the journal only."""
 
     def __init__(
         self, settings: Settings, maker: RequestMaker, journal: Journal, grader: Grader

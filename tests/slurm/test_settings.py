@@ -21,7 +21,7 @@ READ = """
 source "$1"
 for name in "${@:2}"; do
     declare -n array=$name
-    printf '%s\\n' "${array[@]}"
+    for item in "${array[@]}"; do printf '%s\\n' "$item"; done
 done
 """
 

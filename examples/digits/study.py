@@ -177,6 +177,7 @@ OPTIONS = {
     "replay": align(*LIKELIHOOD, "prism.discriminator.replay_share=0.5"),
     "restart_15": align(*LIKELIHOOD, "prism.discriminator.restart_every=15"),
     "accuracy_term": align(*LIKELIHOOD, "prism.align.accuracy_weight=0.5"),
+    "aligned_again": align(*LIKELIHOOD),  # the order of rollouts is not fixed, so it differs
     ALIGNED_DAPO: rl(ALIGNED, GRPO_STEPS, "dapo"),
     ALIGNED_GSPO: rl(ALIGNED, GRPO_STEPS, "gspo"),
 }

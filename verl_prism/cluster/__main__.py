@@ -27,7 +27,7 @@ on them, and stops everything that it started.
 
   --hosts A,B,…     Hosts to use. Start this command on the first one. All hosts must share the
                     working directory, the output folder and the path of Python. With one host,
-                    the stage runs alone, without a separate Ray.
+                    the stage starts its own Ray if it needs one.
   --shell COMMAND   Command that runs another command on a host. Default: 'ssh {host}'.
                     For Slurm: 'srun --overlap --nodes=1 --ntasks=1 --nodelist={host}'
   --wait SECONDS    How long to wait for Ray on all hosts. Default: 300

@@ -1,4 +1,4 @@
-"""Write a report of one run or several, also while they go on: python -m verl_prism.report."""
+"""Write a report of one run or several, also while they run: python -m verl_prism.report."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ usage: python -m verl_prism.report RUN [RUN ...] [--output FILE]
 
 Write one HTML file about one run or several: charts of all metrics, samples with their pictures,
 and settings. RUN is the output folder of a stage (prism.output). A browser opens the file without
-a server and without the network. It can be written at any time, also while the runs go on.
+a server and without the network. It can be written at any time, also during the runs.
 
   --output FILE   default: report.html in the folder of the first run
 """

@@ -127,7 +127,8 @@ def rollout(ids: list[int], padding: int, pad: int) -> DataProto:
 
 def test_opd_whitebox_is_grpo_with_the_distillation_reward_of_verl():
     """The only reward comes from the teacher's log-probabilities."""
-    config = compose("opd_whitebox", "prism.algorithm.distillation.teacher=/models/teacher")
+    teacher = "prism.algorithm.distillation.teacher=/models/teacher"
+    config = compose("opd_whitebox", teacher, "prism.hardware.ray_gpus=2")
     distillation = omega_conf_to_dataclass(config.distillation)
     (teacher,) = distillation.teacher_models.values()
     assert (teacher.model_path, teacher.world_size) == ("/models/teacher", 1)

@@ -77,6 +77,11 @@ def test_limits_outside_those_of_the_model_are_refused(dense_folder, tmp_path):
         ImageSettings.of(MODEL_LIMITS, folder)
 
 
+def test_an_upper_limit_below_the_default_lower_one_is_refused(dense_folder):
+    with pytest.raises(UserError, match=r"max_pixels=512 is below prism.image.min_pixels=1024"):
+        ImageSettings.of(config.Image(min_pixels=None, max_pixels=512), dense_folder)
+
+
 def test_a_lower_limit_above_the_upper_one_is_refused():
     with pytest.raises(ValueError, match="min_pixels=9 is above max_pixels=8"):
         config.Image(min_pixels=9, max_pixels=8)

@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from packaging.requirements import Requirement
 
 DEPENDENCIES = ("torch", "transformers", "safetensors", "numpy", "Pillow")
-OURS = {"discriminator", "gpu_check", "response", "files", "errors"}
+OURS = {"discriminator", "gpu_check", "response", "files", "errors", "sharding"}
 
 
 def closure(names: Iterator[str]) -> set[str]:

@@ -392,7 +392,9 @@ def test_demonstrations_in_another_format_need_a_setting(folder):
 def test_the_system_prompt_is_a_text_a_file_or_none(folder):
     source = write_lines(folder / "a.jsonl", PLAIN)
     (folder / "prompt.txt").write_text("From a file.\n")
-    for setting, text in (("Be brief.", "Be brief."), (folder / "prompt.txt", "From a file.")):
+    long = "Describe the image, and then answer the question. " * 20  # too long for a path
+    texts = (("Be brief.", "Be brief."), (long, long), (folder / "prompt.txt", "From a file."))
+    for setting, text in texts:
         row = only(convert(source, f"system_prompt={setting}"))
         assert row["prompt"][0] == {"role": "system", "content": text}
     assert len(only(convert(source, "system_prompt=null"))["prompt"]) == 1

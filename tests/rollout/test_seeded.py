@@ -214,7 +214,10 @@ def test_nothing_changes_unless_it_is_set():
 @pytest.mark.parametrize(
     ("key", "overrides"),
     [
-        ("prism.algorithm.distillation.enable", ["algorithm=opd_whitebox"]),
+        (
+            "prism.algorithm.distillation.enable",
+            ["algorithm=opd_whitebox", "prism.hardware.ray_gpus=2"],
+        ),
         (
             "prism.reward.judge.endpoint",
             ["prism.reward.judge.endpoint=http://judge/v1", "prism.reward.judge.model=m"],

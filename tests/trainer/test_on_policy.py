@@ -104,5 +104,6 @@ def test_a_setting_by_which_ratios_matter_turns_it_off(override):
 
 
 def test_white_box_distillation_turns_it_off(tmp_path):
-    config = compose("algorithm=opd_whitebox", f"prism.algorithm.distillation.teacher={tmp_path}")
+    teacher = f"prism.algorithm.distillation.teacher={tmp_path}"
+    config = compose("algorithm=opd_whitebox", teacher, "prism.hardware.ray_gpus=2")
     assert ratio_setting(config) == "distillation.enabled"

@@ -79,10 +79,17 @@ class ImageSettings:
                     f"prism.image.{key}={pixels} is outside the limits of the image processor in "
                     f"{model}, {lowest} to {highest} pixels; choose a value between them, or null"
                 )
+        min_pixels = limits.min_pixels or DEFAULT_MIN_TOKENS * side**2
+        max_pixels = limits.max_pixels or DEFAULT_MAX_TOKENS * side**2
+        if min_pixels > max_pixels:
+            raise UserError(
+                f"prism.image.max_pixels={max_pixels} is below prism.image.min_pixels={min_pixels} "
+                f"({DEFAULT_MIN_TOKENS} tokens, if it is null); raise the first or lower the second"
+            )
         return cls(
             token_side=side,
-            min_pixels=limits.min_pixels or DEFAULT_MIN_TOKENS * side**2,
-            max_pixels=limits.max_pixels or DEFAULT_MAX_TOKENS * side**2,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
             model_min_pixels=lowest,
             model_max_pixels=highest,
         )

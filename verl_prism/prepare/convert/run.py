@@ -221,13 +221,20 @@ def _system_prompt(setting: str | None) -> str | None:
         return DEFAULT_SYSTEM_PROMPT.read_text(encoding="utf-8").strip()
     if setting is None or "\n" in setting:
         return setting
-    path = Path(setting).expanduser()
+    path = Path(setting)
+    if path.suffix != ".txt" and not _is_file(path):
+        return setting
     try:
-        if not path.is_file() and path.suffix != ".txt":
-            return setting
-        return path.read_text(encoding="utf-8").strip()
+        return path.expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"system_prompt={setting}: {error}") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError):  # a text that is too long for a path, or ~ of an unknown user
+        return False
 
 
 def _usable_by(plans: Sequence[Plan]) -> list[str]:

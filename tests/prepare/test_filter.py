@@ -66,5 +66,5 @@ def test_no_responses_name_the_row_and_the_command(write_rows, tmp_path, capsys)
 def test_a_source_without_gold_answers(write_rows, tmp_path):
     row = solved(0, 3)
     del row["reward_model"]
-    with pytest.raises(UserError, match="no column reward_model; .* holds the gold answers"):
+    with pytest.raises(UserError, match=r"no column reward_model; .* holds the gold answers"):
         run(Settings(source=write_rows([row]), output=tmp_path / "kept.parquet"))

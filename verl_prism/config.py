@@ -467,10 +467,9 @@ class Prism(Section):
     @model_validator(mode="after")
     def _ray_has_enough_devices(self) -> "Prism":
         """Refuse too few logical devices: Ray would wait forever without a message."""
-        allowed = self.hardware.ray_gpus  # of each node
-        if self.stage not in ON_RAY or allowed is None or self.hardware.nodes > 1:
-            return self
-        if allowed < self.devices:
+        allowed = self.hardware.ray_gpus
+        one_host = self.hardware.ray_address is None and self.hardware.nodes == 1
+        if self.stage in ON_RAY and one_host and allowed is not None and allowed < self.devices:
             raise ValueError(
                 f"prism.hardware.ray_gpus={allowed} is less than the {self.devices} devices of "
                 f"this run; set prism.hardware.ray_gpus={self.devices}"

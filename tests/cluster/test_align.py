@@ -78,8 +78,8 @@ def test_two_nodes_give_the_result_of_two_ranks_on_one(
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_each_rank_has_one_response(pipeline, tmp_path):
-    """As with the paper's 64 responses per step on eight nodes."""
-    step = run(
+    """As with the paper's 64 responses per step on eight nodes. `run` checks that it succeeds."""
+    steps = run(
         ["verl_prism.main", "stage=align"],
         pipeline.root,
         tmp_path,
@@ -88,4 +88,4 @@ def test_each_rank_has_one_response(pipeline, tmp_path):
         "prism.rollout.samples_per_prompt=2",
         "prism.hardware.devices_per_node=2",
     )
-    assert step[0]["actor/grad_norm"] >= 0
+    assert len(steps) == 1

@@ -30,7 +30,7 @@ def run(world_sizes, digits_folder, discriminator_folder, out):
 
 
 @pytest.mark.parametrize(
-    "world_sizes", [(2, 3), pytest.param((4, 5, 6, 8), marks=pytest.mark.slow)]
+    "world_sizes", [(2, 3), pytest.param((4, 5, 6, 7, 8), marks=pytest.mark.slow)]
 )
 def test_ranks_give_the_scores_and_gradients_of_one(
     world_sizes, digits_folder, discriminator_folder, tmp_path

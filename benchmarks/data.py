@@ -104,7 +104,8 @@ def warmup_ours(prism: Prism) -> Iterator[int]:
     from verl_prism.stages.warmup_data import WarmupData
 
     rollouts = [[ANSWER.format(TEXT + str(n), TEXT) for n in range(10)]] * prism.warmup.prompts
-    data = WarmupData(prism, rollouts, SimpleNamespace(rank=0, world_size=RANKS))
+    ranks = SimpleNamespace(rank=0, world_size=RANKS, share=lambda items, do: list(map(do, items)))
+    data = WarmupData(prism, rollouts, ranks)
     yield 0
     for shares in (data.train_shares(0), data.heldout_shares()):
         for share in islice(shares, STEPS_READ):

@@ -33,7 +33,7 @@ import numpy as np
 from aiohttp import web
 from PIL import Image
 
-from verl_prism.data.row_files import RowWriter
+from verl_prism.data.row_files import row_writer
 from verl_prism.data.schema import schema
 from verl_prism.prepare.command import run_command
 from verl_prism.prepare.distill.questions import RequestMaker, read_questions
@@ -104,7 +104,7 @@ def write_source(file: Path, rows: int, with_images: bool) -> None:
         pictures.append(buffer.getvalue())
     place = "<image>\n" if with_images else ""
     names = ["id", "prompt", "images", "data_source", "reward_model"]
-    with RowWriter(file, schema(names)) as writer:
+    with row_writer(file, schema(names)) as writer:
         for number in range(rows):
             images = [{"bytes": pictures[number % IMAGES]}] if with_images else None
             prompt = [{"role": "user", "content": f"{place}Question {number}: what is 2 + 2?"}]

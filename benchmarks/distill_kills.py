@@ -41,7 +41,7 @@ import aiohttp
 import pyarrow.parquet as pq
 from aiohttp import web
 
-from verl_prism.data.row_files import RowWriter
+from verl_prism.data.row_files import row_writer
 
 ROOT = Path(__file__).parents[1]
 SYSTEM_PROMPT = "Reply with <caption>image</caption><think>steps</think><answer>sum</answer>."
@@ -151,7 +151,7 @@ def write_source(file: Path, rows: int, given: Path | None) -> None:
     from verl_prism.data.schema import schema
 
     columns = ["id", "prompt", "data_source", "reward_model"]
-    with RowWriter(file, schema(columns)) as writer:
+    with row_writer(file, schema(columns)) as writer:
         for number in range(rows):
             gold = {"style": "rule", "ground_truth": str(number % 19)}
             prompt = [{"role": "user", "content": f"What is question {number}?"}]

@@ -51,7 +51,7 @@ def rows(config: dict[str, Any]) -> list[Row]:
 
 def page() -> str:
     """Return the text of docs/configuration.md with a table that is up to date."""
-    return filled(PAGE, "table", table())
+    return filled(PAGE.read_text(encoding="utf-8"), "table", table())
 
 
 if __name__ == "__main__":

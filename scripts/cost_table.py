@@ -77,7 +77,7 @@ def hours(stages: list[StageTime]) -> str:
 
 def page() -> str:
     """Return the text of docs/running.md with a table that is up to date."""
-    return filled(PAGE, "time", table())
+    return filled(PAGE.read_text(encoding="utf-8"), "time", table())
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def discriminator_sizes(prism: Prism) -> Sizes | None:
 
 def page() -> str:
     """Return the text of docs/running.md with a table that is up to date."""
-    return filled(PAGE, "memory", table())
+    return filled(PAGE.read_text(encoding="utf-8"), "memory", table())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ DIGITS = ROOT / "examples" / "digits"
 sys.path.insert(0, str(DIGITS))
 
 from study_report import (  # noqa: E402 (found through the path above)
+    measures_markdown,
     options_markdown,
     read_seeds,
     short_markdown,
@@ -25,9 +26,10 @@ def pages() -> dict[Path, str]:
     seeds = read_seeds(DIGITS / "study")
     readme = ROOT / "README.md"
     measured = ROOT / "docs" / "measured.md"
+    options = filled(measured.read_text(encoding="utf-8"), "options", options_markdown(seeds))
     return {
-        readme: filled(readme, "study", short_markdown(seeds)),
-        measured: filled(measured, "options", options_markdown(seeds)),
+        readme: filled(readme.read_text(encoding="utf-8"), "study", short_markdown(seeds)),
+        measured: filled(options, "measures", measures_markdown(seeds)),
     }
 
 

@@ -166,7 +166,11 @@ def test_align_on_two_ranks(pipeline, placement):
     """
     ranks = ["prism.hardware.devices_per_node=2"]
     if placement == "pool":
-        ranks = [f"prism.discriminator.placement={placement}", "prism.hardware.ray_gpus=2"]
+        ranks = [
+            f"prism.discriminator.placement={placement}",
+            "prism.discriminator.restart_every=1",
+            "prism.hardware.ray_gpus=2",
+        ]
     steps = pipeline.run(
         "align",
         "prism.steps=2",

@@ -479,8 +479,8 @@ class Prism(Section):
     @model_validator(mode="after")
     def _judge_is_shared_by_all_workers(self) -> "Prism":
         judge = self.reward.judge
-        if judge.endpoint is None:
-            return self
+        if judge.endpoint is None or self.stage not in ON_RAY:
+            return self  # stage eval judges in one process
         workers = self.hardware.reward_workers
         for key, total in {"concurrency": judge.concurrency, "budget": judge.budget}.items():
             if total < workers:

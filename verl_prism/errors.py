@@ -1,4 +1,4 @@
-"""Exceptions that end a stage before its last step, and the file of an unforeseen one."""
+"""Exceptions that end a stage before its last step, and the file of an unexpected one."""
 
 import tempfile
 
@@ -16,7 +16,7 @@ class EndedEarly(Exception):
 
 
 def write_traceback(text: str) -> str:
-    """Write the traceback of a failure that nothing foresaw to a file; return its path."""
+    """Write the traceback of an unexpected error to a file, and return its path."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="verl_prism-", suffix=".log", encoding="utf-8", delete=False
     ) as file:

@@ -28,24 +28,31 @@ def write_atomically(file: Path, text: str) -> None:
 
     Processes and hosts may write the same file at the same time: one of them wins.
     """
-    unfinished = file.with_name(f"{file.name}.{uuid4().hex}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    sync(unfinished)
-    os.replace(unfinished, file)
-    sync(file.parent)
+    with atomic_file(file) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a path to write, and move it to `target` if the block ends without an exception."""
-    unfinished = target.with_name(f"{target.name}.{uuid4().hex}.unfinished")
+    unfinished = unfinished_name(target)
     try:
         yield unfinished
-        sync(unfinished)
-        os.replace(unfinished, target)
-        sync(target.parent)
+        replace_file(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def unfinished_name(target: Path) -> Path:
+    """Return a path beside `target` that no other process uses."""
+    return target.with_name(f"{target.name}.{uuid4().hex}.unfinished")
+
+
+def replace_file(finished: Path, target: Path) -> None:
+    """Move a finished file to `target`."""
+    sync(finished)
+    os.replace(finished, target)
+    sync(target.parent)
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def _compose(options: argparse.Namespace) -> tuple[DictConfig, Prism]:
 
 
 def _copy_data(prism: Prism) -> None:
-    """Copy the stage's data files for reading by row, as far as there is no copy yet.
+    """Copy the stage's data files for reading by row, unless there is a copy already.
 
     The stage would make the copies too, but under the watch of the launcher.
     """

@@ -20,7 +20,7 @@ from columns import TEXTS, Columns, fitting_columns, top_level
 from question import BadValue, LeftOut, Question
 from sets import BENCHMARKS, Benchmark
 
-from verl_prism.data.row_files import Row, RowWriter, count_rows, read_rows
+from verl_prism.data.row_files import Row, count_rows, read_rows, row_writer
 from verl_prism.data.schema import COLUMNS
 from verl_prism.errors import UserError
 from verl_prism.prepare.convert.settings import DEFAULT_SYSTEM_PROMPT
@@ -58,7 +58,7 @@ def convert(name: str, files: Sequence[Path], out: Path, system: str) -> Report:
     benchmark = BENCHMARKS[name]
     report = Report()
     names: set[str] = set()
-    with RowWriter(out, _schema(benchmark.facts)) as writer:
+    with row_writer(out, _schema(benchmark.facts)) as writer:
         for place, source in _rows(benchmark, files):
             report.read += 1
             try:

@@ -4,9 +4,10 @@
     python examples/digits/study.py --seeds 1 2 3 --options
     python examples/digits/study.py --seeds 1 --policies SFT aligned span_credit
 
-The task is a row of three digits (README.md). RL asks whether the sum is even or odd, so half of
-the wrong responses are rewarded. Policies are tested on that question and on one that RL did not
-ask: what the sum is.
+The task is a row of three digits (README.md), with two kinds of questions: what the sum is, and
+whether it is even or odd. The demonstrations and the teacher's texts have both. RL asks only the
+second, so half of the wrong responses are rewarded; the arms with "sums" ask only the first.
+Policies are tested on both.
 
 Each run is resumed if it was stopped, and kept if it is finished. The results of a seed are written
 to `--results`, which the repository keeps; seeds found there are not trained again, unless policies
@@ -30,9 +31,12 @@ from study_report import (
     ALIGNED,
     ALIGNED_DAPO,
     ALIGNED_GRPO,
+    ALIGNED_GRPO_SUMS,
     ALIGNED_GSPO,
+    ALIGNED_LONGER,
     DPO,
     DPO_GRPO,
+    GRPO_SUMS,
     GRPO_TIME,
     GRPO_UPDATES,
     MARKS,
@@ -40,12 +44,13 @@ from study_report import (
     TEACHER_SFT,
     TEACHER_SFT_ALIGNED,
     TEACHER_SFT_GRPO,
+    measures,
     write_report,
 )
 
 HERE = Path(__file__).parent
-TASK = ("--task", "row", "--digits", "3", "--kinds", "parity", "sum", "--rl-kinds", "parity")
-ASKED, OTHER = "parity", "sum"  # questions that RL asks, and others
+TASK = ("--task", "row", "--digits", "3", "--kinds", "parity", "sum")
+ASKED, OTHER = "parity", "sum"  # the kind of questions that RL asks, and the other kind
 WARMUP, SAMPLES, HARD_SAMPLES = "warmup", "samples", "samples_hard"
 HARD_NEGATIVES = "hard_negatives"  # instead of a stage: a script that adds to samples
 ALIGN_STEPS, GRPO_STEPS = 45, 45
@@ -65,6 +70,7 @@ class Run:
     discriminator: the run whose discriminator it starts from, if it needs one.
     samples: the run whose samples it learns from, if it does.
     continues: the run of which it makes further steps; its steps are counted from that run's start.
+    asks: the kind of questions that RL asks.
     """
 
     stage: str
@@ -74,6 +80,7 @@ class Run:
     discriminator: str | None = None
     samples: str | None = None
     continues: str | None = None
+    asks: str = ASKED
 
     @property
     def others(self) -> list[str]:
@@ -124,10 +131,16 @@ def align(*options: str, start: str = SFT, discriminator: str = WARMUP) -> Run:
     return Run("align", start, ALIGN_STEPS, (*ALIGN_OPTIONS, *options), discriminator)
 
 
-def rl(start: str, steps: int, algorithm: str = "grpo", continues: str | None = None) -> Run:
-    """Return RL on questions whose answer can be guessed."""
+def rl(
+    start: str,
+    steps: int,
+    algorithm: str = "grpo",
+    continues: str | None = None,
+    asks: str = ASKED,
+) -> Run:
+    """Return RL on questions of one kind: the answer to `ASKED` can be guessed."""
     options = (f"algorithm={algorithm}", *RL_OPTIONS)
-    return Run("rlvr", start, steps, options, continues=continues)
+    return Run("rlvr", start, steps, options, continues=continues, asks=asks)
 
 
 MAIN = {
@@ -137,6 +150,8 @@ MAIN = {
     ALIGNED_GRPO: rl(ALIGNED, GRPO_STEPS),
     GRPO_UPDATES: rl(SFT, ALIGN_STEPS + GRPO_STEPS),
     GRPO_TIME: rl(SFT, EQUAL_TIME_STEPS, continues=GRPO_UPDATES),
+    GRPO_SUMS: rl(SFT, ALIGN_STEPS + GRPO_STEPS, asks=OTHER),
+    ALIGNED_GRPO_SUMS: rl(ALIGNED, GRPO_STEPS, asks=OTHER),
     TEACHER_SFT: Run("sft", SFT, 150, TEACHER_OPTIONS),
     TEACHER_SFT_GRPO: rl(TEACHER_SFT, GRPO_STEPS),
     "warmup_teacher": warmup(*LIKELIHOOD, start=TEACHER_SFT),
@@ -178,6 +193,9 @@ OPTIONS = {
     "restart_15": align(*LIKELIHOOD, "prism.discriminator.restart_every=15"),
     "accuracy_term": align(*LIKELIHOOD, "prism.align.accuracy_weight=0.5"),
     "aligned_again": align(*LIKELIHOOD),  # the order of rollouts is not fixed, so it differs
+    ALIGNED_LONGER: Run(
+        "align", SFT, 2 * ALIGN_STEPS, (*ALIGN_OPTIONS, *LIKELIHOOD), WARMUP, continues=ALIGNED
+    ),
     ALIGNED_DAPO: rl(ALIGNED, GRPO_STEPS, "dapo"),
     ALIGNED_GSPO: rl(ALIGNED, GRPO_STEPS, "gspo"),
 }
@@ -225,6 +243,7 @@ class Seed:
             for kind, found in marks.items():
                 means[kind] = {mark: found[name][mark]["mean"] for mark in MARKS}
             policies[name] = means | {
+                "measures": measures(marks[OTHER][name]),
                 "updates": self._total_updates(name),
                 "seconds": self.total_seconds(name),
             }
@@ -245,20 +264,27 @@ class Seed:
         return int(self._summary(name)["steps"]) + self._total_updates(run.start)
 
     def _seconds(self, name: str) -> float:
-        return float(self._summary(name)["seconds"])
+        """Return the time of a run; if it continues another, only of its own steps."""
+        continued = self._runs[name].continues
+        if continued is None:
+            return float(self._summary(name)["seconds"])
+        first = self._summary(continued)["steps"]
+        own = [record for record in self._step_records(name) if record["step"] > first]
+        return sum(_step_seconds(record) for record in own)
 
     def _write_data(self) -> None:
         seed = ("--seed", str(self._seed))
         for kind in (OTHER, ASKED):
             folder = self._data(kind)
             if not (folder / "sft.parquet").exists():
-                call(HERE / "data.py", "--out", folder, *TASK, "--heldout-kinds", kind, *seed)
+                kinds = ("--rl-kinds", kind, "--heldout-kinds", kind)
+                call(HERE / "data.py", "--out", folder, *TASK, *kinds, *seed)
         base = self.root / "base"
         if not (base / "config.json").exists():
             call(HERE / "model.py", "--data", self._data(ASKED), "--out", base, *seed)
 
     def _data(self, kind: str) -> Path:
-        """Return the data whose held-out questions are of this kind; the rest is the same."""
+        """Return the data whose RL and held-out questions are of this kind; the rest is equal."""
         return self.root / ("data" if kind == ASKED else f"data_{kind}")
 
     def _make(self, name: str, run: Run) -> None:
@@ -281,7 +307,7 @@ class Seed:
         if run.samples is not None:
             options.append(f"prism.data.train={self._samples(run.samples)}")
         if run.stage == "rlvr":
-            options.append(f"prism.data.train={self._data(ASKED)}/rl.parquet")
+            options.append(f"prism.data.train={self._data(run.asks)}/rl.parquet")
             options.append(f"prism.data.heldout={self._data(OTHER)}/heldout.parquet")
         if name == TEACHER_SFT or run.stage == "sample":
             options.append(f"prism.data.train={self._data(ASKED)}/train.parquet")
@@ -327,17 +353,13 @@ class Seed:
         return results
 
     def _curve(self, name: str) -> list[dict[str, float]]:
-        """Return greedy accuracy on held-out questions of the other kind, from time to time.
+        """Return greedy accuracy on held-out sums, from time to time.
 
         updates, seconds: since the SFT policy.
         """
         start = self._runs[name].start
         assert start is not None
-        records = [
-            json.loads(line)
-            for line in (self._folder(name) / "metrics.jsonl").read_text().splitlines()
-        ]
-        steps = [record for record in records if "step" in record]
+        steps = self._step_records(name)
         training = sum(_step_seconds(record) for record in steps)
         seconds = self.total_seconds(name) - training  # when the first step starts
         curve = []
@@ -348,6 +370,12 @@ class Seed:
                 updates = self._total_updates(start) + record["step"]
                 curve.append({"updates": updates, "seconds": seconds, "accuracy": accuracy})
         return curve
+
+    def _step_records(self, name: str) -> list[dict[str, Any]]:
+        """Return the metrics of each step of a run."""
+        lines = (self._folder(name) / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        return [record for record in records if "step" in record]
 
     def _prism(self, stage: str, folder: Path, *options: str) -> None:
         settings = ("model=digits", "hardware=cpu", "prism.resume=true", f"prism.root={self.root}")

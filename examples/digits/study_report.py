@@ -3,16 +3,21 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t
 
 SFT, ALIGNED, ALIGNED_GRPO = "SFT", "aligned", "aligned_GRPO"
 GRPO_UPDATES, GRPO_TIME = "GRPO_equal_updates", "GRPO_equal_time"
 ALIGNED_DAPO, ALIGNED_GSPO = "aligned_DAPO", "aligned_GSPO"
+GRPO_SUMS, ALIGNED_GRPO_SUMS = "GRPO_sums", "aligned_GRPO_sums"
+ALIGNED_LONGER = "aligned_90"
 DPO, DPO_GRPO = "DPO", "DPO_GRPO"
 TEACHER_SFT, TEACHER_SFT_GRPO = "teacher_SFT", "teacher_SFT_GRPO"
 TEACHER_SFT_ALIGNED = "teacher_SFT_aligned"
@@ -22,8 +27,11 @@ MAIN = (
     ALIGNED_GRPO,
     ALIGNED_DAPO,
     ALIGNED_GSPO,
+    ALIGNED_LONGER,
     GRPO_UPDATES,
     GRPO_TIME,
+    ALIGNED_GRPO_SUMS,
+    GRPO_SUMS,
     DPO,
     DPO_GRPO,
     TEACHER_SFT,
@@ -33,10 +41,15 @@ MAIN = (
 CONTRASTS = (
     (ALIGNED_GRPO, GRPO_UPDATES),
     (ALIGNED_GRPO, GRPO_TIME),
+    (ALIGNED_GRPO_SUMS, GRPO_SUMS),
     (ALIGNED, SFT),
+    (ALIGNED_GRPO, ALIGNED),
+    (ALIGNED_LONGER, ALIGNED),
     (ALIGNED, DPO),
     (ALIGNED_GRPO, DPO_GRPO),
-    (ALIGNED_GRPO, TEACHER_SFT_GRPO),
+    (TEACHER_SFT, ALIGNED),
+    (TEACHER_SFT, ALIGNED_GRPO),
+    (TEACHER_SFT_GRPO, ALIGNED_GRPO),
     (TEACHER_SFT_ALIGNED, TEACHER_SFT),
     (TEACHER_SFT_ALIGNED, TEACHER_SFT_GRPO),
     (ALIGNED_DAPO, ALIGNED_GRPO),
@@ -74,8 +87,14 @@ SHORT_CONTRASTS = {
     (ALIGNED_GRPO, GRPO_UPDATES): "aligned, then GRPO, minus GRPO (as many updates)",
     (ALIGNED_GRPO, GRPO_TIME): "aligned, then GRPO, minus GRPO (as much time)",
 }
+MEASURES = {  # title: where the results of stage eval have it
+    "pass@4": ("pass_at_k", "4", "mean"),
+    "probe of captions": ("teacher", "probe", "perception", "accuracy", "mean"),
+    "probe of reasoning": ("teacher", "probe", "reasoning", "accuracy", "mean"),
+}
 OPTION_COLUMNS = ("sum", "sum, greedy", "sum, perception", "sum, reasoning")
 OPTIONS = {  # policy: what differs from `aligned`, for the documentation
+    SFT: "no alignment: the SFT policy",
     "head": "`discriminator.upcycle.scoring=head`, as in the paper",
     "no_imitation": "`discriminator.imitation_coef=0`",
     "text_only": "`discriminator.upcycle.images=false`",
@@ -100,10 +119,20 @@ MARKS = tuple(dict.fromkeys(name for _, name in COLUMNS.values()))
 CONFIDENCE = 0.95
 CURVES = {  # policy: label and color
     ALIGNED_GRPO: ("alignment, then GRPO", "#1a7f37"),
-    GRPO_TIME: ("GRPO, as much time", "#b42318"),
-    GRPO_UPDATES: ("GRPO, as many updates", "#d98880"),
+    GRPO_TIME: ("GRPO", "#b42318"),
+    GRPO_UPDATES: ("GRPO", "#b42318"),
     DPO_GRPO: ("DPO, then GRPO", "#2563c9"),
     TEACHER_SFT_GRPO: ("SFT on the teacher's texts, then GRPO", "#6e6e6e"),
+}
+ENDS = {  # policy: label, color and marker
+    SFT: ("SFT", "#111111", "o"),
+    ALIGNED: ("alignment", "#1a7f37", "^"),
+    ALIGNED_GRPO: ("alignment, then GRPO", "#1a7f37", "o"),
+    GRPO_TIME: ("GRPO, 150 updates", "#b42318", "o"),
+    DPO: ("DPO", "#2563c9", "^"),
+    DPO_GRPO: ("DPO, then GRPO", "#2563c9", "o"),
+    TEACHER_SFT: ("SFT on the teacher's texts", "#6e6e6e", "^"),
+    TEACHER_SFT_GRPO: ("SFT on the teacher's texts, then GRPO", "#6e6e6e", "o"),
 }
 
 Seeds = Mapping[int, Mapping[str, Any]]  # by seed, the content of seed-N.json
@@ -146,6 +175,11 @@ def mark(policy: Mapping[str, Any], column: str) -> float:
     return value
 
 
+def measures(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return what stage eval measures besides marks, from its results about one policy."""
+    return {title: reduce(getitem, path, results) for title, path in MEASURES.items()}
+
+
 def mean_marks(seeds: Seeds, name: str) -> list[Interval]:
     """Return the mean of each column over the seeds that have this policy."""
     policies = [seed["policies"][name] for seed in seeds.values() if name in seed["policies"]]
@@ -185,7 +219,7 @@ def markdown(seeds: Seeds) -> str:
     if options and ALIGNED in names:
         compared = [(name, ALIGNED) for name in options]
         lines += ["", *_difference_table(seeds, "option", compared)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n" + measures_markdown(seeds)
 
 
 def short_markdown(seeds: Seeds) -> str:
@@ -209,7 +243,9 @@ def options_markdown(seeds: Seeds) -> str:
     columns = list(COLUMNS)
     trained = {name for seed in seeds.values() for name in seed["policies"]}
     gains = {}
-    for name in OPTIONS.keys() & trained:
+    for name in OPTIONS:
+        if name not in trained:
+            continue
         found = dict(zip(columns, differences(seeds, name, ALIGNED), strict=True))
         gains[name] = [found[column] for column in OPTION_COLUMNS]
     for name, cells in sorted(gains.items(), key=lambda item: item[1][0].mean):
@@ -248,31 +284,76 @@ def _difference_table(seeds: Seeds, title: str, contrasts: Sequence[tuple[str, s
     return lines
 
 
+def measures_markdown(seeds: Seeds) -> str:
+    """Return the table of the independent measures, from the seeds that have them."""
+    lines = [f"| policy | {' | '.join(MEASURES)} |", "|---|" + "---:|" * len(MEASURES)]
+    for name in MAIN:
+        known = [
+            seed["policies"][name]["measures"]
+            for seed in seeds.values()
+            if "measures" in seed["policies"].get(name, {})
+        ]
+        if known:
+            means = [Interval.of([found[title] for found in known]) for title in MEASURES]
+            cells = " | ".join(mean.cell(100) for mean in means)
+            count = "1 seed" if len(known) == 1 else f"{len(known)} seeds"
+            lines.append(f"| {name} ({count}) | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 def draw(seeds: Seeds, path: Path) -> None:
-    """Draw greedy accuracy on sums, which RL does not ask for, over updates and over time."""
-    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, key, scale in zip(panels, ("updates", "seconds"), (1, 1 / 60), strict=True):
-        for name, (label, color) in CURVES.items():
-            known = [seed for seed in seeds.values() if name in seed["curves"]]
-            for number, seed in enumerate(known):
-                points = [_start(seed), *seed["curves"][name]]
-                axes.plot(
-                    [scale * point[key] for point in points],
-                    [100 * point["accuracy"] for point in points],
-                    color=color,
-                    alpha=0.7,
-                    marker=".",
-                    label=label if number == 0 else None,
-                )
-        axes.grid(alpha=0.3)
-    panels[0].set_xlabel("policy updates after SFT")
-    panels[1].set_xlabel("minutes after SFT")
-    panels[0].set_ylabel("right sums, greedy (%)")
-    panels[0].set_title("RL asks: even or odd? Test: what is the sum?", fontsize=10, loc="left")
-    if panels[1].lines:
-        panels[1].legend(fontsize=8)
+    """Draw right sums over updates and over time, and right sums against right parities."""
+    figure = Figure(figsize=(12, 4.6), dpi=150, layout="constrained")
+    over_updates, over_time, ends = figure.subplots(1, 3)
+    _draw_curves(over_updates, seeds, "updates", 1)
+    _draw_curves(over_time, seeds, "seconds", 1 / 60)
+    over_updates.set_xlabel("policy updates after SFT")
+    over_time.set_xlabel("minutes after SFT")
+    over_updates.set_ylabel("right sums, greedy (%)")
+    over_updates.set_title("RL asks: even or odd? Test: what is the sum?", fontsize=10, loc="left")
+    ends.set_title("What RL asks, and what it does not ask", fontsize=10, loc="left")
+    _draw_ends(ends, seeds)
+    figure.legend(*over_updates.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    figure.legend(*ends.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     figure.savefig(path)
+
+
+def _draw_curves(axes: Axes, seeds: Seeds, key: str, scale: float) -> None:
+    """Draw greedy accuracy on sums, a line per seed. `key`: what is on the x axis."""
+    labels: set[str] = set()
+    for name, (label, color) in CURVES.items():
+        for seed in seeds.values():
+            continued = name == GRPO_UPDATES and GRPO_TIME in seed["curves"]
+            if name not in seed["curves"] or continued:
+                continue
+            points = [_start(seed), *seed["curves"][name]]
+            axes.plot(
+                [scale * point[key] for point in points],
+                [100 * point["accuracy"] for point in points],
+                color=color,
+                alpha=0.7,
+                marker=".",
+                label=None if label in labels else label,
+            )
+            labels.add(label)
+    axes.grid(alpha=0.3)
+
+
+def _draw_ends(axes: Axes, seeds: Seeds) -> None:
+    """Draw a point per policy and seed, at temperature 1."""
+    for name, (label, color, marker) in ENDS.items():
+        policies = [seed["policies"][name] for seed in seeds.values() if name in seed["policies"]]
+        axes.scatter(
+            [100 * mark(policy, "parity") for policy in policies],
+            [100 * mark(policy, "sum") for policy in policies],
+            color=color,
+            marker=marker,
+            alpha=0.7,
+            label=label,
+        )
+    axes.set_xlabel("right parities, which RL asks (%)")
+    axes.set_ylabel("right sums, which RL does not ask (%)")
+    axes.grid(alpha=0.3)
 
 
 def _start(seed: Mapping[str, Any]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from verl_prism.data.row_files import RowWriter, common_schema, read_rows, row_id, with_columns
+from verl_prism.data.row_files import common_schema, read_rows, row_id, row_writer, with_columns
 from verl_prism.data.schema import schema
 from verl_prism.errors import UserError
 
@@ -14,7 +14,7 @@ ROW = {"id": "a", "prompt": [{"role": "user", "content": "?"}], "images": [{"byt
 def test_rows_are_written_in_small_groups_and_read_back(tmp_path):
     file = tmp_path / "new" / "rows.parquet"
     rows = [ROW | {"id": str(number)} for number in range(12_000)]
-    with RowWriter(file, schema(["id", "prompt", "images"])) as writer:
+    with row_writer(file, schema(["id", "prompt", "images"])) as writer:
         for row in rows:
             writer.write(row)
         assert not file.exists()
@@ -25,16 +25,20 @@ def test_rows_are_written_in_small_groups_and_read_back(tmp_path):
 def test_an_exception_leaves_the_old_file(tmp_path):
     file = tmp_path / "rows.parquet"
     file.write_bytes(b"old")
-    writer = RowWriter(file, schema(["id"]))
-    writer.write(ROW)
-    with pytest.raises(KeyError), writer:
-        raise KeyError
+
+    def write_and_fail() -> None:
+        with row_writer(file, schema(["id"])) as writer:
+            writer.write(ROW)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_and_fail()
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_no_rows_make_a_file_without_rows(tmp_path):
-    with RowWriter(tmp_path / "rows.parquet", schema(["id"])):
+    with row_writer(tmp_path / "rows.parquet", schema(["id"])):
         pass
     assert pq.read_metadata(tmp_path / "rows.parquet").num_rows == 0
 

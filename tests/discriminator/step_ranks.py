@@ -92,6 +92,7 @@ def run(folder, train, case: str, ranks: Ranks) -> dict:
 def main(folder: str, train: str, file: str) -> None:
     with process_group("cpu") as ranks:
         results = {case: run(folder, train, case, ranks) for case in CASES}
+        results["shared"] = ranks.share(range(5), lambda item: (item, ranks.rank))
         if ranks.rank == 0:
             torch.save(results, file)
 

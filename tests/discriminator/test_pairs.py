@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from verl_prism.discriminator import index_pairs, mismatched_teachers, shuffled_batches
+from verl_prism.discriminator import (
+    count_rollouts,
+    index_pairs,
+    mismatched_teachers,
+    shuffled_batches,
+)
 from verl_prism.discriminator.pairs import PairIndex
 from verl_prism.response import View
 
@@ -13,8 +18,10 @@ LIMITS = dict.fromkeys(View, 100)
 def make_index(rows, tokenizer, seed=0):
     rollouts = [[row["teacher_response"], "no format"] for row in rows]
     rollouts[3] = ["no format", "no format"]
-    teachers = [row["teacher_response"] for row in rows]
-    return index_pairs(teachers, rollouts, tokenizer, LIMITS, heldout_fraction=0.25, seed=seed)
+    prompts = []
+    for row, sampled in zip(rows, rollouts, strict=True):
+        prompts.append(count_rollouts(row["teacher_response"], sampled, tokenizer, LIMITS))
+    return index_pairs(prompts, heldout_fraction=0.25, seed=seed)
 
 
 @pytest.fixture(scope="module")

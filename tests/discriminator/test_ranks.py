@@ -68,6 +68,11 @@ def test_non_finite_values_on_one_rank_are_reported_by_all(results):
     assert not found["gradients"]
 
 
+def test_ranks_share_work_and_all_get_the_results_in_order(results):
+    assert results[1]["shared"] == [(item, 0) for item in range(5)]
+    assert results[2]["shared"] == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
+
+
 def test_one_rank_without_a_process_group():
     ranks = Ranks()
     assert (ranks.world_size, ranks.rank, ranks.sum([2.0, 3.0]), ranks.max(4)) == (

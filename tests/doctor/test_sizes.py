@@ -27,7 +27,7 @@ from verl_prism.doctor.sizes import (
     discriminator_sizes,
     policy_sizes,
     sizes_of,
-    upcycled_config,
+    upcycled,
 )
 from verl_prism.errors import UserError
 
@@ -108,7 +108,7 @@ def sizes() -> dict[str, Sizes]:
 
 def upcycled_2b(*overrides: str) -> Sizes:
     upcycle = compose("stage=warmup", *overrides).discriminator.upcycle
-    return sizes_of(upcycled_config(QWEN["2b"], upcycle))
+    return sizes_of(upcycled(QWEN["2b"], upcycle))
 
 
 @pytest.mark.parametrize(("name", "billions"), [("2b", 2.13), ("4b", 4.44), ("8b", 8.77)])
@@ -210,7 +210,7 @@ def estimate(sizes: dict[str, Sizes], policy: str, stage: str, hardware: str, *o
     discriminator = None
     if stage in ("warmup", "align"):
         upcycle = prism.discriminator.upcycle
-        discriminator = sizes_of(upcycled_config(QWEN["2b"], upcycle))
+        discriminator = sizes_of(upcycled(QWEN["2b"], upcycle))
     step = phases(prism, sizes[policy], discriminator, 80 * GIB)
     return {phase.name: phase.total / GIB for phase in step}
 

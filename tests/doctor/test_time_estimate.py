@@ -17,7 +17,7 @@ from verl_prism.doctor.__main__ import CHECKS, findings, main
 from verl_prism.doctor.devices import Gpu as VisibleGpu
 from verl_prism.doctor.finding import GIB, Case
 from verl_prism.doctor.lengths import ASSUMED, Lengths, mean_lengths
-from verl_prism.doctor.sizes import sizes_of, upcycled_config
+from verl_prism.doctor.sizes import sizes_of, upcycled
 from verl_prism.doctor.time_checks import two_digits
 from verl_prism.doctor.time_estimate import (
     DISCRIMINATOR,
@@ -47,7 +47,7 @@ def time_model(*overrides: str, lengths: Lengths = ASSUMED) -> TimeModel:
     policy = Model(sizes_of(QWEN["4b"]), FlopModel.of_policy(QWEN["4b"]))
     discriminator = None
     if prism.stage in ("warmup", "align"):
-        config = upcycled_config(QWEN["2b"], prism.discriminator.upcycle)
+        config = upcycled(QWEN["2b"], prism.discriminator.upcycle)
         discriminator = Model(sizes_of(config), FlopModel.of(config))
     return TimeModel(prism, policy, discriminator, lengths, H100)
 

@@ -48,8 +48,8 @@ class Stages:
         (folder / "made").write_text(str(steps))
         summary = {"steps": steps, "seconds": SETUP + 2.0 * (steps - made)}
         (folder / "summary.json").write_text(json.dumps(summary))
-        if options["stage"] == "rlvr":
-            self.write_metrics(folder, steps, int(options["trainer.test_freq"]))
+        if options["stage"] in ("align", "rlvr"):
+            self.write_metrics(folder, steps, int(options.get("trainer.test_freq", 15)))
         if options["stage"] == "eval":
             self.write_results(folder, options)
 
@@ -65,7 +65,9 @@ class Stages:
     def write_results(self, folder: Path, options: dict[str, str]) -> None:
         rate = 0.5 if options["prism.data.heldout"].endswith("/data/heldout.parquet") else 0.25
         names = [part.split(":")[0].strip("{ ") for part in options[POLICIES].split(",")]
-        marks = {name: {"mean": rate} for _, name in report.COLUMNS.values()}
+        marks: dict = {name: {"mean": rate} for _, name in report.COLUMNS.values()}
+        probe = {view: {"accuracy": {"mean": 0.75}} for view in ("perception", "reasoning")}
+        marks |= {"pass_at_k": {"4": {"mean": 0.9}}, "teacher": {"probe": probe}}
         results = {"policies": dict.fromkeys(names, marks)}
         (folder / "results.json").write_text(json.dumps(results))
 
@@ -89,7 +91,7 @@ def test_time_is_that_since_the_sft_policy(stages, tmp_path):
     policies = study.Seed(tmp_path, 0, study.MAIN).make()["policies"]
     assert set(policies) == set(study.policies_of(study.MAIN))
     assert policies[report.ALIGNED_GRPO]["seconds"] == 3 * SETUP + 2 * (200 + 45 + 45)
-    assert policies[report.GRPO_TIME]["seconds"] == 2 * SETUP + 2 * study.EQUAL_TIME_STEPS
+    assert policies[report.GRPO_TIME]["seconds"] == SETUP + 2 * study.EQUAL_TIME_STEPS
     assert policies[report.DPO]["seconds"] == 2 * SETUP + 2 * 128
     assert policies[report.SFT]["seconds"] == 0
 
@@ -135,6 +137,31 @@ def test_each_option_starts_from_a_discriminator_of_its_own_or_the_common_one(st
     results = study.Seed(tmp_path, 0, runs).make()
     text = report.markdown({0: results})
     assert "| no_warmup minus aligned | 0.0 |" in text
+    assert "| aligned_GRPO (1 seed) | 90.0 | 75.0 | 75.0 |" in text
+
+
+def test_rl_asks_the_kind_of_questions_of_its_arm(stages, tmp_path):
+    study.Seed(tmp_path, 0, study.needed([report.GRPO_UPDATES, report.GRPO_SUMS])).make()
+    asked = {}
+    for words in stages.commands:
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        if options.get("stage") == "rlvr":
+            asked[Path(options["prism.output"]).name] = Path(
+                options["prism.data.train"]
+            ).parent.name
+    assert asked == {"grpo_equal_updates": "data", "grpo_sums": "data_sum"}
+    for words in stages.commands:
+        if words[0].endswith("data.py"):
+            assert words[words.index("--rl-kinds") + 1] == words[words.index("--heldout-kinds") + 1]
+
+
+def test_options_that_tie_keep_the_order_of_the_table():
+    names = list(report.OPTIONS)
+    tables = set()
+    for shuffled in (names, names[::-1]):
+        seeds = seeds_with({name: [0.5, 0.5] for name in ["aligned", *shuffled]})
+        tables.add(report.options_markdown(seeds))
+    assert len(tables) == 1
 
 
 def test_results_are_kept_and_seeds_are_added(stages, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from teacher_endpoint import RESPONSE, TeacherEndpoint, completion
 
-from verl_prism.data.row_files import RowWriter
+from verl_prism.data.row_files import row_writer
 from verl_prism.data.schema import schema
 from verl_prism.errors import UserError
 from verl_prism.prepare.command import main, run_command
@@ -53,7 +53,7 @@ def question(number: int, **changes) -> dict:
 
 def write_rows(file: Path, rows: list[dict]) -> Path:
     names = ["id", "prompt", "images", "data_source", "reward_model"]
-    with RowWriter(file, schema(names)) as writer:
+    with row_writer(file, schema(names)) as writer:
         for row in rows:
             writer.write(row)
     return file

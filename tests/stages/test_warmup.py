@@ -320,10 +320,13 @@ def test_worker_processes_prepare_the_same_shares(compose):
 
 @dataclass(frozen=True)
 class OneOf:
-    """A rank without a process group."""
+    """A rank without a process group, which computes the shares of all."""
 
     rank: int
     world_size: int
+
+    def share(self, items, function):
+        return [function(item) for item in items]
 
 
 def test_ranks_share_every_student_of_prompts_with_any_number_of_images(compose, digits_folder):

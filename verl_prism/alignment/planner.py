@@ -14,9 +14,9 @@ from verl_prism.config import Discriminator
 from verl_prism.discriminator.batch import span_tokens
 from verl_prism.discriminator.costs import FlopModel, GroupSizes
 from verl_prism.discriminator.model import DiscriminatorConfig
+from verl_prism.discriminator.pairs import teacher_spans
 from verl_prism.discriminator.plan import RankPlan, assign, local_plan
-from verl_prism.discriminator.spans import Spans, tokenize_spans
-from verl_prism.response import parse_response
+from verl_prism.discriminator.spans import Spans
 from verl_prism.trainer.transfer import column
 
 
@@ -46,19 +46,13 @@ class StepPlanner:
             keys=first, partition_id=partition, select_fields=["prompts", "teacher_response"]
         )
         prompts = [ids.tolist() for ids in column(data["prompts"])]
-        teachers = [self._teacher(text) for text in column(data["teacher_response"])]
+        texts = column(data["teacher_response"])
+        teachers = [teacher_spans(text, self._tokenizer) for text in texts]
         sizes = []
         for ids, teacher, keys in zip(prompts, teachers, groups, strict=True):
             sizes.append(self._sizes(ids, teacher, [infos[key] for key in keys]))
         plans = assign(sizes, ranks, self._max_tokens, self._flops)
         return [_share(plan, groups, teachers, partition) for plan in plans]
-
-    def _teacher(self, text: str) -> Spans:
-        teacher = parse_response(text)
-        assert teacher.valid, (
-            f"teacher responses are checked before the run starts: {teacher.fault}"
-        )
-        return tokenize_spans(teacher, self._tokenizer)
 
     def _sizes(self, prompt: Sequence[int], teacher: Spans, infos: Sequence[Info]) -> GroupSizes:
         students = []

@@ -79,6 +79,11 @@ class DiscriminatorWorker(TrainingWorker):
         super().reset()
         self._prepare(steps)
 
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def reset_discriminator(self, steps: int) -> None:
+        """Call `reset`, under the name that a hybrid worker also has."""
+        self.reset(steps)
+
     def _prepare(self, steps: int) -> None:
         self.engine.prepare_steps(self._settings, self._dump_folder, steps, self._replay)
 
@@ -125,7 +130,7 @@ class AdversarialOPDWorker(PrismWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def reset_discriminator(self, steps: int) -> None:
         """See `DiscriminatorWorker.reset`."""
-        self.discriminator.reset(steps)
+        self.discriminator.reset_discriminator(steps)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_discriminator(self, folder: str, step: int) -> None:

@@ -2,19 +2,17 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-from uuid import uuid4
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_prism.data.batches import read_batches, to_rows
+from verl_prism.data.outputs import parquet_output, writing
 from verl_prism.errors import UserError
-from verl_prism.files import sync
 
 Row = dict[str, Any]
 
@@ -83,26 +81,14 @@ def with_columns(source: pa.Schema, columns: Mapping[str, pa.DataType]) -> pa.Sc
 
 
 class RowWriter:
-    """Writes rows to a parquet file that appears when the block ends without an exception.
+    """Collects rows into small row groups, so that other programs can read the file in pieces."""
 
-    Row groups are small, so that other programs can read the file in pieces too.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-
-    def __init__(self, file: Path, schema: pa.Schema) -> None:
+    def __init__(self, file: Path, writer: pq.ParquetWriter) -> None:
         self.file = file
         self.rows = 0
-        self._schema = schema
-        self._unfinished = file.with_name(f"{file.name}.{uuid4().hex}.unfinished")
+        self._writer = writer
         self._waiting: list[Row] = []
         self._bytes = 0
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._unfinished, schema, compression="zstd")
-        except OSError as error:
-            raise UserError(f"{file}: cannot be written: {error.strerror or error}") from None
 
     def write(self, row: Row) -> None:
         """Add a row. Columns that it lacks are null; other ones of it are not written."""
@@ -110,34 +96,33 @@ class RowWriter:
         self._bytes += _size(row)
         self.rows += 1
         if self._bytes >= GROUP_BYTES or len(self._waiting) >= GROUP_ROWS:
-            self._flush()
+            self.flush()
 
-    def __enter__(self) -> Self:
-        return self
+    def flush(self) -> None:
+        """Write the rows that are waiting as a row group.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-            self._writer.close()
-            if kind is None:
-                sync(self._unfinished)
-                os.replace(self._unfinished, self.file)
-                sync(self.file.parent)
-        finally:
-            self._unfinished.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
+        Raises:
+            UserError: the file cannot be written.
+        """
         if self._waiting:
-            table = pa.Table.from_pylist(self._waiting, schema=self._schema)
-            self._writer.write_table(table)
+            table = pa.Table.from_pylist(self._waiting, schema=self._writer.schema)
+            with writing(self.file):
+                self._writer.write_table(table)
         self._waiting = []
         self._bytes = 0
+
+
+@contextmanager
+def row_writer(file: Path, schema: pa.Schema) -> Iterator[RowWriter]:
+    """Yield a writer of a parquet file that appears when the block ends without an exception.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with parquet_output(file, schema) as output:
+        rows = RowWriter(file, output)
+        yield rows
+        rows.flush()
 
 
 def _metadata(file: Path) -> pq.FileMetaData:

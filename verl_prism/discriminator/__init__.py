@@ -20,6 +20,8 @@ from verl_prism.discriminator.model import (
 )
 from verl_prism.discriminator.pairs import (
     PairIndex,
+    PromptTexts,
+    count_rollouts,
     index_pairs,
     mismatched_teachers,
     rollout_spans,
@@ -65,6 +67,7 @@ __all__ = [
     "Part",
     "PrismDiscriminatorForTokenClassification",
     "Prompt",
+    "PromptTexts",
     "RankPlan",
     "Ranks",
     "SpanIds",
@@ -74,6 +77,7 @@ __all__ = [
     "assign",
     "backward_groups",
     "convert_published",
+    "count_rollouts",
     "encode_prompt",
     "group_sizes",
     "index_pairs",

@@ -27,8 +27,9 @@ _MAX_PADDING = 1.15  # computed attention scores of a block, relative to those w
 
 # The number of tokens changes with each pack. With dynamic shapes, one kernel serves all lengths;
 # otherwise each new length would be compiled. `flex_mask` pads packs to whole blocks, because a
-# length that is not a multiple of the block needs a second, slower kernel.
-_flex_attention = torch.compile(flex_attention, dynamic=True)
+# length that is not a multiple of the block needs a second, slower kernel. With fullgraph, too many
+# compilations are an error; otherwise torch would go on without a kernel, with scores of [T, T].
+_flex_attention = torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 class Segment(NamedTuple):

@@ -33,7 +33,7 @@ from verl_prism.response import View
 Routing = Literal["dedicated", "token", "dense"]
 Scoring = Literal["head", "likelihood"]
 SHARED_HEAD = "shared"
-LIKELIHOOD_SCALE = 10.0  # a score is so many times the mean log-likelihood of a span's tokens
+LIKELIHOOD_SCALE = 10.0  # a score is this many times the mean log-likelihood of a span's tokens
 LIKELIHOOD_TOKENS = 1024  # whose logits over the vocabulary are in memory at a time
 
 

@@ -5,7 +5,7 @@ Prompts are named by their number. Only counts per prompt stay in memory, not te
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,26 +27,34 @@ class PairIndex:
     invalid: int
 
 
-def index_pairs(
-    teachers: Iterable[str],
-    rollouts: Iterable[Sequence[str]],
+@dataclass(frozen=True)
+class PromptTexts:
+    """What the index keeps of the texts of one prompt."""
+
+    rollouts: int
+    valid: int  # rollouts that can be scored
+    teacher: int  # digest of the teacher's spans
+
+
+def count_rollouts(
+    teacher: str,
+    rollouts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     limits: Mapping[View, int],
-    heldout_fraction: float,
-    seed: int,
-) -> PairIndex:
-    """Count the valid rollouts of each prompt, and choose the held-out prompts at random.
+) -> PromptTexts:
+    """Count the rollouts of a prompt. A span over its limit makes a rollout invalid."""
+    valid = sum(spans is not None for spans in rollout_spans(rollouts, tokenizer, limits))
+    return PromptTexts(len(rollouts), valid, _digest(teacher))
+
+
+def index_pairs(prompts: Sequence[PromptTexts], heldout_fraction: float, seed: int) -> PairIndex:
+    """Choose the held-out prompts at random.
 
     Each rollout forms a pair with the teacher's response to the same prompt. An invalid rollout
     forms no pair and is counted. Prompts without a valid rollout are left out.
     """
-    valid = []
-    digests = []
-    num_rollouts = 0
-    for teacher, sampled in zip(teachers, rollouts, strict=True):
-        valid.append(sum(spans is not None for spans in rollout_spans(sampled, tokenizer, limits)))
-        digests.append(_digest(teacher))
-        num_rollouts += len(sampled)
+    valid = [prompt.valid for prompt in prompts]
+    num_rollouts = sum(prompt.rollouts for prompt in prompts)
     usable = [prompt for prompt, count in enumerate(valid) if count]
     random.Random(seed).shuffle(usable)
     num_heldout = max(1, round(heldout_fraction * len(usable)))
@@ -54,7 +62,7 @@ def index_pairs(
         train=sorted(usable[num_heldout:]),
         heldout=sorted(usable[:num_heldout]),
         valid=np.array(valid),
-        teachers=np.array(digests, dtype=np.uint64),
+        teachers=np.array([prompt.teacher for prompt in prompts], dtype=np.uint64),
         rollouts=num_rollouts,
         invalid=num_rollouts - sum(valid),
     )
@@ -63,7 +71,7 @@ def index_pairs(
 def teacher_spans(text: str, tokenizer: PreTrainedTokenizerBase) -> Spans:
     """Tokenize the teacher's response, which must be valid."""
     response = parse_response(text)
-    assert response.valid, "teacher responses are checked before the run starts"
+    assert response.valid, f"teacher responses are checked before the run starts: {response.fault}"
     return tokenize_spans(response, tokenizer)
 
 

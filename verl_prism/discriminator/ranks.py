@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from verl_prism.discriminator.model import PrismDiscriminatorForTokenClassificat
 from verl_prism.errors import UserError
 from verl_prism.sharding import shard_dimension
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # How long a rank waits for the others, as in verl's SFT trainer. It must exceed the longest save,
@@ -58,6 +59,18 @@ class Ranks:
         """Return the largest value of all ranks."""
         return self._reduce([value], dist.ReduceOp.MAX)[0]
 
+    def share(self, items: Sequence[Item], function: Callable[[Item], Result]) -> list[Result]:
+        """Return `function` of each item; each rank computes a share, and all get all results."""
+        mine = [function(item) for item in items[self.rank :: self.world_size]]
+        if self.alone:
+            return mine
+        shares: list[Any] = [None] * self.world_size
+        dist.all_gather_object(shares, mine, group=self.group)
+        results: list[Any] = [None] * len(items)
+        for rank, share in enumerate(shares):
+            results[rank :: self.world_size] = share
+        return results
+
     def wait(self) -> None:
         """Wait until all ranks are here."""
         self.sum([0.0])
@@ -79,7 +92,9 @@ def shard(model: Discriminator, ranks: Ranks, dtype: torch.dtype) -> None:
     cast when gradient checkpointing recomputes a layer. Experts are divided evenly, see
     `shard_dimension`.
     """
-    mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.world_size,))
+    device = torch.device(ranks.device).type
+    # A checkpoint holds the mesh of its tensors. verl's meshes also have this name.
+    mesh = init_device_mesh(device, (ranks.world_size,), mesh_dim_names=("fsdp",))
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )

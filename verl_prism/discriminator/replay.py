@@ -49,7 +49,7 @@ class Replay:
         return bool(self._groups.maxlen)
 
     def draw(self, step: int, new_groups: int) -> list[Remembered]:
-        """Return earlier groups to learn from, next to so many new ones, each at most once."""
+        """Return earlier groups to learn from, next to this many new ones, each at most once."""
         wanted = round(self._ratio * new_groups)
         chooser = random.Random(f"{self._seed}/{step}")
         return chooser.sample(list(self._groups), min(wanted, len(self._groups)))

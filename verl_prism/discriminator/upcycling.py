@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from verl_prism.discriminator.model import (
+    DiscriminatorConfig,
     PrismDiscriminatorForTokenClassification,
     Routing,
     Scoring,
@@ -77,19 +78,8 @@ def upcycle(
     stored = stored_tensors(dense)
     tensors, others = split_backbone(dense, stored)
     require_whole(dense, tensors | others, blank_tensors(Qwen3VLModel, source))
-    layers = source.text_config.num_hidden_layers
-    config = discriminator_config(
-        source,
-        routing,
-        scoring,
-        images,
-        tensors[EMBEDDING].like.dtype,
-        num_experts=experts,
-        num_experts_per_tok=experts_per_token,
-        moe_intermediate_size=source.text_config.intermediate_size,
-        decoder_sparse_step=1,
-        mlp_only_layers=list(range(layers)) if routing == "dense" else [],
-    )
+    dtype = tensors[EMBEDDING].like.dtype
+    config = upcycled_config(source, experts, experts_per_token, routing, scoring, images, dtype)
     if scoring == "likelihood" and not source.tie_word_embeddings:
         tensors[LM_HEAD] = output_layer(dense, stored)
     std = source.text_config.initializer_range
@@ -99,6 +89,32 @@ def upcycle(
     }
     write_discriminator(config, upcycled, dense, target, max_shard_size, on_progress)
     logger.info("upcycled %s to %s, routing %s, scoring %s", dense, target, routing, scoring)
+
+
+def upcycled_config(
+    dense: Qwen3VLConfig,
+    experts: int,
+    experts_per_token: int,
+    routing: str,
+    scoring: str,
+    images: bool,
+    dtype: torch.dtype,
+) -> DiscriminatorConfig:
+    """Return the config of the discriminator that `upcycle` makes from a dense Qwen3-VL."""
+    text = dense.text_config
+    dense_layers = list(range(text.num_hidden_layers)) if routing == "dense" else []
+    return discriminator_config(
+        dense,
+        routing,
+        scoring,
+        images,
+        dtype,
+        num_experts=experts,
+        num_experts_per_tok=experts_per_token,
+        moe_intermediate_size=text.intermediate_size,
+        decoder_sparse_step=1,
+        mlp_only_layers=dense_layers,
+    )
 
 
 def _check(experts: int, experts_per_token: int, routing: str, noise: float) -> None:

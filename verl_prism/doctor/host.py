@@ -37,7 +37,8 @@ NO_GPUS = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
 def check_packages(case: Case) -> Iterator[Finding]:
     """Compare installed packages with the requirements of verl_prism for the device.
 
-    flash-attn is required only if `prism.hardware.attention` needs it.
+    flash-attn is required only if `prism.hardware.attention` needs it. verl also uses its kernel of
+    the cross entropy, if it is installed.
     """
     hardware = case.prism.hardware
     extra = "cpu" if hardware.device == "cpu" else "gpu"
@@ -46,6 +47,12 @@ def check_packages(case: Case) -> Iterator[Finding]:
         yield from _check_package(requirement, fix)
     if hardware.attention == "flash_attention_2":
         yield from _check_package(requirements("flash")[FLASH_ATTENTION], USE_SDPA)
+    elif hardware.device == "cuda" and installed_version(FLASH_ATTENTION) is None:
+        yield warning(
+            "flash-attn is not installed, so verl computes the log-probabilities of bfloat16 "
+            "logits one token at a time, which is slow",
+            "install it as docs/running.md says; prism.hardware.attention may stay as it is",
+        )
     names = ("verl", "torch", "transformers", "ray")
     versions = {name: installed_version(name) for name in names}
     yield ok(", ".join(f"{name} {version}" for name, version in versions.items() if version))

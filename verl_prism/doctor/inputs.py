@@ -132,7 +132,8 @@ def check_rows(case: Case) -> Iterator[Finding]:
     rows, prompts = case.inputs.train_rows, case.prism.warmup.prompts
     if rows is None:
         yield ok("no training data needed")
-    elif case.prism.stage == "warmup" and rows < prompts:
+        return
+    if case.prism.stage == "warmup" and rows < prompts:
         yield warning(
             f"prism.data.train has {rows} rows; all of them are used instead of "
             f"prism.warmup.prompts={prompts}",

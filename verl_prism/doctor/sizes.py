@@ -13,7 +13,8 @@ from verl_prism.discriminator.model import (
     DiscriminatorConfig,
     PrismDiscriminatorForTokenClassification,
 )
-from verl_prism.discriminator.shards import discriminator_config, read_config
+from verl_prism.discriminator.shards import read_config
+from verl_prism.discriminator.upcycling import upcycled_config
 
 BACKBONE = "model."
 LANGUAGE_MODEL = f"{BACKBONE}language_model."
@@ -96,24 +97,19 @@ def upcycled_sizes(upcycle: Upcycle) -> Sizes:
     Raises:
         UserError: `upcycle.base` holds no config of a dense Qwen3-VL.
     """
-    return sizes_of(upcycled_config(read_config(upcycle.base, Qwen3VLConfig), upcycle))
+    return sizes_of(upcycled(read_config(upcycle.base, Qwen3VLConfig), upcycle))
 
 
-def upcycled_config(dense: Qwen3VLConfig, upcycle: Upcycle) -> DiscriminatorConfig:
+def upcycled(dense: Qwen3VLConfig, upcycle: Upcycle) -> DiscriminatorConfig:
     """Return the config of the discriminator that `upcycle` makes from a dense model."""
-    text = dense.text_config
-    dense_layers = list(range(text.num_hidden_layers)) if upcycle.routing == "dense" else []
-    return discriminator_config(
+    return upcycled_config(
         dense,
+        upcycle.experts,
+        upcycle.experts_per_token,
         upcycle.routing,
         upcycle.scoring,
         upcycle.images,
         torch.float32,
-        num_experts=upcycle.experts,
-        num_experts_per_tok=upcycle.experts_per_token,
-        moe_intermediate_size=text.intermediate_size,
-        decoder_sparse_step=1,
-        mlp_only_layers=dense_layers,
     )
 
 

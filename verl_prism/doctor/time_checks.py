@@ -73,7 +73,7 @@ def _models(case: Case) -> "tuple[Model, Model | None]":
     from verl_prism.discriminator.costs import FlopModel
     from verl_prism.discriminator.model import DiscriminatorConfig
     from verl_prism.discriminator.shards import read_config
-    from verl_prism.doctor.sizes import upcycled_config
+    from verl_prism.doctor.sizes import upcycled
     from verl_prism.doctor.time_estimate import Model
 
     flops = FlopModel.of_policy(read_config(case.policy_folder, Qwen3VLConfig))
@@ -83,7 +83,7 @@ def _models(case: Case) -> "tuple[Model, Model | None]":
     settings = case.prism.discriminator
     if case.prism.stage == "warmup":
         base = read_config(settings.upcycle.base, Qwen3VLConfig)
-        config = upcycled_config(base, settings.upcycle)
+        config = upcycled(base, settings.upcycle)
     else:
         config = read_config(settings.path, DiscriminatorConfig)
     return policy, Model(case.discriminator, FlopModel.of(config))

@@ -94,11 +94,11 @@ class TimeModel:
         return flops / (MFU * self.gpu.peak.tflops * 1e12)
 
     def read(self, nbytes: float) -> float:
-        """Return the time in which one device reads so much of its memory."""
+        """Return the time in which one device reads this many bytes of its memory."""
         return nbytes / (BANDWIDTH_SHARE * self.gpu.peak.bandwidth * 1e12)
 
     def rollout(self, requests: float) -> float:
-        """Return the time in which all engines answer so many requests.
+        """Return the time in which all engines answer this many requests.
 
         Each request reads its prompt, although requests with the same prompt share some of that.
         An engine starts a waiting request as soon as another one ends.

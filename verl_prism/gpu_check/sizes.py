@@ -93,7 +93,7 @@ def _fits(
     options: Options,
     record: Record,
 ) -> bool:
-    """Measure with micro-batches of so many tokens, and return whether they fit into memory.
+    """Measure with micro-batches of `tokens` tokens, and return whether they fit into memory.
 
     The model is made anew, because running out of memory leaves a sharded one in an unknown state.
     """

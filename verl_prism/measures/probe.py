@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from verl_prism.measures.text import tokens
 from verl_prism.report.intervals import UNDEFINED, Interval, rate_interval
 
-FEATURES = 2**18  # sequences of words are hashed into so many features
+FEATURES = 2**18  # sequences of words are hashed into this many features
 LONGEST_SEQUENCE = 5  # tokens: `3 + 5 = 8`
 CHUNK_PAIRS = 256  # texts in memory at a time
 INVERSE_PENALTY = 10.0  # on features of mean norm 1

@@ -14,7 +14,7 @@ from verl_prism.measures.probe import TextPair, difference_features, probe_accur
 from verl_prism.measures.proxies import PROXIES, Number, distance, noise_floor
 from verl_prism.response import Response, View, parse_response
 
-# The probe uses at most so many questions, drawn at random, and responses to each.
+# The probe uses at most this many questions, drawn at random, and responses to each.
 PROBE_QUESTIONS = 1000
 PROBE_RESPONSES = 4
 

@@ -31,7 +31,7 @@ def file_digest(file: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that make data, as far as installed."""
+    """Return the versions of Python and of the installed packages that make data."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -19,11 +19,11 @@ from verl_prism.config import Fraction, Section, UserFunction
 from verl_prism.data.checks.columns import check_columns
 from verl_prism.data.row_files import (
     Row,
-    RowWriter,
     common_schema,
     count_rows,
     read_rows,
     row_id,
+    row_writer,
     with_columns,
 )
 from verl_prism.data.rows import parquet_files
@@ -74,7 +74,7 @@ def run(settings: Settings) -> Report:
     rates: Counter[int] = Counter()
     total = count_rows(files)
     with (
-        RowWriter(settings.output, with_columns(schema, {"pass_rate": pa.float64()})) as writer,
+        row_writer(settings.output, with_columns(schema, {"pass_rate": pa.float64()})) as writer,
         open_rejects(settings.output) as rejects,
         progress("grading", total) as bar,
     ):

@@ -27,11 +27,11 @@ from verl_prism.config import Section
 from verl_prism.data.checks.columns import check_columns
 from verl_prism.data.row_files import (
     Row,
-    RowWriter,
     common_schema,
     count_rows,
     read_rows,
     row_id,
+    row_writer,
 )
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
@@ -113,7 +113,7 @@ def run(settings: Settings) -> Report:
                 before.add(ratios, settings.bin_width)
             bar.add()
     with (
-        RowWriter(settings.output, schema) as writer,
+        row_writer(settings.output, schema) as writer,
         open_rejects(settings.output) as rejects,
         progress("choosing pairs", count_rows(files)) as bar,
     ):

@@ -23,13 +23,13 @@ class Progress:
 
 
 @contextmanager
-def progress(title: str, total: int | None, unit: str = "rows") -> Iterator[Progress]:
+def progress(title: str, total: int | None) -> Iterator[Progress]:
     """Show the progress of a block. total: rows that are expected; None: unknown."""
     terminal = sys.stderr.isatty()
     with tqdm(
         total=total,
         desc=title,
-        unit=f" {unit}",
+        unit=" rows",
         mininterval=0.2 if terminal else 60.0,
         miniters=None if terminal else 1,
         dynamic_ncols=terminal,

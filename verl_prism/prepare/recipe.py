@@ -83,7 +83,7 @@ def input_files(node: dict[str, Any]) -> list[Path]:
     """Return the files that settings name: files, and those of folders and globs.
 
     Any text that names a file counts, such as a `prompt`. A relative one names a folder or a glob
-    only as `source`: elsewhere it is rather a word, such as the name of a split.
+    only as `source`: elsewhere it is more often a word, such as the name of a split.
 
     node: the settings of a step.
     """

@@ -26,11 +26,11 @@ from verl_prism.data.checks.models import check_model_folder
 from verl_prism.data.images import ImageSettings
 from verl_prism.data.row_files import (
     Row,
-    RowWriter,
     common_schema,
     count_rows,
     read_rows,
     row_id,
+    row_writer,
     with_columns,
 )
 from verl_prism.data.rows import parquet_files
@@ -85,7 +85,7 @@ def run(settings: Settings) -> Report:
     scorer = Scorer(settings)
     counts = {"rows": 0, "responses": 0, "invalid responses, without a score": 0}
     with (
-        RowWriter(settings.output, with_columns(schema, _columns(has_teacher))) as writer,
+        row_writer(settings.output, with_columns(schema, _columns(has_teacher))) as writer,
         progress("scoring", count_rows(files)) as bar,
     ):
         source = iter(read_rows(files))

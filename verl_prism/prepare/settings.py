@@ -47,7 +47,7 @@ def parse_settings(kind: type[Given], arguments: Sequence[str]) -> Given:
             node = read_yaml(Path(value).expanduser())
     for key, value in pairs:
         if key != CONFIG:
-            _set(node, key, _value(key, value))
+            _set(node, key, _value(value))
     return validate_settings(kind, node)
 
 
@@ -125,7 +125,7 @@ def _pair(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def _value(key: str, text: str) -> Any:
+def _value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

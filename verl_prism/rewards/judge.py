@@ -195,9 +195,9 @@ def _json(value: object) -> str:
 def _api_key(key: str, variable: str | None) -> str:
     if variable is None:
         return "none"  # the client library requires a key even if the server does not
-    if variable not in os.environ:
+    if not os.environ.get(variable):
         raise UserError(
-            f"{key}.api_key_env={variable}: no such environment variable. "
+            f"{key}.api_key_env={variable}: no such environment variable, or it is empty. "
             "Set it, or use api_key_env=null for a server without keys"
         )
-    return os.environ[variable]
+    return os.environ[variable].strip()

@@ -33,7 +33,6 @@ class PolicyEngine:
     seed of a response depends only on the seed of the job, the number of its row and its place
     among the row's responses. On CPU vLLM runs in this process. Only one engine may be open in a
     process.
-
     """
 
     def __init__(self, job: SamplingJob) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from verl_prism.config import Prism
-from verl_prism.data.row_files import RowWriter, common_schema, with_columns
+from verl_prism.data.row_files import common_schema, row_writer, with_columns
 from verl_prism.data.rows import Rows, parquet_files, train_rows
 from verl_prism.data.schema import COLUMNS
 from verl_prism.report.metrics import MetricsLog
@@ -66,7 +66,7 @@ def first_responses(responses: Sequence[Sequence[str]], count: int) -> list[dict
 def write_samples(prism: Prism, rows: Rows, target: Path) -> None:
     """Write each row with its responses. Memory holds a few rows at a time."""
     responses = JournalReader(RunFolder(prism.output).rollouts)
-    with RowWriter(target, _schema(prism)) as writer:
+    with row_writer(target, _schema(prism)) as writer:
         for number in range(len(rows)):
             writer.write(rows[number] | {RESPONSES: responses[number]})
 

@@ -31,10 +31,12 @@ from verl_prism.discriminator import (
     PairIndex,
     Part,
     Prompt,
+    PromptTexts,
     RankPlan,
     Ranks,
     Spans,
     assign,
+    count_rollouts,
     encode_prompt,
     index_pairs,
     local_plan,
@@ -207,14 +209,15 @@ class WarmupData:
         prism = self._prism
         settings = prism.discriminator
         teachers = prompt_rows(prism, "teacher_response")
-        return index_pairs(
-            (row["teacher_response"] for row in teachers),
-            self.rollouts,
-            AutoTokenizer.from_pretrained(RunFolder(prism.output).upcycled),
-            view_limits(settings.max_perception_tokens, settings.max_reasoning_tokens),
-            prism.warmup.heldout_fraction,
-            prism.seed,
-        )
+        tokenizer = AutoTokenizer.from_pretrained(RunFolder(prism.output).upcycled)
+        limits = view_limits(settings.max_perception_tokens, settings.max_reasoning_tokens)
+
+        def count(prompt: int) -> PromptTexts:
+            teacher = teachers[prompt]["teacher_response"]
+            return count_rollouts(teacher, self.rollouts[prompt], tokenizer, limits)
+
+        prompts = self._ranks.share(range(len(teachers)), count)
+        return index_pairs(prompts, prism.warmup.heldout_fraction, prism.seed)
 
 
 def prompt_rows(prism: Prism, *columns: str) -> Rows:

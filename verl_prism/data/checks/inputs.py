@@ -58,7 +58,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class InputReport:
-    """What a check found, by split: `train` and `heldout`, as far as the stage reads them."""
+    """What a check found, by split: `train` and `heldout`, if the stage reads them."""
 
     splits: Mapping[str, SplitReport]
 
@@ -93,7 +93,7 @@ def check_files(prism: Prism, on_progress: Progress = lambda done, total: None) 
 
 
 def check_functions(prism: Prism) -> None:
-    """Import the user's own functions, as far as the stage calls them."""
+    """Import the user's own functions that the stage calls."""
     if prism.reward.function is not None and grades_answers(prism):
         load_reward(prism.reward.function)
     if prism.eval.metrics is not None and prism.stage == "eval":

@@ -12,6 +12,7 @@ from verl_prism.errors import UserError
 from verl_prism.prepare.batch_writer import batch_writer
 from verl_prism.prepare.check.files import SourceFile, readable_batches
 from verl_prism.prepare.check.settings import Settings
+from verl_prism.prepare.rejects import rejects_file
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Copy:
     @property
     def rejects(self) -> Path:
         """The file that lists the rows that are left out."""
-        return self.target.with_name(f"{self.target.name}.rejects.jsonl")
+        return rejects_file(self.target)
 
     def write(self, broken: np.ndarray) -> int:
         """Write the rows that are not broken, and return their number.

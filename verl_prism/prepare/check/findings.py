@@ -1,15 +1,13 @@
 """What a pass over the rows finds, and the files that list it."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import IO
 
-from verl_prism.prepare.rejects import text_file
+from verl_prism.data.outputs import JsonLines, json_lines
 
 EXAMPLES = 3  # places that the console shows for each reason
 
@@ -63,7 +61,7 @@ class Findings:
         rejects: number of broken rows by their first reason.
     """
 
-    def __init__(self, listing: IO[str] | None, rejects: dict[str, IO[str]]) -> None:
+    def __init__(self, listing: JsonLines | None, rejects: dict[str, JsonLines]) -> None:
         self.problems: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.rejects: Counter[str] = Counter()
@@ -92,9 +90,9 @@ class Findings:
         if self._listing is not None:
             for level, faults in (("problem", finding.problems), ("note", finding.notes)):
                 for reason, text in faults:
-                    _write(self._listing, row | _fault(reason, text) | {"level": level})
+                    self._listing.add(row | _fault(reason, text) | {"level": level})
         if finding.problems and split in self._rejects:
-            _write(self._rejects[split], row | _fault(*finding.problems[0]))
+            self._rejects[split].add(row | _fault(*finding.problems[0]))
 
 
 @contextmanager
@@ -104,8 +102,8 @@ def findings(listing: Path | None, rejects: dict[str, Path]) -> Iterator[Finding
     listing: file for all findings. rejects: for each split, file for the first problem of each row.
     """
     with ExitStack() as stack:
-        files = {split: stack.enter_context(text_file(path)) for split, path in rejects.items()}
-        main = None if listing is None else stack.enter_context(text_file(listing))
+        files = {split: stack.enter_context(json_lines(path)) for split, path in rejects.items()}
+        main = None if listing is None else stack.enter_context(json_lines(listing))
         yield Findings(main, files)
 
 
@@ -133,7 +131,3 @@ def _rows(count: int) -> str:
 
 def _fault(reason: str, text: str) -> dict[str, str]:
     return {"reason": str(reason), "text": text}
-
-
-def _write(file: IO[str], line: dict[str, object]) -> None:
-    file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -90,7 +90,7 @@ def repeats(splits: Mapping[str, RowKeys]) -> Iterator[Repeat]:
 
 
 class _Search:
-    """The rows of one split that were kept so far, as far as others can repeat them."""
+    """The rows of one split that were kept so far, for finding rows that repeat them."""
 
     def __init__(self, split: str, earlier: Mapping[int, tuple[str, int]]) -> None:
         self._split = split

@@ -38,7 +38,7 @@ Given = ParamSpec("Given")
 
 @dataclass
 class CheckedRow:
-    """A row in the course of its check; what cannot be made of a broken row is None."""
+    """A row and what its check found so far."""
 
     number: int
     row: Row

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Self
 
+from verl_prism.data.outputs import writing
 from verl_prism.errors import UserError
 from verl_prism.prepare.convert.records import Place, Rejected
 
@@ -26,10 +27,8 @@ class Rejects:
         self._maximum = maximum
         self._stop = stop
         self._open: IO[str] | None = None
-        try:
+        with writing(file):
             file.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be written: {error.strerror}") from None
 
     def add(self, place: Place, name: str | None, problem: Rejected) -> None:
         """Leave out a row. name: its id, if it has one.
@@ -43,10 +42,11 @@ class Rejects:
         self.counts[problem.kind] += 1
         line = {"id": name, "file": place.file, place.unit: place.number, "reason": str(problem)}
         text = json.dumps(line, ensure_ascii=False)
-        if self._open is None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._open = self.file.open("w", encoding="utf-8", errors="backslashreplace")
-        self._open.write(f"{text}\n")
+        with writing(self.file):
+            if self._open is None:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                self._open = self.file.open("w", encoding="utf-8", errors="backslashreplace")
+            self._open.write(f"{text}\n")
 
     def check(self, rows: int) -> None:
         """Check how many of the rows so far are left out.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from verl_prism.config import Stage
 from verl_prism.data.checks.columns import check_columns
-from verl_prism.data.row_files import Row, RowWriter
+from verl_prism.data.row_files import Row, RowWriter, row_writer
 from verl_prism.data.schema import COLUMNS, TRAIN_COLUMNS, schema
 from verl_prism.errors import UserError
 from verl_prism.prepare.convert.archives import SUFFIXES, is_archive, open_archive
@@ -26,6 +26,7 @@ from verl_prism.prepare.convert.seen import Groups, SeenIds
 from verl_prism.prepare.convert.settings import DEFAULT, DEFAULT_SYSTEM_PROMPT, Settings
 from verl_prism.prepare.convert.sources import open_sources, source_name
 from verl_prism.prepare.progress import Progress, progress
+from verl_prism.prepare.rejects import rejects_file
 from verl_prism.prepare.report import Report
 
 HEAD = 20  # rows by which the columns are found
@@ -46,7 +47,7 @@ def run(settings: Settings) -> Report:
     Raises:
         UserError: a mistake in the settings, an unknown form, or too many broken rows.
     """
-    file = settings.output.with_name(f"{settings.output.name}.rejects.jsonl")
+    file = rejects_file(settings.output)
     with (
         warnings.catch_warnings(),
         Rejects(file, settings.max_rejects, settings.on_error == "stop") as rejects,
@@ -55,7 +56,7 @@ def run(settings: Settings) -> Report:
         plans = _plans(settings)
         columns = {column for plan in plans for column in plan.maker.columns()}
         ordered = [column for column in COLUMNS if column in columns]
-        with RowWriter(settings.output, schema(ordered)) as writer:
+        with row_writer(settings.output, schema(ordered)) as writer:
             conversion = _Conversion(settings, plans, writer, rejects)
             with progress("converting", settings.limit) as bar:
                 conversion.run(bar)

@@ -58,8 +58,10 @@ class Settings(Section):
         None,
         description="folder or archive (or a list) where image paths start; null: at the source",
     )
-    strip_prefix: str | None = Field(None, description="is taken off the front of each image path")
-    add_prefix: str | None = Field(None, description="is then put before each image path")
+    strip_prefix: str | None = Field(None, description="prefix to remove from each image path")
+    add_prefix: str | None = Field(
+        None, description="prefix to add to each image path, after strip_prefix"
+    )
     max_image_bytes: PositiveInt = Field(
         2**27, description="an encoded image that is larger is refused"
     )

@@ -55,8 +55,6 @@ def undecided(
 class Asking:
     """Asks and judges until every question is decided.
 
-    teacher: None: only judge what is in the journal.
-
     Attributes:
         out_of_budget: whether the budget ended the pass.
     """

@@ -66,9 +66,7 @@ def request_files(settings: Settings) -> list[Path]:
     return sorted(settings.output.parent.glob(f"{name}.batch-*.jsonl"))
 
 
-def read_results(
-    settings: Settings, journal: Journal, maker: RequestMaker
-) -> dict[str, float | str]:
+def read_results(settings: Settings, journal: Journal) -> dict[str, float | str]:
     """Put the results of a batch into the journal, and return how many there were.
 
     A result whose try is in the journal already is not added again.

@@ -71,8 +71,6 @@ class Totals:
         lost_input, lost_output: tokens of these, at most.
         ratio: average number of input tokens per unit of a request's size, None if unknown.
         worst_ratio: the largest one.
-        output_mean: average number of output tokens of an answer.
-        seconds: average time of a request.
     """
 
     answers: int
@@ -84,8 +82,6 @@ class Totals:
     lost_output: int
     ratio: float | None
     worst_ratio: float | None
-    output_mean: float | None
-    seconds: float | None
 
 
 class Journal:
@@ -160,7 +156,7 @@ class Journal:
         """Return sums over the journal."""
         sums = self._select(
             "SELECT count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),"
-            " coalesce(sum(1 - counted), 0), avg(output_tokens), avg(seconds)"
+            " coalesce(sum(1 - counted), 0)"
             " FROM answers WHERE finish != 'refused'"
         )[0]
         ratios = self._select(
@@ -181,8 +177,6 @@ class Journal:
             lost_output=lost_tokens[1],
             ratio=ratios[0],
             worst_ratio=ratios[1],
-            output_mean=sums[4],
-            seconds=sums[5],
         )
 
     def usage(self, question: str) -> tuple[int, int, int, float]:

@@ -36,7 +36,7 @@ def distill(settings: Settings) -> Report:
         if settings.batch == "write":
             questions = read_questions(files, settings.limit)
             return write_requests(settings, maker, journal, grader, questions)
-        figures = read_results(settings, journal, maker) if settings.batch == "read" else {}
+        figures = read_results(settings, journal) if settings.batch == "read" else {}
         questions = read_questions(files, settings.limit, COLUMNS)
         total = number_of_rows(settings, files)
         out_of_budget = ask(settings, questions, total, maker, journal, grader)

@@ -16,6 +16,7 @@ from pydantic import (
 from verl_prism import config
 from verl_prism.config import AbsolutePath, NonNegativeInt, Section
 from verl_prism.errors import UserError
+from verl_prism.prepare.rejects import rejects_file
 from verl_prism.prepare.settings import Output, ParquetFiles
 
 PACKAGED = {"plain": "prompt.txt", "gold": "prompt_gold.txt"}
@@ -158,7 +159,7 @@ class Settings(Section):
     @property
     def rejects(self) -> Path:
         """The file with the rows that are left out."""
-        return self.output.with_name(f"{self.output.name}.rejects.jsonl")
+        return rejects_file(self.output)
 
 
 def prompt_text(prompt: str) -> str:

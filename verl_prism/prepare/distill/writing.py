@@ -1,19 +1,18 @@
 """The pass over the source that writes the rows with their answers, and the rejects."""
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 
-from verl_prism.data.row_files import RowWriter, with_columns
+from verl_prism.data.row_files import row_writer, with_columns
 from verl_prism.data.schema import COLUMNS
 from verl_prism.prepare.distill.journal import Journal, Try
 from verl_prism.prepare.distill.questions import Question, RequestMaker
 from verl_prism.prepare.distill.settings import Settings
 from verl_prism.prepare.distill.verdicts import KEPT, Grader, demonstration
-from verl_prism.prepare.rejects import text_file
+from verl_prism.prepare.rejects import open_rejects
 
 DUPLICATE = "id of an earlier row"
 NO_ANSWER = "no answer"
@@ -70,10 +69,9 @@ def write_output(
     Returns the number of rows written, and the number of rows left out by reason.
     """
     added = {name: COLUMNS[name] for name in ("teacher_response", "messages")}
-    rejects: Counter[str] = Counter()
     with (
-        text_file(settings.rejects) as rejected,
-        RowWriter(settings.output, with_columns(source, added)) as writer,
+        open_rejects(settings.output) as rejects,
+        row_writer(settings.output, with_columns(source, added)) as writer,
     ):
         for question in questions:
             outcome = outcomes.of(question)
@@ -82,12 +80,7 @@ def write_output(
                 answered = {"teacher_response": outcome.strip(), "messages": messages}
                 writer.write(question.row | answered)
             else:
-                rejects[outcome["reason"]] += 1
-                rejected.write(_line(question, outcome))
+                place: dict[str, Any] = {"file": str(question.file), "row": question.number}
+                rejects.add(question.id, **place, **outcome)
         written = writer.rows
-    return written, rejects
-
-
-def _line(question: Question, outcome: Mapping[str, Any]) -> str:
-    place = {"id": question.id, "file": str(question.file), "row": question.number}
-    return json.dumps(place | dict(outcome), ensure_ascii=False) + "\n"
+    return written, rejects.counts

@@ -1,11 +1,10 @@
 """The command split: one pass over what rows share, then one that copies them."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
 from verl_prism.config import AbsolutePath, Section
 from verl_prism.data.checks.messages import check_messages
 from verl_prism.data.checks.problem import RowError
+from verl_prism.data.outputs import JsonLines, json_lines
 from verl_prism.data.row_files import common_schema, count_rows
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
@@ -24,7 +24,6 @@ from verl_prism.prepare.identity import shared_digests
 from verl_prism.prepare.parallel import Batch, available_cores, file_batches, map_batches
 from verl_prism.prepare.pixels import PictureReader
 from verl_prism.prepare.progress import progress
-from verl_prism.prepare.rejects import text_file
 from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import ParquetFiles
 from verl_prism.prepare.split.groups import Groups, SharedContent, drawn, grouped
@@ -168,7 +167,7 @@ def _copy(
         writers = [stack.enter_context(batch_writer(target, schema)) for target in targets]
         rejects = None
         if settings.exclude is not None:
-            rejects = stack.enter_context(text_file(settings.output / REJECTS))
+            rejects = stack.enter_context(json_lines(settings.output / REJECTS))
         first = 0
         for file in files:
             for batch in file_batches(file):
@@ -184,11 +183,11 @@ def _copy_batch(batch: Batch, chosen: np.ndarray, writers: Sequence[BatchWriter]
         writer.write(batch.data.filter(pa.array(chosen == number)))
 
 
-def _list(batch: Batch, chosen: np.ndarray, rejects: IO[str]) -> None:
+def _list(batch: Batch, chosen: np.ndarray, rejects: JsonLines) -> None:
     for index in np.flatnonzero(chosen == LEFT_OUT).tolist():
         row_id = batch.data.column("id")[index].as_py() if "id" in batch.data.schema.names else None
         line = {"id": row_id, "file": str(batch.file), "row": batch.start + index}
-        rejects.write(json.dumps(line | {"reason": REASON}, ensure_ascii=False) + "\n")
+        rejects.add(line | {"reason": REASON})
 
 
 def _report(settings: Settings, splits: np.ndarray, groups: Groups, outputs: list[Path]) -> Report:

@@ -24,8 +24,8 @@ SCRIPTS = ("page.js", "charts.js", "samples.js", "settings.js")
 def write_report(folders: Sequence[Path], target: Path) -> None:
     """Write one HTML file about one run or several.
 
-    It links to nothing else, and a browser makes no request for it. Runs that are in progress, were
-    killed, or have nothing to show yet are shown as far as they are.
+    It links to nothing else, and a browser makes no request for it. A run that is in progress, or
+    was killed, is shown up to its last step.
 
     Raises:
         UserError: a folder is not that of a run.

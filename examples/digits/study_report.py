@@ -86,6 +86,7 @@ SHORT_CONTRASTS = {
     (ALIGNED, SFT): "aligned minus SFT",
     (ALIGNED_GRPO, GRPO_UPDATES): "aligned, then GRPO, minus GRPO (as many updates)",
     (ALIGNED_GRPO, GRPO_TIME): "aligned, then GRPO, minus GRPO (as much time)",
+    (TEACHER_SFT, ALIGNED_GRPO): "SFT on the teacher's texts, minus aligned, then GRPO",
 }
 MEASURES = {  # title: where the results of stage eval have it
     "pass@4": ("pass_at_k", "4", "mean"),
@@ -117,6 +118,7 @@ OPTIONS = {  # policy: what differs from `aligned`, for the documentation
 }
 MARKS = tuple(dict.fromkeys(name for _, name in COLUMNS.values()))
 CONFIDENCE = 0.95
+MIN_SEEDS = 3  # of an interval; that of two is 9 times as wide as their standard deviation
 CURVES = {  # policy: label and color
     ALIGNED_GRPO: ("alignment, then GRPO", "#1a7f37"),
     GRPO_TIME: ("GRPO", "#b42318"),
@@ -139,7 +141,7 @@ Seeds = Mapping[int, Mapping[str, Any]]  # by seed, the content of seed-N.json
 
 
 class Interval(NamedTuple):
-    """A mean, and half of the t interval over seeds; None for a single seed."""
+    """A mean, and half of the t interval over seeds; None for fewer than three seeds."""
 
     mean: float
     half: float | None
@@ -148,7 +150,7 @@ class Interval(NamedTuple):
     def of(cls, values: Sequence[float]) -> "Interval":
         """Return the interval of one value per seed."""
         half = None
-        if len(values) > 1:
+        if len(values) >= MIN_SEEDS:
             quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
             half = quantile * stdev(values) / math.sqrt(len(values))
         return cls(fmean(values), half)
@@ -205,8 +207,9 @@ def markdown(seeds: Seeds) -> str:
     options = [name for name in names if name not in MAIN]
     lines = [
         f"Seeds {', '.join(map(str, seeds))}. Rates in %, at temperature 1 unless greedy, ± the "
-        "95 % interval over seeds. RL asks for the parity only. Updates and minutes are those "
-        "after SFT; with alignment, its warm-up is in the minutes.",
+        "95 % interval over seeds if there are three or more. RL asks for the parity only, except "
+        "in the rows with sums. Updates and minutes are those after SFT; with alignment, its "
+        "warm-up is in the minutes.",
         "",
         f"| policy | {' | '.join(COLUMNS)} | updates | minutes |",
         "|---|" + "---:|" * (len(COLUMNS) + 2),

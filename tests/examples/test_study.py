@@ -197,9 +197,9 @@ def test_chosen_policies_bring_the_runs_that_they_start_from(stages, tmp_path):
 
 
 def seeds_with(accuracies: dict[str, list[float]]) -> dict:
-    """Results of seeds 0, 1, … in which every mark of a policy is its accuracy."""
+    """Return results of seeds 0, 1, … in which every mark of a policy is its accuracy."""
     found = {}
-    for seed in range(2):
+    for seed in range(len(next(iter(accuracies.values())))):
         policies = {}
         for name, values in accuracies.items():
             marks = {"accuracy", "greedy_accuracy", "grounded", "perception", "reasoning"}
@@ -210,16 +210,16 @@ def seeds_with(accuracies: dict[str, list[float]]) -> dict:
 
 
 def test_differences_are_paired_by_seed():
-    seeds = seeds_with({"a": [0.6, 0.9], "b": [0.5, 0.8], "c": [0.6, 0.7]})
+    seeds = seeds_with({"a": [0.6, 0.9, 0.6], "b": [0.5, 0.8, 0.5], "c": [0.6, 0.7, 0.5]})
     same = report.differences(seeds, "a", "b")[0]
     assert same.mean == pytest.approx(0.1)
     assert same.half == pytest.approx(0, abs=1e-12)
     varied = report.differences(seeds, "a", "c")[0]
     assert varied.mean == pytest.approx(0.1)
-    assert varied.half == pytest.approx(12.706 * 0.1, rel=1e-3)  # t(0.975, 1) · 0.1414 / √2
-    assert varied.cell(100) == "10.0 ±127.1"
+    assert varied.half == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)  # t(0.975, 2) · s / √3
+    assert varied.cell(100) == "10.0 ±24.8"
 
 
-def test_a_single_seed_has_no_interval():
-    assert report.Interval.of([0.25]) == (0.25, None)
+def test_fewer_than_three_seeds_have_no_interval():
+    assert report.Interval.of([0.2, 0.3]) == (0.25, None)
     assert report.Interval.of([0.25]).cell(100) == "25.0"

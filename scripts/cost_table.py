@@ -13,7 +13,7 @@ from verl_prism.compose import compose_run
 from verl_prism.config import Prism
 from verl_prism.discriminator.costs import FlopModel
 from verl_prism.doctor.lengths import ASSUMED, Lengths
-from verl_prism.doctor.sizes import sizes_of, upcycled_config
+from verl_prism.doctor.sizes import sizes_of, upcycled
 from verl_prism.doctor.time_checks import two_digits
 from verl_prism.doctor.time_estimate import Gpu, Model, StageTime, TimeModel, stage_time
 from verl_prism.gpu_check.peaks import PEAKS
@@ -60,7 +60,7 @@ def discriminator(prism: Prism) -> Model | None:
     """Return the discriminator, whose base is Qwen3-VL-2B."""
     if prism.stage not in ("warmup", "align"):
         return None
-    config = upcycled_config(QWEN["2b"], prism.discriminator.upcycle)
+    config = upcycled(QWEN["2b"], prism.discriminator.upcycle)
     return Model(sizes_of(config), FlopModel.of(config))
 
 

@@ -12,7 +12,7 @@ from verl_prism.compose import compose_run
 from verl_prism.config import Prism
 from verl_prism.doctor.finding import GIB
 from verl_prism.doctor.memory_estimate import DeviceMemory, host_memory, phases
-from verl_prism.doctor.sizes import Sizes, sizes_of, upcycled_config
+from verl_prism.doctor.sizes import Sizes, sizes_of, upcycled
 
 PAGE = Path(__file__).parents[1] / "docs" / "running.md"
 STAGES = ("sft", "warmup", "align", "rlvr", "eval")
@@ -52,7 +52,7 @@ def discriminator_sizes(prism: Prism) -> Sizes | None:
     """Return the sizes of the discriminator, whose base is Qwen3-VL-2B."""
     if prism.stage not in ("warmup", "align"):
         return None
-    return sizes_of(upcycled_config(QWEN["2b"], prism.discriminator.upcycle))
+    return sizes_of(upcycled(QWEN["2b"], prism.discriminator.upcycle))
 
 
 def page() -> str:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AutoProcessor
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeModel
 
@@ -94,9 +94,10 @@ def test_blocks_attend_like_the_dense_mask(segments, heads):
 def plain_flex(monkeypatch):
     """FlexAttention by its plain formula, whose backward pass torch refuses only by a check.
 
-    conftest.py disables torch.compile, so `packed_attention` calls FlexAttention uncompiled here.
+    It is not compiled, which takes long on a CPU.
     """
     flex = "torch.nn.attention.flex_attention"
+    monkeypatch.setattr("verl_prism.discriminator.attention._flex_attention", flex_attention)
     monkeypatch.setattr(f"{flex}._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(f"{flex}._validate_device", lambda query, key, value: None)
 

@@ -57,20 +57,22 @@ def full_disk(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_a_full_disk_is_named_for_lines(full_disk):
+@pytest.mark.parametrize("count", [1, 10_000])  # fails at the end, or while lines are added
+def test_a_full_disk_is_named_for_lines(full_disk, count):
     def fill() -> None:
         with json_lines(full_disk / "lines.jsonl") as lines:
-            for _ in range(10_000):
+            for _ in range(count):
                 lines.add({"text": "x" * 100})
 
     with pytest.raises(UserError, match=r"lines\.jsonl: cannot be written: No space left"):
         fill()
 
 
-def test_a_full_disk_is_named_for_rows(full_disk):
+@pytest.mark.parametrize("count", [1, 100_000])
+def test_a_full_disk_is_named_for_rows(full_disk, count):
     def fill() -> None:
         with row_writer(full_disk / "rows.parquet", SCHEMA) as writer:
-            for number in range(100_000):
+            for number in range(count):
                 writer.write({"id": str(number)})
 
     with pytest.raises(UserError, match=r"rows\.parquet: cannot be written: .*No space left"):

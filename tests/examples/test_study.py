@@ -146,9 +146,8 @@ def test_rl_asks_the_kind_of_questions_of_its_arm(stages, tmp_path):
     for words in stages.commands:
         options = dict(word.split("=", 1) for word in words if "=" in word)
         if options.get("stage") == "rlvr":
-            asked[Path(options["prism.output"]).name] = Path(
-                options["prism.data.train"]
-            ).parent.name
+            data = Path(options["prism.data.train"]).parent
+            asked[Path(options["prism.output"]).name] = data.name
     assert asked == {"grpo_equal_updates": "data", "grpo_sums": "data_sum"}
     for words in stages.commands:
         if words[0].endswith("data.py"):

@@ -100,6 +100,7 @@ def test_each_reward_worker_has_a_share_of_the_judge():
         match=r"prism\.reward\.judge\.budget=7 is less than the 8 reward workers sharing it",
     ):
         compose_run(["stage=rlvr", "hardware=cuda", *judge, "prism.reward.judge.budget=7"])
+    compose_run(["stage=eval", "hardware=cuda", *judge, "prism.reward.judge.budget=7"])
 
 
 def test_the_judge_is_off_by_default_and_verl_gets_its_config_if_it_is_on():
@@ -385,7 +386,7 @@ def test_processes_share_the_concurrency_and_the_budget(endpoint, settings):
 
 
 def test_the_api_key_comes_from_the_environment(endpoint, settings, monkeypatch):
-    monkeypatch.setenv("JUDGE_KEY", "s3cret")
+    monkeypatch.setenv("JUDGE_KEY", "s3cret\n")  # as from a file
     ask(settings, "a kitten", api_key_env="JUDGE_KEY")
     assert endpoint.keys == {"Bearer s3cret"}
     with pytest.raises(

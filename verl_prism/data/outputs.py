@@ -86,7 +86,8 @@ def json_lines(file: Path) -> Iterator[JsonLines]:
         with writing(file):
             # An unpaired surrogate, which UTF-8 cannot encode, is escaped.
             stream = unfinished.open("w", encoding="utf-8", errors="backslashreplace")
-        with stream:
+        try:
             yield JsonLines(file, stream)
+        finally:
             with writing(file):
-                stream.flush()
+                stream.close()

@@ -1,11 +1,10 @@
 """The file of the rows that are left out."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import IO, Self
 
-from verl_prism.data.outputs import writing
+from verl_prism.data.outputs import JsonLines, writing
 from verl_prism.errors import UserError
 from verl_prism.prepare.convert.records import Place, Rejected
 
@@ -41,12 +40,11 @@ class Rejects:
             raise UserError(f"{place}{named}: {problem}")
         self.counts[problem.kind] += 1
         line = {"id": name, "file": place.file, place.unit: place.number, "reason": str(problem)}
-        text = json.dumps(line, ensure_ascii=False)
-        with writing(self.file):
-            if self._open is None:
+        if self._open is None:
+            with writing(self.file):
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 self._open = self.file.open("w", encoding="utf-8", errors="backslashreplace")
-            self._open.write(f"{text}\n")
+        JsonLines(self.file, self._open).add(line)
 
     def check(self, rows: int) -> None:
         """Check how many of the rows so far are left out.

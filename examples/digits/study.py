@@ -164,6 +164,9 @@ MAIN = {
 OPTIONS = {
     "warmup_head": warmup(),
     "head": align(discriminator="warmup_head"),
+    "head_slow": align("prism.discriminator.lr=2e-5", discriminator="warmup_head"),
+    "warmup_head_long": warmup("prism.warmup.prompts=4000", steps=800),
+    "head_long": align(discriminator="warmup_head_long"),
     "warmup_no_imitation": warmup(*LIKELIHOOD, "prism.discriminator.imitation_coef=0"),
     "no_imitation": align(
         *LIKELIHOOD, "prism.discriminator.imitation_coef=0", discriminator="warmup_no_imitation"

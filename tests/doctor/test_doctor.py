@@ -23,6 +23,7 @@ from verl_prism.doctor import devices, host
 from verl_prism.doctor.__main__ import CHECKS, HELP, findings, main
 from verl_prism.doctor.devices import Gpu, visible_gpus
 from verl_prism.doctor.finding import GIB, Case, Finding
+from verl_prism.doctor.inputs import check_rows
 
 SLOW = ("communication", "verl")  # seconds each
 # The tests run with the packages for CPU hosts or with those for GPU hosts.
@@ -347,6 +348,13 @@ def test_fewer_rows_than_the_warmup_would_use(run):
         "set prism.warmup.prompts=8",
         level="warning",
     )
+
+
+def test_a_stage_without_training_data(run):
+    case = run.case(f"prism.eval.policies={{SFT: {run.policy}}}", stage="eval")
+    assert not case.has_wrong_inputs
+    (finding,) = findings(check_rows, case)
+    assert finding.text == "no training data needed"
 
 
 def test_a_tensor_larger_than_the_bucket(run):

@@ -17,7 +17,7 @@ from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generat
 from verl_prism import config as prism_config
 from verl_prism.config import parse_prism
 from verl_prism.data.images import limited_images
-from verl_prism.data.rows import Row, Rows, heldout_rows, train_rows
+from verl_prism.data.rows import Column, Row, Rows, heldout_rows, train_rows
 from verl_prism.errors import UserError
 
 
@@ -72,9 +72,9 @@ class PrismSFTDataset(MultiTurnSFTDataset):
             self.tokenizer, **self.apply_chat_template_kwargs
         )
 
-    def _column(self, name: str) -> "_Column | None":
+    def _column(self, name: str) -> Column | None:
         rows = self._model_rows.rows
-        return _Column(rows, name) if name in rows.columns else None
+        return rows.column(name) if name in rows.columns else None
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         try:
@@ -137,14 +137,3 @@ class _Frame:
 
     def __getitem__(self, index: int) -> pd.Series:
         return pd.Series(self._rows[index])
-
-
-class _Column:
-    """A column of rows by index."""
-
-    def __init__(self, rows: Rows, name: str) -> None:
-        self._rows = rows
-        self._name = name
-
-    def __getitem__(self, index: int) -> Any:
-        return self._rows[index][self._name]

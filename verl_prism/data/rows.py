@@ -186,10 +186,28 @@ class Rows(Sequence[Row]):
         taken._numbers = np.asarray(numbers, dtype=np.int64)
         return taken
 
+    def column(self, name: str) -> "Column":
+        """Return the values of a column, each read when it is asked for."""
+        return Column(self, name)
+
     def _locate(self, index: int) -> "tuple[_CopiedFile, int]":
         number = self.number(index)
         file = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self._files[file], number - int(self._starts[file])
+
+
+class Column(Sequence[Any]):
+    """The values of one column of rows. A value is None if the row's file lacks the column."""
+
+    def __init__(self, rows: Rows, name: str) -> None:
+        self._rows = rows
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]
+        return self._rows[index][self._name]
 
 
 class _CopiedFile:

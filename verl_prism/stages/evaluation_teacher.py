@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_prism.config import Prism
-from verl_prism.data.rows import Rows, heldout_rows
+from verl_prism.data.rows import heldout_rows
 from verl_prism.measures.teacher import TeacherComparison
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.rollout.journal import JournalReader
@@ -46,20 +46,7 @@ class SampledTexts(Sequence[list[str]]):
         return [sample["text"] for sample in sampled]
 
 
-class TeacherTexts(Sequence[str | None]):
-    """The teacher's response to each question; None for a row without one."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, question: int) -> str | None:  # type: ignore[override]
-        return self._rows[question][COLUMN]
-
-
-def teacher_texts(prism: Prism, questions: int) -> TeacherTexts | None:
+def teacher_texts(prism: Prism, questions: int) -> Sequence[str | None] | None:
     """Return the teacher's texts for the first rows of the held-out data; None without any."""
-    texts = TeacherTexts(heldout_rows(prism, (COLUMN,))[:questions])
+    texts = heldout_rows(prism, (COLUMN,))[:questions].column(COLUMN)
     return texts if any(text is not None for text in texts) else None

@@ -229,20 +229,7 @@ def policy_responses(prism: Prism) -> Sequence[Sequence[str]]:
     """Return the policy's responses to each prompt: as sampled by this run, or from the file."""
     if prism.warmup.responses == "sample":
         return JournalReader(RunFolder(prism.output).rollouts)
-    return FileResponses(prompt_rows(prism, RESPONSES))
-
-
-class FileResponses(Sequence[Sequence[str]]):
-    """The column `student_responses`, read by row."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, prompt: int) -> Sequence[str]:  # type: ignore[override]
-        return self._rows[prompt][RESPONSES]
+    return prompt_rows(prism, RESPONSES).column(RESPONSES)
 
 
 def encode_row(processor: ProcessorMixin, row: Row, limits: Image = MODEL_LIMITS) -> Prompt:

@@ -70,7 +70,9 @@ NAMES_OF_TYPES: list[tuple[Any, str]] = [
     (dict[str, ModelPath], "`{name: folder or hub id, …}` or `null`"),
 ]
 PAGE_OF_DOCS = re.compile(r"docs/([\w-]+\.md)")
-CODE = re.compile(r"(?<![\w/`])(?:prism(?:\.\w+)+|\w+=[\w.]*\w|path/to/file\.py:\w+)")
+CODE = re.compile(
+    r"(?<![\w/`])(?:prism(?:\.\w+)+(?:=\w+)?|\w+=(?:\d[\w.]*-\d+|[\w.]*\w)|path/to/file\.py:\w+)"
+)
 
 
 Values = dict[str, list[str]]  # value -> names of the presets that set it

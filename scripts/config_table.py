@@ -5,6 +5,7 @@ python scripts/config_table.py
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from verl_prism.config import flatten
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
-STAGES_OF_FILE = {
+STAGES_OF_FILE = {  # a later file replaces keys of an earlier one
     "verl/sft.yaml": ("sft", "dpo"),
     "stage/dpo.yaml": ("dpo",),
     "verl/ppo.yaml": ("align", "rlvr"),
@@ -29,24 +30,28 @@ Row = tuple[str, str]
 
 def table() -> str:
     """Return one row per pair of our key and a key of verl that is set from it, with its stages."""
-    stages: dict[Row, list[str]] = defaultdict(list)
+    owners: dict[tuple[str, str], list[str]] = {}  # (verl's key, stage): our keys
     for name, names in STAGES_OF_FILE.items():
         text = (ROOT / "trainer_configs" / name).read_text(encoding="utf-8")
-        for row in rows(yaml.safe_load(text)):
-            stages[row].extend(names)
+        for stage in names:
+            owners |= {(verls, stage): ours for verls, ours in owned(yaml.safe_load(text))}
+    stages: dict[Row, list[str]] = defaultdict(list)
+    for (verls, stage), ours in owners.items():
+        for key in ours:
+            stages[key, verls].append(stage)
     lines = ["| our key | verl's key | stages |", "|---|---|---|"]
     for (ours, verls), names in sorted(stages.items()):
         lines.append(f"| `{ours}` | `{verls}` | {', '.join(names)} |")
     return "\n".join(lines) + "\n"
 
 
-def rows(config: dict[str, Any]) -> list[Row]:
-    """Return (our key, verl's key) of every value that is interpolated from `prism`."""
-    found = []
+def owned(config: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each key of verl whose value is interpolated from `prism`, with our keys in it."""
     for key, value in flatten(config):
         if isinstance(value, str) and not key.startswith(("prism.", "defaults")):
-            found += [(ours, key) for ours in INTERPOLATION.findall(value)]
-    return found
+            ours = INTERPOLATION.findall(value)
+            if ours:
+                yield key, ours
 
 
 def page() -> str:

@@ -1,4 +1,4 @@
-"""Is alignment worth its time? Trains one SFT policy on in several ways, per seed, and compares.
+"""Is alignment worth its time? Per seed, continues from one SFT policy in several ways.
 
     python examples/digits/study.py --seeds 1 2 3 4 5
     python examples/digits/study.py --seeds 1 2 3 --options

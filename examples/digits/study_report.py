@@ -97,6 +97,8 @@ OPTION_COLUMNS = ("sum", "sum, greedy", "sum, perception", "sum, reasoning")
 OPTIONS = {  # policy: what differs from `aligned`, for the documentation
     SFT: "no alignment: the SFT policy",
     "head": "`discriminator.upcycle.scoring=head`, as in the paper",
+    "head_long": "`scoring=head`, a warm-up of 800 steps on 4,000 prompts",
+    "head_slow": "`scoring=head`, `discriminator.lr=2e-5` in alignment",
     "no_imitation": "`discriminator.imitation_coef=0`",
     "text_only": "`discriminator.upcycle.images=false`",
     "dense": "`discriminator.upcycle.routing=dense`",

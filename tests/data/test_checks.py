@@ -184,16 +184,35 @@ def test_a_tokenizer_that_is_not_byte_level(prism):
     assert "not a byte-level BPE" in refusal(prism)
 
 
-def test_imitation_of_the_teacher_needs_a_likelihood(prism):
-    settings = prism.discriminator.model_copy(update={"imitation_coef": 0.1})
-    imitating = prism.model_copy(update={"discriminator": settings})
-    message = refusal(imitating)
-    assert f"prism.discriminator.path={settings.path}: its scoring is head" in message
-    assert "discriminator=likelihood" in message
-    config = settings.path / "config.json"
+def with_scoring(prism, scoring, imitation_coef=0.0):
+    """The settings with this scoring, as in a preset `discriminator=`."""
+    upcycle = prism.discriminator.upcycle.model_copy(update={"scoring": scoring})
+    changes = {"upcycle": upcycle, "imitation_coef": imitation_coef}
+    settings = prism.discriminator.model_copy(update=changes)
+    return prism.model_copy(update={"discriminator": settings})
+
+
+def test_the_scoring_is_given_in_both_stages(prism):
+    """Else alignment would train a likelihood without its term of imitation."""
+    folder = prism.discriminator.path
+    likelihood = with_scoring(prism, "likelihood", imitation_coef=0.1)
+    message = refusal(likelihood)
+    assert f"prism.discriminator.path={folder}: its scoring is head" in message
+    assert "discriminator=likelihood in both stages" in message
+    config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"scoring": "likelihood"}))
-    check_inputs(imitating)
-    assert "upcycle.scoring is head" in refusal(imitating.model_copy(update={"stage": "warmup"}))
+    check_inputs(likelihood)
+    assert "its scoring is likelihood, but prism.discriminator.upcycle.scoring is head" in refusal(
+        prism
+    )
+
+
+@pytest.mark.parametrize("stage", ["warmup", "align"])
+def test_imitation_of_the_teacher_needs_a_likelihood(prism, stage):
+    imitating = with_scoring(prism, "head", imitation_coef=0.1).model_copy(update={"stage": stage})
+    message = refusal(imitating)
+    assert "imitation_coef=0.1 needs likelihood" in message
+    assert "discriminator=likelihood" in message
 
 
 def test_a_host_without_a_gpu(prism, monkeypatch):

@@ -1,10 +1,11 @@
 """Let the policy answer each question `n` times, and write the questions with its responses.
 
 python -m verl_prism.data sample source=train.parquet output=sampled.parquet policy=runs/sft/policy
-python -m verl_prism.data sample source=... output=... policy=... n=16 run=[hardware=8xh100]
+python -m verl_prism.data sample source=... output=... policy=... n=16 run='[hardware=8xh100, ...]'
 
-All devices are used. This runs stage `sample` of verl_prism.main in the folder <output>.run; a run
-that was interrupted keeps its responses and samples the rest. The responses are in the column
+`run` has the stage's settings; without it, model=digits and hardware=cpu apply. All devices are
+used. This runs stage `sample` of verl_prism.main in the folder <output>.run; a run that was
+interrupted keeps its responses and samples the rest. The responses are in the column
 student_responses. `filter` and `pairs` read it, and so does the warm-up of the discriminator with
 prism.warmup.responses=file.
 """

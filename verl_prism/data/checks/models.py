@@ -175,22 +175,24 @@ def check_byte_level(prism: Prism) -> None:
 
 
 def check_scoring(prism: Prism) -> None:
-    """Require a discriminator whose scores are likelihoods, if it is to imitate the teacher."""
-    coef = prism.discriminator.imitation_coef
-    if coef == 0 or prism.stage not in ("warmup", "align"):
-        return
-    if prism.stage == "warmup":
-        key = "prism.discriminator.upcycle.scoring"
-        scoring = prism.discriminator.upcycle.scoring
-    else:
+    """Require that stage align names the scoring of its discriminator, and one that can imitate."""
+    named = prism.discriminator.upcycle.scoring
+    if prism.stage == "align":
         folder = prism.discriminator.path
-        key = f"prism.discriminator.path={folder}: its scoring"
         config = read_json(f"prism.discriminator.path={folder}", folder / "config.json")
         scoring = config.get("scoring", "head")  # checkpoints from before there was a choice
-    if scoring != "likelihood":
+        if scoring != named:
+            raise UserError(
+                f"prism.discriminator.path={folder}: its scoring is {scoring}, but "
+                f"prism.discriminator.upcycle.scoring is {named}: give discriminator=likelihood "
+                "in both stages, warmup and align, or in none"
+            )
+    coef = prism.discriminator.imitation_coef
+    if coef != 0 and named != "likelihood" and prism.stage in ("warmup", "align"):
         raise UserError(
-            f"{key} is {scoring}, but prism.discriminator.imitation_coef={coef} needs likelihood: "
-            "set imitation_coef=0, or warm up with discriminator=likelihood"
+            f"prism.discriminator.upcycle.scoring is {named}, but "
+            f"prism.discriminator.imitation_coef={coef} needs likelihood: "
+            "set imitation_coef=0, or give discriminator=likelihood"
         )
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Submit all stages. Each stage starts when the previous one has succeeded, and is cancelled if that
-# one has failed.
+# one has failed. Nothing is submitted if the settings of a stage have a mistake.
 #
 #   examples/slurm/pipeline.sh SETTINGS [NODES]
 #
@@ -20,13 +20,22 @@ cd "$(dirname "$0")/../.."
 # shellcheck source=examples/slurm/digits.sh
 source "$settings"
 mkdir -p outputs/slurm
+# shellcheck source=/dev/null
+[[ -f .venv/bin/activate ]] && source .venv/bin/activate
+
+stages=(sft warmup align rlvr eval)
+for stage in "${stages[@]}"; do
+    declare -n own=$stage
+    python -m verl_prism.main stage="$stage" "${all[@]}" "${own[@]}" --cfg job >/dev/null
+done
 
 before=
-for stage in sft warmup align rlvr eval; do
+for stage in "${stages[@]}"; do
     declare -n own=$stage
-    options=(--parsable --kill-on-invalid-dep=yes --nodes="$nodes" "${resources[@]}")
+    options=(--parsable --job-name="$stage" --kill-on-invalid-dep=yes --nodes="$nodes")
+    options+=("${resources[@]}")
     [[ -z $before ]] || options+=(--dependency="afterok:$before")
-    before=$(sbatch "${options[@]}" "examples/slurm/$stage.sbatch" "${all[@]}" "${own[@]}")
+    before=$(sbatch "${options[@]}" examples/slurm/stage.sbatch "$stage" "${all[@]}" "${own[@]}")
     before=${before%%;*} # a federation appends the name of its cluster
     echo "$stage: job $before, outputs/slurm/$stage-$before.out"
 done

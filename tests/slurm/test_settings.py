@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,22 +67,45 @@ def test_the_4b_example_uses_every_gpu_that_it_requests(nodes):
         )
 
 
-def test_the_settings_name_the_resources_and_the_nodes_of_every_stage(tmp_path):
-    """What the pipeline passes to sbatch, which is replaced by a script that prints it."""
+@pytest.fixture
+def pipeline(tmp_path):
+    """Run the pipeline, and return what it passes to sbatch, which a script replaces."""
     sbatch = tmp_path / "sbatch"
     sbatch.write_text('#!/bin/sh\necho "$@" >> "$SUBMITTED"; echo 7\n')
     sbatch.chmod(0o755)
     examples = tmp_path / "checkout" / "examples"
     shutil.copytree(SLURM, examples / "slurm")
+    record = tmp_path / "submitted"
+    record.touch()
     variables = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "SUBMITTED": str(tmp_path / "submitted"),
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(SLURM.parents[1]),
+        "SUBMITTED": str(record),
     }
-    pipeline = examples / "slurm" / "pipeline.sh"
-    command = [pipeline, examples / "slurm" / "qwen3_vl_4b.sh", "2"]
-    subprocess.run(command, env=os.environ | variables, check=True, capture_output=True)
-    submitted = (tmp_path / "submitted").read_text().splitlines()
+
+    def submit(settings: Path) -> tuple[subprocess.CompletedProcess, list[str]]:
+        command = [examples / "slurm" / "pipeline.sh", settings, "2"]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+        return done, record.read_text().splitlines()
+
+    return submit
+
+
+def test_the_settings_name_the_resources_and_the_nodes_of_every_stage(pipeline):
+    done, submitted = pipeline(SLURM / "qwen3_vl_4b.sh")
+    assert done.returncode == 0, done.stderr
     assert len(submitted) == len(STAGES)
     for line, stage in zip(submitted, STAGES, strict=True):
         assert "--nodes=2 --gpus-per-node=8 --exclusive --mem=0 --time=24:00:00" in line
-        assert f"examples/slurm/{stage}.sbatch model=qwen3_vl_4b hardware=8xh100" in line
+        assert f"--job-name={stage} " in line
+        assert f"examples/slurm/stage.sbatch {stage} model=qwen3_vl_4b hardware=8xh100" in line
+
+
+def test_nothing_is_submitted_if_a_later_stage_has_a_mistake(pipeline, tmp_path):
+    settings = tmp_path / "settings.sh"
+    mistake = "rlvr=(prism.rollout.samples_per_promt=8)"
+    settings.write_text(f"{(SLURM / 'qwen3_vl_4b.sh').read_text()}\n{mistake}\n")
+    done, submitted = pipeline(settings)
+    assert done.returncode == 2
+    assert "prism.rollout.samples_per_prompt" in done.stderr
+    assert submitted == []

@@ -116,12 +116,13 @@ def warmup_before(prism: Prism) -> Iterator[int]:
     """Encode all prompts, as every rank did."""
     from transformers import AutoProcessor
 
-    from verl_prism.stages.warmup_data import encode_row, prompt_rows
+    from verl_prism.data.rows import train_rows
+    from verl_prism.stages.warmup_data import encode_row
 
     processor = AutoProcessor.from_pretrained(prism.policy)
     yield 0
     kept = []
-    for each in prompt_rows(prism):
+    for each in train_rows(prism):
         kept.append(encode_row(processor, each))
         yield 1
 

@@ -44,6 +44,11 @@ def test_every_combination_composes(stage, algorithm, model, hardware):
     assert texts * longest <= prism.hardware.max_tokens_per_device, (
         "a whole sequence, or both of a pair, fits into one forward pass"
     )
+    if stage in ("align", "rlvr"):
+        rollout = config.actor_rollout_ref.rollout
+        assert rollout.max_model_len == longest, "vLLM's cache has to hold one such sequence"
+        teacher = config.distillation.teacher_models.teacher_model.inference
+        assert not config.distillation.enabled or teacher.max_model_len == longest + 1
 
 
 def test_every_choice_of_each_group_is_tested():

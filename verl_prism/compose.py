@@ -38,6 +38,7 @@ def compose_run(
     OmegaConf.register_new_resolver(
         "when", lambda condition, value: value if condition else None, replace=True
     )
+    OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
     try:
         with initialize_config_dir(str(trainer_configs_dir()), version_base="1.3"):
             config = _compose([re.sub(r"^model=", "model@_global_=", item) for item in overrides])

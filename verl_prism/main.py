@@ -124,7 +124,7 @@ def _run(options: argparse.Namespace) -> int:
 
     check_uploads(config)
     if not options.check:
-        checks.check_device(prism.hardware)
+        checks.check_device(prism)
     with _progress_bar("checking the data") as on_progress:
         report = checks.check_inputs(prism, on_progress)
     if prism.epochs is not None and report.train_rows is not None:

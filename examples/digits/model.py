@@ -53,6 +53,7 @@ class Size:
     mrope_section: tuple[int, int, int]  # their sum is half of head_dim
     vision_hidden: int
     initial_std: float
+    positions: int
 
 
 SIZES = {
@@ -66,8 +67,9 @@ SIZES = {
         mrope_section=(6, 5, 5),
         vision_hidden=128,
         initial_std=0.05,
+        positions=4096,
     ),
-    # Heads as in Qwen3-VL, whose kernels a GPU then runs.
+    # Heads and positions as in Qwen3-VL, so that a GPU runs the same kernels.
     "100m": Size(
         hidden=1024,
         layers=8,
@@ -76,6 +78,7 @@ SIZES = {
         mrope_section=(24, 20, 20),
         vision_hidden=256,
         initial_std=0.02,
+        positions=262144,
     ),
 }
 CHAT_TEMPLATE = """\
@@ -164,7 +167,7 @@ def build_model(
         "num_attention_heads": size.heads,
         "num_key_value_heads": size.heads // 2,
         "head_dim": size.head_dim,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": size.positions,
         "pad_token_id": tokenizer.pad_token_id,
         "rope_parameters": {
             "rope_type": "default",

@@ -215,19 +215,49 @@ def test_imitation_of_the_teacher_needs_a_likelihood(prism, stage):
     assert "discriminator=likelihood" in message
 
 
+def with_lengths(prism, prompt, response, stage="align"):
+    """The settings with these limits, and passes that hold them."""
+    changes = {"max_prompt_tokens": prompt, "max_response_tokens": response}
+    longest = {"max_tokens_per_device": prompt + response}
+    return prism.model_copy(
+        update={
+            "stage": stage,
+            "data": prism.data.model_copy(update=changes),
+            "hardware": prism.hardware.model_copy(update=longest),
+        }
+    )
+
+
+@pytest.mark.parametrize("stage", ["warmup", "align", "rlvr", "sample"])
+def test_a_sequence_longer_than_the_model(prism, stage):
+    message = refusal(with_lengths(prism, 64, 4033, stage))
+    assert "are 4,097 tokens, but prism.policy=" in message
+    assert "has 4,096 positions" in message
+    check_inputs(with_lengths(prism, 64, 4032, stage))
+
+
+@pytest.mark.parametrize("stage", ["align", "rlvr"])
+def test_a_sequence_longer_than_a_pass(prism, stage):
+    short = prism.hardware.model_copy(update={"max_tokens_per_device": 127})
+    message = refusal(prism.model_copy(update={"stage": stage, "hardware": short}))
+    assert "a pass holds 127 per device; set prism.hardware.max_tokens_per_device=128" in message
+
+
 def test_a_host_without_a_gpu(prism, monkeypatch):
     monkeypatch.setattr("verl_prism.data.checks.host.GPU_FILES", ())
     hardware = prism.hardware.model_copy(update={"device": "cuda"})
     with pytest.raises(UserError, match="hardware=cuda, but this host has no GPU; hardware=cpu"):
-        check_device(hardware)
+        check_device(prism.model_copy(update={"hardware": hardware}))
 
 
 def test_an_attention_kernel_that_is_not_installed(prism, monkeypatch):
     monkeypatch.setattr("verl_prism.data.checks.host.has_gpu", lambda: True)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     update = {"device": "cuda", "attention": "flash_attention_2"}
+    hardware = prism.hardware.model_copy(update=update)
     with pytest.raises(UserError, match=r"set prism\.hardware\.attention=sdpa, or install it"):
-        check_device(prism.hardware.model_copy(update=update))
+        check_device(prism.model_copy(update={"hardware": hardware}))
+    check_device(prism.model_copy(update={"hardware": hardware, "stage": "sample"}))
 
 
 @pytest.mark.parametrize("stage", ["sft", "align"])

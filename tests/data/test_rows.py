@@ -53,6 +53,16 @@ def test_a_slice_and_a_pickle_read_the_same_rows(file, tmp_path):
     assert numbers(pickle.loads(pickle.dumps(rows[40:]))) == list(range(40, 50))
 
 
+def test_the_warmup_uses_rows_of_the_whole_file(file, tmp_path):
+    rows = Rows([file], tmp_path / "cache", columns=["number"], skipped=range(10))
+    assert numbers(rows.evenly(4)) == [10, 20, 30, 40]
+    assert numbers(rows.evenly(39)) == list(range(10, 49))
+    assert numbers(rows.evenly(40)) == numbers(rows.evenly(100)) == list(range(10, 50))
+    data = (f"prism.data.train={file}", f"prism.data.cache={tmp_path / 'cache'}")
+    _, prism = compose_run(["stage=warmup", *data, "prism.warmup.prompts=5"])
+    assert numbers(train_rows(prism)) == [0, 10, 20, 30, 40]
+
+
 def test_only_the_wanted_columns_of_several_files(file, tmp_path):
     other = write(tmp_path / "data" / "other.parquet", [50, 51], images=[None, [{"bytes": b"x"}]])
     rows = Rows([file, other], tmp_path / "cache", columns=["number", "images"])

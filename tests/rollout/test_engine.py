@@ -30,7 +30,7 @@ def greedy_with_transformers(folder, row, max_tokens: int) -> list[int]:
 
 def test_policy_engine(dense_folder, rows, vllm_for_cpu):
     hardware = compose_run(["stage=eval"])[1].hardware
-    job = SamplingJob(dense_folder, (GREEDY, RANDOM), hardware, MODEL_LIMITS, 3, True)
+    job = SamplingJob(dense_folder, (GREEDY, RANDOM), hardware, MODEL_LIMITS, 3, True, 128)
     set_num_threads = torch.set_num_threads
     first = list(enumerate(rows))[:4]
     others = list(enumerate(rows))[4:]
@@ -70,7 +70,7 @@ def test_prompts_that_do_not_fit_into_one_step(dense_folder, digits_folder, vllm
     table = pq.read_table(digits_folder / "data" / "train.parquet").slice(0, 120)
     hardware = compose_run(["stage=eval"])[1].hardware
     short = Sampling(n=1, temperature=1.0, top_p=1.0, max_tokens=2)
-    job = SamplingJob(dense_folder, (short,), hardware, MODEL_LIMITS, 3, False)
+    job = SamplingJob(dense_folder, (short,), hardware, MODEL_LIMITS, 3, False, 128)
     engine = PolicyEngine(job)
     done = dict(engine.advance(list(enumerate(table.to_pylist())), keep=0))
     engine.close()

@@ -86,7 +86,7 @@ def test_a_resumed_reproducible_run_samples_the_same_chunks():
 def job() -> SamplingJob:
     hardware = compose_run(["stage=eval", "prism.hardware.max_num_seqs=64"])[1].hardware
     samplings = (Sampling(1, 0.0, 1.0, 8), Sampling(4, 1.0, 1.0, 8))
-    return SamplingJob(Path("policy"), samplings, hardware, MODEL_LIMITS, 0, False)
+    return SamplingJob(Path("policy"), samplings, hardware, MODEL_LIMITS, 0, False, 128)
 
 
 def test_a_chunk_fills_a_batch_unless_there_are_too_few_rows(job):

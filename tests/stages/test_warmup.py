@@ -219,7 +219,8 @@ def test_two_ranks_train_like_one(compose):
     """The learning rate is so small that rounding in tiny gradients does not show in parameters."""
     options = ("prism.discriminator.balance_coef=0", "prism.discriminator.lr=1e-5", "prism.steps=2")
     one = compose(*options, name="one")
-    two = compose(*options, "prism.hardware.devices_per_node=2", name="two")
+    ranks = ("prism.hardware.devices_per_node=2", "prism.hardware.dataloader_workers=1")
+    two = compose(*options, *ranks, name="two")
     assert run_warmup(one) == run_warmup(two)
     for mine, theirs in zip(steps(one), steps(two), strict=True):
         for name in ("pairs", "loss", "perception/margin", "reasoning/loss", "grad_norm"):

@@ -29,8 +29,13 @@ RAW_SUFFIXES = (
 
 
 def train_rows(prism: Prism, columns: Sequence[str] | None = None) -> "Rows":
-    """Return the rows of `prism.data.train` without those that the check has filtered out."""
-    return _split_rows(prism, "train", columns)
+    """Return the rows of `prism.data.train` without those that the check has filtered out.
+
+    Stage warmup uses `prism.warmup.prompts` of them, evenly spaced: files are often sorted by
+    source.
+    """
+    rows = _split_rows(prism, "train", columns)
+    return rows.evenly(prism.warmup.prompts) if prism.stage == "warmup" else rows
 
 
 def heldout_rows(prism: Prism, columns: Sequence[str] | None = None) -> "Rows":
@@ -185,6 +190,13 @@ class Rows(Sequence[Row]):
         taken = copy(self)
         taken._numbers = np.asarray(numbers, dtype=np.int64)
         return taken
+
+    def evenly(self, count: int) -> "Rows":
+        """Return at most `count` rows, evenly spaced."""
+        if count >= len(self):
+            return self
+        chosen = np.arange(count) * len(self) // count
+        return self.take(self._numbers[chosen])
 
     def column(self, name: str) -> "Column":
         """Return the values of a column, each read when it is asked for."""

@@ -37,15 +37,17 @@ NO_GPUS = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
 def check_packages(case: Case) -> Iterator[Finding]:
     """Compare installed packages with the requirements of verl_prism for the device.
 
-    flash-attn is required only if `prism.hardware.attention` needs it. verl also uses its kernel of
-    the cross entropy, if it is installed.
+    flash-attn is required only if `prism.hardware.attention` needs it, and not by vLLM. verl also
+    uses its kernel of the cross entropy, if it is installed.
     """
     hardware = case.prism.hardware
     extra = "cpu" if hardware.device == "cpu" else "gpu"
     fix = f"install the locked versions: make {SETUP[hardware.device]}"
     for requirement in requirements(extra).values():
         yield from _check_package(requirement, fix)
-    if hardware.attention == "flash_attention_2":
+    if case.prism.stage in ONLY_SAMPLE:
+        pass  # only vLLM runs, which has kernels of its own
+    elif hardware.attention == "flash_attention_2":
         yield from _check_package(requirements("flash")[FLASH_ATTENTION], USE_SDPA)
     elif hardware.device == "cuda" and installed_version(FLASH_ATTENTION) is None:
         yield warning(

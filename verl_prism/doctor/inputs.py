@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from verl_prism.config import ONLY_SAMPLE, Prism
+from verl_prism.config import Prism
 from verl_prism.data.checks import (
     check_division,
+    check_longest,
     check_number_of_rows,
     model_folders,
     summary,
@@ -80,32 +81,16 @@ def check_batches(case: Case) -> Iterator[Finding]:
     """Check that batches divide among devices, and that the longest sequence fits into one pass.
 
     Raises:
-        UserError: a step does not divide among the devices.
+        UserError: a step does not divide among the devices, or a sequence does not fit.
     """
     prism = case.prism
-    if prism.stage not in (*ONLY_SAMPLE, "warmup"):
-        yield from _check_longest(prism)
+    check_longest(prism)
     check_division(prism)
     ranks = prism.hardware.devices_per_node * prism.hardware.nodes
     if case.on_ray:
         mini_batch_prompts = case.config.actor_rollout_ref.actor.ppo_mini_batch_size
         yield from _check_mini_batches(prism, mini_batch_prompts, ranks)
     yield ok("1 device" if ranks == 1 else f"{ranks} devices")
-
-
-def _check_longest(prism: Prism) -> Iterator[Finding]:
-    longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
-    content = "a sequence"
-    if prism.stage == "dpo":
-        longest *= 2
-        content = "a pair, of which both texts count,"
-    limit = prism.hardware.max_tokens_per_device
-    if longest > limit:
-        yield error(
-            f"{content} may have {longest} tokens, but a pass holds {limit} tokens per device",
-            f"set prism.hardware.max_tokens_per_device={longest}, "
-            "or lower prism.data.max_response_tokens",
-        )
 
 
 def _check_mini_batches(prism: Prism, mini_batch_prompts: int, ranks: int) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import AutoProcessor
 
-from verl_prism.config import Hardware
 from verl_prism.data.images import row_images
 from verl_prism.data.messages import chat_messages
 from verl_prism.rollout.sampling import (
@@ -46,7 +45,7 @@ class PolicyEngine:
         self._processor = AutoProcessor.from_pretrained(job.policy)
         self._requests: dict[str, tuple[int, int]] = {}  # request -> row, number of its sampling
         self._responses: dict[int, dict[int, list[Sample]]] = {}  # row -> sampling -> responses
-        self._llm: Any = LLM(**llm_arguments(str(job.policy), job.hardware, job.seed))
+        self._llm: Any = LLM(**llm_arguments(job))
 
     def ready(self) -> None:
         """Do nothing. The answer of a remote engine shows that vLLM has started."""
@@ -148,13 +147,14 @@ class PolicyEngine:
         return Sample(text, len(ids), truncated=completion.finish_reason == "length")
 
 
-def llm_arguments(policy: str, hardware: Hardware, seed: int) -> dict[str, Any]:
+def llm_arguments(job: SamplingJob) -> dict[str, Any]:
     """Return the arguments of `vllm.LLM`."""
+    hardware = job.hardware
     arguments: dict[str, Any] = {
-        "model": policy,
+        "model": str(job.policy),
         "dtype": hardware.dtype,
-        "seed": seed,
-        "max_model_len": -1,  # as long as the cache allows
+        "seed": job.seed,
+        "max_model_len": job.max_tokens,
         "max_num_seqs": hardware.max_num_seqs,
         "enforce_eager": hardware.enforce_eager,
         "tensor_parallel_size": hardware.tensor_parallel_size,

@@ -9,7 +9,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
 
 class NoImageTokens(LogitsProcessor):
-    """Keeps image and video placeholders out of responses.
+    """Keeps image and video placeholders out of responses, as verl does in stages align and rlvr.
 
     A response with a placeholder would show the actor an image token without an image and end the
     run. The policy gives them almost no probability, but at temperature 1 a tiny model samples one

@@ -27,7 +27,13 @@ Encode = Callable[[Finished], tuple[int, list[Any]]]
 def sampling_job(prism: Prism, policy: Path, *samplings: Sampling) -> SamplingJob:
     """Return the job of sampling a policy with a run's settings."""
     return SamplingJob(
-        policy, samplings, prism.hardware, prism.image, prism.seed, prism.reproducible
+        policy,
+        samplings,
+        prism.hardware,
+        prism.image,
+        prism.seed,
+        prism.reproducible,
+        max_tokens=prism.data.max_prompt_tokens + prism.data.max_response_tokens,
     )
 
 

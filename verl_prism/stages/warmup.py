@@ -19,6 +19,7 @@ from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.checkpoints.store import Checkpoint, CheckpointStore
 from verl_prism.config import Prism, Upcycle
+from verl_prism.data.rows import train_rows
 from verl_prism.discriminator import Ranks, process_group, upcycle
 from verl_prism.errors import EndedEarly
 from verl_prism.files import atomic_folder, write_atomically
@@ -27,7 +28,7 @@ from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.sampling import sample_training_rows
-from verl_prism.stages.warmup_data import WarmupData, policy_responses, prompt_rows
+from verl_prism.stages.warmup_data import WarmupData, policy_responses
 from verl_prism.stages.warmup_samples import step_samples
 from verl_prism.stages.warmup_training import WarmupTraining
 from verl_prism.trainer.tracking import TrackedMetrics
@@ -61,7 +62,7 @@ def run_warmup(prism: Prism) -> Summary:
 def prepare(prism: Prism) -> None:
     """Write what training starts from: the policy's responses and the upcycled discriminator."""
     folder = RunFolder(prism.output)
-    rows = prompt_rows(prism)
+    rows = train_rows(prism)
     with MetricsLog(folder) as log:
         if prism.warmup.responses == "sample":
             sample_training_rows(prism, rows, prism.warmup.samples_per_prompt, log)

@@ -22,7 +22,7 @@ from verl_prism.data.images import (
     row_images,
 )
 from verl_prism.data.messages import chat_messages
-from verl_prism.data.rows import Rows, train_rows
+from verl_prism.data.rows import train_rows
 from verl_prism.discriminator import (
     DiscriminatorConfig,
     FlopModel,
@@ -85,8 +85,8 @@ class ShareReader(Dataset[Share]):
         self._processor = AutoProcessor.from_pretrained(prism.policy)
         self._image_limits = prism.image
         self._image_settings = ImageSettings.of(prism.image, prism.policy)
-        self._prompts = prompt_rows(prism, "prompt", "images")
-        self._teachers = prompt_rows(prism, "teacher_response")
+        self._prompts = train_rows(prism, ("prompt", "images"))
+        self._teachers = train_rows(prism, ("teacher_response",))
         self._rollouts = rollouts
         self._mismatched = mismatched
         self._max_tokens = settings.micro_batch_tokens
@@ -196,19 +196,23 @@ class WarmupData:
         mismatched: Mapping[int, Sequence[int | None]] | None,
     ) -> Iterator[Share]:
         reader = ShareReader(self._prism, self.rollouts, self._ranks, mismatched)
+        workers = self._prism.hardware.dataloader_workers
         loader = DataLoader(
             reader,
             batch_size=None,
             sampler=batches,
-            num_workers=self._prism.hardware.dataloader_workers,
+            num_workers=workers,
             collate_fn=_unchanged,
+            # In a rank that torch has spawned the default would spawn the workers too, and each of
+            # them would import torch again.
+            multiprocessing_context="fork" if workers else None,
         )
         return iter(loader)
 
     def _index(self) -> PairIndex:
         prism = self._prism
         settings = prism.discriminator
-        teachers = prompt_rows(prism, "teacher_response")
+        teachers = train_rows(prism, ("teacher_response",))
         tokenizer = AutoTokenizer.from_pretrained(RunFolder(prism.output).upcycled)
         limits = view_limits(settings.max_perception_tokens, settings.max_reasoning_tokens)
 
@@ -220,16 +224,11 @@ class WarmupData:
         return index_pairs(prompts, prism.warmup.heldout_fraction, prism.seed)
 
 
-def prompt_rows(prism: Prism, *columns: str) -> Rows:
-    """Return the training rows whose prompts the policy answers, with these columns or all."""
-    return train_rows(prism, columns or None)[: prism.warmup.prompts]
-
-
 def policy_responses(prism: Prism) -> Sequence[Sequence[str]]:
     """Return the policy's responses to each prompt: as sampled by this run, or from the file."""
     if prism.warmup.responses == "sample":
         return JournalReader(RunFolder(prism.output).rollouts)
-    return prompt_rows(prism, RESPONSES).column(RESPONSES)
+    return train_rows(prism, (RESPONSES,)).column(RESPONSES)
 
 
 def encode_row(processor: ProcessorMixin, row: Row, limits: Image = MODEL_LIMITS) -> Prompt:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from verl_prism.config import Hardware
+from verl_prism.config import ONLY_SAMPLE, Hardware, Prism
 from verl_prism.errors import UserError
 
 LOGGER_PACKAGES = {
@@ -25,12 +25,15 @@ GPU_FILES = (
 )
 
 
-def check_device(hardware: Hardware) -> None:
+def check_device(prism: Prism) -> None:
     """Check that this host has a GPU, and the attention kernel, if the run is to use them here."""
+    hardware = prism.hardware
     if hardware.device == "cpu" or hardware.ray_address is not None:
         return
     if not has_gpu():
         raise UserError("hardware=cuda, but this host has no GPU; hardware=cpu runs without one")
+    if prism.stage in ONLY_SAMPLE:
+        return  # vLLM has kernels of its own
     if hardware.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise UserError(
             "prism.hardware.attention=flash_attention_2, but flash-attn is not installed; set "

@@ -76,6 +76,7 @@ def check_inputs(prism: Prism, on_progress: Progress = lambda done, total: None)
     """
     check_nodes(prism.hardware)
     check_division(prism)
+    check_longest(prism)
     check_output(prism.output)
     check_loggers(prism.loggers)
     report = check_files(prism, on_progress)
@@ -226,6 +227,25 @@ def check_division(prism: Prism) -> None:
         _check_engines(prism)
 
 
+def check_longest(prism: Prism) -> None:
+    """Check that the longest prompt with the longest response fits into one pass of the policy.
+
+    If not, verl would fail at the first step with such a sequence. The other stages check the
+    sequences that they have.
+    """
+    if prism.stage not in ON_RAY:
+        return
+    longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
+    limit = prism.hardware.max_tokens_per_device
+    if longest > limit:
+        raise UserError(
+            f"prism.data.max_prompt_tokens={prism.data.max_prompt_tokens} and "
+            f"prism.data.max_response_tokens={prism.data.max_response_tokens} are {longest:,} "
+            f"tokens, but a pass holds {limit:,} per device; "
+            f"set prism.hardware.max_tokens_per_device={longest}, or lower one of them"
+        )
+
+
 def _check_step(size: "StepSize", devices: int) -> None:
     if size.parts % devices == 0:
         return
@@ -345,7 +365,7 @@ def notes(prism: Prism, report: InputReport) -> Iterator[str]:
         )
     if prism.stage == "warmup" and rows > prompts:
         yield (
-            f"prism.data.train has {rows:,} rows; only the first {prompts:,} are used "
+            f"prism.data.train has {rows:,} rows; only {prompts:,}, evenly spaced, are used "
             "(prism.warmup.prompts)"
         )
 

@@ -31,6 +31,8 @@ def check_models(prism: Prism) -> None:
         check_same_tokens(folders)
     check_byte_level(prism)
     check_scoring(prism)
+    for key, folder in sampled_folders(prism).items():
+        check_positions(prism, key, folder)
 
 
 def model_folders(prism: Prism) -> dict[str, Path]:
@@ -171,6 +173,31 @@ def check_byte_level(prism: Prism) -> None:
             f"prism.policy={prism.policy}: its tokenizer is not a byte-level BPE, so the views "
             "cannot be found among a response's tokens; choose a policy that has one, such as "
             "Qwen3-VL"
+        )
+
+
+def sampled_folders(prism: Prism) -> dict[str, Path]:
+    """Return the folder of each model that vLLM serves, by its config key."""
+    if prism.stage in ("sft", "dpo"):
+        return {}
+    if prism.stage == "warmup" and prism.warmup.responses == "file":
+        return {}
+    not_served = ("prism.discriminator.upcycle.base", "prism.discriminator.path")
+    folders = model_folders(prism)
+    return {key: folder for key, folder in folders.items() if key not in not_served}
+
+
+def check_positions(prism: Prism, key: str, folder: Path) -> None:
+    """Require that the longest prompt with the longest response has a place in the model."""
+    config = read_json(f"{key}={folder}", folder / "config.json")
+    text = config.get("text_config", config)
+    positions = text.get("max_position_embeddings")  # None: transformers' default
+    longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"prism.data.max_prompt_tokens={prism.data.max_prompt_tokens} and "
+            f"prism.data.max_response_tokens={prism.data.max_response_tokens} are {longest:,} "
+            f"tokens, but {key}={folder} has {positions:,} positions; lower one of them"
         )
 
 

@@ -107,7 +107,8 @@ def _rows(run: RunFolder, settings: Settings) -> Rows:
     source = settings["data"][split]
     paths = tuple(map(Path, source)) if isinstance(source, list) else Path(source)
     files = parquet_files(f"prism.data.{split}", paths)
-    return Rows(files, Path(settings["data"]["cache"]), COLUMNS, skipped_rows(run)[split])
+    rows = Rows(files, Path(settings["data"]["cache"]), COLUMNS, skipped_rows(run)[split])
+    return rows.evenly(settings["warmup"]["prompts"]) if settings["stage"] == "warmup" else rows
 
 
 def sample_of(sample: Sample) -> dict[str, Any]:

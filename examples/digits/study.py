@@ -167,6 +167,8 @@ OPTIONS = {
     "head_slow": align("prism.discriminator.lr=2e-5", discriminator="warmup_head"),
     "warmup_head_long": warmup("prism.warmup.prompts=4000", steps=800),
     "head_long": align(discriminator="warmup_head_long"),
+    "slow": align(*LIKELIHOOD, "prism.discriminator.lr=2e-5"),
+    "head_long_slow": align("prism.discriminator.lr=2e-5", discriminator="warmup_head_long"),
     "warmup_no_imitation": warmup(*LIKELIHOOD, "prism.discriminator.imitation_coef=0"),
     "no_imitation": align(
         *LIKELIHOOD, "prism.discriminator.imitation_coef=0", discriminator="warmup_no_imitation"

@@ -96,9 +96,11 @@ MEASURES = {  # title: where the results of stage eval have it
 OPTION_COLUMNS = ("sum", "sum, greedy", "sum, perception", "sum, reasoning")
 OPTIONS = {  # policy: what differs from `aligned`, for the documentation
     SFT: "no alignment: the SFT policy",
-    "head": "`discriminator.upcycle.scoring=head`, as in the paper",
-    "head_long": "`scoring=head`, a warm-up of 800 steps on 4,000 prompts",
-    "head_slow": "`scoring=head`, `discriminator.lr=2e-5` in alignment",
+    "head": "`scoring=head`, the default and the paper's",
+    "head_long": "`scoring=head`, 800 steps of warm-up",
+    "head_slow": "`scoring=head`, `discriminator.lr=2e-5`",
+    "head_long_slow": "`scoring=head`, 800 steps of warm-up, `discriminator.lr=2e-5`",
+    "slow": "`discriminator.lr=2e-5` instead of 2e-4",
     "no_imitation": "`discriminator.imitation_coef=0`",
     "text_only": "`discriminator.upcycle.images=false`",
     "dense": "`discriminator.upcycle.routing=dense`",

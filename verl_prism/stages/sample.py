@@ -19,6 +19,7 @@ from verl_prism.stages.sampling import sample_training_rows
 from verl_prism.trainer.tracking import log_results
 
 RESPONSES = "student_responses"
+NOTE_EVERY = 500  # rows; the launcher ends a stage that reports nothing
 
 
 def run_sample(prism: Prism) -> dict[str, float | str]:
@@ -34,8 +35,7 @@ def run_sample(prism: Prism) -> dict[str, float | str]:
     rows = train_rows(prism)
     with MetricsLog(folder) as log:
         sample_training_rows(prism, rows, prism.rollout.samples_per_prompt, log)
-        log.note("writing the responses")
-        write_samples(prism, rows, folder.samples_file)
+        write_samples(prism, rows, folder.samples_file, log)
     responses = JournalReader(folder.rollouts)
     invalid = invalid_share(responses)
     samples = first_responses(responses, prism.samples_per_step)
@@ -63,11 +63,13 @@ def first_responses(responses: Sequence[Sequence[str]], count: int) -> list[dict
     return samples
 
 
-def write_samples(prism: Prism, rows: Rows, target: Path) -> None:
+def write_samples(prism: Prism, rows: Rows, target: Path, log: MetricsLog) -> None:
     """Write each row with its responses. Memory holds a few rows at a time."""
     responses = JournalReader(RunFolder(prism.output).rollouts)
     with row_writer(target, _schema(prism)) as writer:
         for number in range(len(rows)):
+            if number % NOTE_EVERY == 0:
+                log.note(f"writing the responses {number}/{len(rows)}")
             writer.write(rows[number] | {RESPONSES: responses[number]})
 
 

@@ -6,7 +6,7 @@ held-out prompts shows whether the discriminator has learned the difference or m
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from verl_prism.report.metrics import MetricsLog
 from verl_prism.response import View
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.sampling import sample_training_rows
-from verl_prism.stages.warmup_data import WarmupData, policy_responses
+from verl_prism.stages.warmup_data import Share, WarmupData, policy_responses
 from verl_prism.stages.warmup_samples import step_samples
 from verl_prism.stages.warmup_training import WarmupTraining
 from verl_prism.trainer.tracking import TrackedMetrics
@@ -112,12 +112,20 @@ def train_discriminator(
         train(prism, store, training, data, log)
         if training.step < prism.steps:
             return {}, training.step
-        heldout = training.measure(data.heldout_shares())
+        heldout = training.measure(_noted(data.heldout_shares(), log))
         if log:
             log.result(training.step, {f"heldout/{name}": heldout[name] for name in heldout})
         summary = summarize(data, heldout)
         export_discriminator(prism, store, training, summary)
         return summary, training.step
+
+
+def _noted(shares: Iterable[Share], log: MetricsLog | None) -> Iterator[Share]:
+    """Yield the shares, and report each one to the launcher."""
+    for number, share in enumerate(shares, start=1):
+        if log:
+            log.note(f"measuring held-out pairs, batch {number}")
+        yield share
 
 
 def _open_log(prism: Prism, ranks: Ranks) -> TrackedMetrics | nullcontext[None]:

@@ -8,12 +8,12 @@ import json
 import sqlite3
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from logged import assert_logged, by_step, log_below, tensorboard_events
 from PIL import Image
 
 from verl_prism.compose import compose_run
+from verl_prism.data.rows import train_rows
 from verl_prism.launcher.logger_files import prepare_loggers
 from verl_prism.run_folder import RunFolder
 from verl_prism.trainer.sample_tables import SampleTables
@@ -35,7 +35,9 @@ def samples(step: int) -> list[dict]:
 
 @pytest.fixture
 def rows(digits_folder):
-    return pq.read_table(digits_folder / "data" / "train.parquet").slice(0, 2).to_pylist()
+    """The first two rows that the warm-up uses."""
+    _, prism = compose_run(["stage=warmup", f"prism.root={digits_folder}"])
+    return list(train_rows(prism)[:2])
 
 
 @pytest.fixture

@@ -117,6 +117,11 @@ class Data(Section):
     max_response_tokens: PositiveInt
     overlong: Literal["error", "filter"]
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest prompt with the longest response."""
+        return self.max_prompt_tokens + self.max_response_tokens
+
 
 class Image(Section):
     """The sizes between which images are resized, in pixels; null: the limits of the model."""
@@ -440,6 +445,13 @@ class Prism(Section):
     algorithm: Algorithm
     reward: Reward
     eval: Eval
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether vLLM samples the policy in the stage."""
+        if self.stage == "warmup":
+            return self.warmup.responses == "sample"
+        return self.stage in (*ON_RAY, *ONLY_SAMPLE)
 
     @property
     def devices(self) -> int:

@@ -198,7 +198,7 @@ class DeviceMemory:
 
     @property
     def _max_tokens(self) -> int:
-        return self.data.max_prompt_tokens + self.data.max_response_tokens
+        return self.data.max_tokens
 
 
 def phases(

@@ -125,7 +125,7 @@ class TimeModel:
         """Return how many sequences of mean length an engine decodes at the same time."""
         data, hardware = self.prism.data, self.prism.hardware
         longest = DeviceMemory(hardware, data).cached_sequences(self.policy.sizes, self.gpu.memory)
-        tokens = longest * (data.max_prompt_tokens + data.max_response_tokens)
+        tokens = longest * data.max_tokens
         return max(1.0, min(hardware.max_num_seqs, tokens / self.lengths.sequence))
 
     def forward(self, sequences: float) -> float:

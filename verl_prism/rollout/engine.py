@@ -154,7 +154,7 @@ def llm_arguments(job: SamplingJob) -> dict[str, Any]:
         "model": str(job.policy),
         "dtype": hardware.dtype,
         "seed": job.seed,
-        "max_model_len": job.max_tokens,
+        "max_model_len": job.max_model_len,
         "max_num_seqs": hardware.max_num_seqs,
         "enforce_eager": hardware.enforce_eager,
         "tensor_parallel_size": hardware.tensor_parallel_size,

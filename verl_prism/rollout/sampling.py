@@ -42,7 +42,7 @@ class SamplingJob:
     image: Image  # limits of the images' sizes
     seed: int
     reproducible: bool
-    max_tokens: int  # of a prompt and a response together
+    max_model_len: int  # tokens of a prompt and a response together
 
     @property
     def responses_per_row(self) -> int:

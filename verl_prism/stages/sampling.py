@@ -33,7 +33,7 @@ def sampling_job(prism: Prism, policy: Path, *samplings: Sampling) -> SamplingJo
         prism.image,
         prism.seed,
         prism.reproducible,
-        max_tokens=prism.data.max_prompt_tokens + prism.data.max_response_tokens,
+        prism.data.max_tokens,
     )
 
 

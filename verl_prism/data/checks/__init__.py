@@ -6,10 +6,8 @@ Every check raises UserError that names the file, the row or the key, and the fi
 from verl_prism.data.checks.host import check_device, has_gpu
 from verl_prism.data.checks.inputs import (
     InputReport,
-    check_division,
     check_files,
     check_inputs,
-    check_longest,
     check_number_of_rows,
     count_rows,
     data_files,
@@ -18,6 +16,7 @@ from verl_prism.data.checks.inputs import (
     write_skipped_rows,
 )
 from verl_prism.data.checks.models import check_model_folder, model_folders
+from verl_prism.data.checks.steps import check_division, check_longest
 
 __all__ = [
     "InputReport",

@@ -1,19 +1,19 @@
 """All checks of what a stage reads, before Ray starts and before torch is imported."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from verl_prism.config import ON_RAY, ONLY_SAMPLE, Prism
+from verl_prism.config import ONLY_SAMPLE, Prism
 from verl_prism.data.checks.cache import read_result, result_key, write_result
 from verl_prism.data.checks.columns import check_columns
 from verl_prism.data.checks.host import check_loggers, check_nodes, check_output
 from verl_prism.data.checks.models import check_models, model_folders
 from verl_prism.data.checks.rows import FileReport, RowChecker, add_tokens, check_rows
+from verl_prism.data.checks.steps import check_division, check_longest, step_size
 from verl_prism.data.epochs import MANY_EPOCHS, epochs_of, steps_per_epoch
 from verl_prism.data.rows import SPLITS, parquet_files
 from verl_prism.data.schema import grades_answers, stage_columns
@@ -210,109 +210,6 @@ def check_number_of_rows(prism: Prism, report: InputReport) -> None:
             f"prism.eval.max_questions={limit}, but prism.data.heldout has "
             f"{report.splits['heldout'].rows:,} rows; lower it, or set it to null for all rows"
         )
-
-
-def check_division(prism: Prism) -> None:
-    """Check that a step divides among the devices, and the devices among vLLM's engines.
-
-    If not, verl would train a smaller step than the config says, or fail in the middle of one.
-
-    Raises:
-        UserError: names the key, the number of devices and values that divide.
-    """
-    size = step_size(prism)
-    if size is not None:
-        _check_step(size, prism.hardware.devices_per_node * prism.hardware.nodes)
-    if _samples_policy(prism):
-        _check_engines(prism)
-
-
-def check_longest(prism: Prism) -> None:
-    """Check that the longest prompt with the longest response fits into one pass of the policy.
-
-    If not, verl would fail at the first step with such a sequence. The other stages check the
-    sequences that they have.
-    """
-    if prism.stage not in ON_RAY:
-        return
-    longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
-    limit = prism.hardware.max_tokens_per_device
-    if longest > limit:
-        raise UserError(
-            f"prism.data.max_prompt_tokens={prism.data.max_prompt_tokens} and "
-            f"prism.data.max_response_tokens={prism.data.max_response_tokens} are {longest:,} "
-            f"tokens, but a pass holds {limit:,} per device; "
-            f"set prism.hardware.max_tokens_per_device={longest}, or lower one of them"
-        )
-
-
-def _check_step(size: "StepSize", devices: int) -> None:
-    if size.parts % devices == 0:
-        return
-    smallest = devices // math.gcd(devices, size.parts // size.value)
-    lower = size.value - size.value % smallest
-    nearest = [f"{value:,}" for value in (lower, lower + smallest) if value]
-    raise UserError(
-        f"a step has {size.parts:,} {size.kind} ({size.key}={size.value:,}), which do not divide "
-        f"among {devices} devices; set {size.key} to {' or '.join(nearest)}"
-    )
-
-
-def _samples_policy(prism: Prism) -> bool:
-    """Return whether vLLM samples the policy in the stage."""
-    if prism.stage == "warmup":
-        return prism.warmup.responses == "sample"
-    return prism.stage in (*ON_RAY, *ONLY_SAMPLE)
-
-
-def _check_engines(prism: Prism) -> None:
-    """Check that all engines have `tensor_parallel_size` devices.
-
-    Only verl's engines, in stages align and rlvr, can span nodes.
-    """
-    hardware = prism.hardware
-    devices, owner = hardware.devices_per_node, "a node"
-    if prism.stage in ON_RAY:
-        devices, owner = devices * hardware.nodes, "the run"
-    if devices % hardware.tensor_parallel_size:
-        raise UserError(
-            f"prism.hardware.tensor_parallel_size={hardware.tensor_parallel_size} does not divide "
-            f"the {devices} devices of {owner}; set it to a divisor of {devices}"
-        )
-
-
-@dataclass(frozen=True)
-class StepSize:
-    """A config key and its value, and what a step of this size has.
-
-    Attributes:
-        rows: number of rows that it takes.
-        parts: number of examples, pairs or responses that the devices share.
-        kind: what these parts are.
-    """
-
-    key: str
-    value: int
-    rows: int
-    parts: int
-    kind: str
-
-
-def step_size(prism: Prism) -> StepSize | None:
-    """Return the size of the stage's steps, None for stages that use the rows that there are."""
-    match prism.stage:
-        case "sft":
-            size = prism.sft.examples_per_step
-            return StepSize("prism.sft.examples_per_step", size, size, size, "examples")
-        case "dpo":
-            size = prism.dpo.pairs_per_step
-            rows = math.ceil(size / prism.dpo.responses_per_prompt)
-            return StepSize("prism.dpo.pairs_per_step", size, rows, size, "pairs")
-        case "align" | "rlvr":
-            size = prism.rollout.prompts_per_step
-            responses = size * prism.rollout.samples_per_prompt
-            return StepSize("prism.rollout.prompts_per_step", size, size, responses, "responses")
-    return None
 
 
 def summary(prism: Prism, report: InputReport) -> str:

@@ -178,13 +178,10 @@ def check_byte_level(prism: Prism) -> None:
 
 def sampled_folders(prism: Prism) -> dict[str, Path]:
     """Return the folder of each model that vLLM serves, by its config key."""
-    if prism.stage in ("sft", "dpo"):
+    if not prism.samples_policy:
         return {}
-    if prism.stage == "warmup" and prism.warmup.responses == "file":
-        return {}
-    not_served = ("prism.discriminator.upcycle.base", "prism.discriminator.path")
-    folders = model_folders(prism)
-    return {key: folder for key, folder in folders.items() if key not in not_served}
+    folders = model_folders(prism).items()
+    return {key: folder for key, folder in folders if not key.startswith("prism.discriminator.")}
 
 
 def check_positions(prism: Prism, key: str, folder: Path) -> None:
@@ -192,7 +189,7 @@ def check_positions(prism: Prism, key: str, folder: Path) -> None:
     config = read_json(f"{key}={folder}", folder / "config.json")
     text = config.get("text_config", config)
     positions = text.get("max_position_embeddings")  # None: transformers' default
-    longest = prism.data.max_prompt_tokens + prism.data.max_response_tokens
+    longest = prism.data.max_tokens
     if positions is not None and longest > positions:
         raise UserError(
             f"prism.data.max_prompt_tokens={prism.data.max_prompt_tokens} and "

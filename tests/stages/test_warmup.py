@@ -1,5 +1,6 @@
 """The warm-up on hand-written rollouts, without vLLM: training, resuming, two ranks, failures."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +21,8 @@ from verl_prism.errors import EndedEarly, UserError
 from verl_prism.launcher.launch import is_complete
 from verl_prism.report.metrics import MetricsLog, keep_steps, read_records
 from verl_prism.report.step_samples import read_samples
-from verl_prism.rollout.journal import Journal
+from verl_prism.rollout.journal import settings_file
+from verl_prism.rollout.sampling import Sample
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.warmup import make_discriminator, run_warmup
 from verl_prism.stages.warmup_data import WarmupData
@@ -61,15 +63,21 @@ def compose(digits_folder, tmp_path, monkeypatch):
 def sampled(monkeypatch):
     """Replace vLLM: each prompt gets a valid response and, for most prompts, an invalid one."""
 
-    def sample(prism, rows, n, log):
-        texts = [[VALID, "no format"][: 1 + (number % 3)] for number in range(len(rows))]
-        write_rollouts(prism, texts)
+    def respond(number: int) -> list[str]:
+        return [VALID, "no format"][: 1 + (number % 3)]
 
-    monkeypatch.setattr("verl_prism.stages.warmup.sample_training_rows", sample)
+    replace_vllm(monkeypatch, respond)
 
 
-def write_rollouts(prism, texts: list[list[str]]) -> None:
-    Journal(RunFolder(prism.output).rollouts, {}, resume=False).append(enumerate(texts))
+def replace_vllm(monkeypatch, respond) -> None:
+    """Let `respond(number)` write the responses to a row."""
+
+    def sample(job, rows, missing):
+        for number in missing:
+            samples = [Sample(text, tokens=1, truncated=False) for text in respond(number)]
+            yield [(number, samples)]
+
+    monkeypatch.setattr("verl_prism.stages.sampling.sample_rows", sample)
 
 
 def weights(prism) -> dict[str, torch.Tensor]:
@@ -204,10 +212,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(compose, monkeypatch, penalty
     checkpoints = [path.name for path in (stopped.output / "checkpoints").glob("global_step_*")]
     assert checkpoints == ["global_step_2"]
 
-    def sample_again(*_):
-        pytest.fail("sampled again")
-
-    monkeypatch.setattr("verl_prism.stages.warmup.sample_training_rows", sample_again)
+    replace_vllm(monkeypatch, lambda number: pytest.fail("sampled again"))
     resumed = compose(option, "prism.resume=true", name="stopped")
     assert resume(resumed) == expected_summary
     assert_equal_weights(whole, resumed)
@@ -249,10 +254,7 @@ def test_two_ranks_continue_from_a_checkpoint_of_one(compose, monkeypatch):
 
 
 def test_without_a_valid_rollout_any_rank_reports_it(compose, monkeypatch):
-    monkeypatch.setattr(
-        "verl_prism.stages.warmup.sample_training_rows",
-        lambda prism, rows, n, log: write_rollouts(prism, [["nothing", "of the kind"]] * len(rows)),
-    )
+    replace_vllm(monkeypatch, lambda number: ["nothing", "of the kind"])
     message = r"none of 24 rollouts of .*base is in the format; fine-tune it first"
     with pytest.raises(UserError, match=message):
         run_warmup(compose("prism.hardware.devices_per_node=2"))
@@ -262,6 +264,18 @@ def test_without_a_valid_rollout_any_rank_reports_it(compose, monkeypatch):
 def test_with_nothing_to_resume_it_starts_from_scratch(compose):
     run_warmup(compose("prism.resume=true"))
     assert (compose().output / "discriminator").exists()
+
+
+@pytest.mark.usefixtures("sampled")
+def test_responses_to_other_rows_are_not_paired(compose, monkeypatch):
+    """An earlier version sampled the first rows."""
+    run_and_kill(monkeypatch, compose(), 2)
+    settings = settings_file(RunFolder(compose().output).rollouts)
+    saved = json.loads(settings.read_text())
+    del saved["digest of the rows' numbers"]
+    settings.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"digest of the rows' numbers=[0-9a-f]+ \(was None\)"):
+        resume(compose("prism.resume=true"))
 
 
 @pytest.mark.usefixtures("sampled")

@@ -1,6 +1,7 @@
 """Rows of parquet files, read one at a time. Memory does not grow with the files."""
 
 import glob
+import hashlib
 import json
 import shlex
 import time
@@ -158,7 +159,7 @@ class Rows(Sequence[Row]):
         if columns is None:
             columns = list(dict.fromkeys(name for file in self._files for name in file.columns))
         self.columns = tuple(columns)
-        self._numbers = np.delete(np.arange(self._starts[-1]), list(skipped))
+        self._numbers = np.delete(np.arange(self._starts[-1], dtype=np.int64), list(skipped))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -179,6 +180,10 @@ class Rows(Sequence[Row]):
     def number(self, index: int) -> int:
         """Return the number of a row in the files, with the rows that are left out counted."""
         return int(self._numbers[index])
+
+    def digest(self) -> str:
+        """Return a digest of the rows' numbers in the files, in their order."""
+        return hashlib.sha256(self._numbers.tobytes()).hexdigest()[:16]
 
     def place(self, index: int) -> str:
         """Return file and number of a row, for messages."""

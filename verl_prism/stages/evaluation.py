@@ -22,7 +22,7 @@ from verl_prism.report.metrics import MetricsLog
 from verl_prism.report.picture import draw_examples
 from verl_prism.report.table import categories_markdown, judge_markdown, results_markdown
 from verl_prism.rollout.journal import Journal, JournalReader
-from verl_prism.rollout.sampling import Finished, Row, Sampling
+from verl_prism.rollout.sampling import Finished, Sampling
 from verl_prism.run_folder import RunFolder
 from verl_prism.stages.evaluation_categories import by_category, read_categories
 from verl_prism.stages.evaluation_grading import Grader, grade_policies, load_measure
@@ -79,7 +79,7 @@ def run_eval(prism: Prism) -> dict[str, float | str]:
     return {f"{name} accuracy": _percent(means["accuracy"]) for name, means in policies.items()}
 
 
-def sample_policies(prism: Prism, rows: Sequence[Row], log: MetricsLog) -> None:
+def sample_policies(prism: Prism, rows: Rows, log: MetricsLog) -> None:
     """Write the responses of each policy to its journal, on all devices.
 
     The first response to each question is the greedy one.
@@ -95,7 +95,7 @@ def sample_policies(prism: Prism, rows: Sequence[Row], log: MetricsLog) -> None:
             job = sampling_job(prism, policy, greedy, sampled)
             journal = Journal(
                 folder.samples(name),
-                journal_settings(job, "prism.data.heldout", prism.data.heldout, len(rows)),
+                journal_settings(job, "prism.data.heldout", prism.data.heldout, rows),
                 prism.resume,
             )
             log.note(f"{name}: starting vLLM")

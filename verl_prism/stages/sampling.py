@@ -37,7 +37,7 @@ def sampling_job(prism: Prism, policy: Path, *samplings: Sampling) -> SamplingJo
     )
 
 
-def journal_settings(job: SamplingJob, key: str, data: DataFiles, rows: int) -> dict[str, Any]:
+def journal_settings(job: SamplingJob, key: str, data: DataFiles, rows: Rows) -> dict[str, Any]:
     """Return what responses depend on. A journal is only continued if it is the same.
 
     key: the config key that names the files in `data`.
@@ -47,7 +47,8 @@ def journal_settings(job: SamplingJob, key: str, data: DataFiles, rows: int) -> 
         "the policy's weights": weights_digest(job.policy),
         key: [str(file) for file in files],
         f"{key}, its bytes": sum(file.stat().st_size for file in files),
-        "rows": rows,
+        "rows": len(rows),
+        "digest of the rows' numbers": rows.digest(),
         "prism.image": job.image.model_dump(),
         "samplings": [asdict(sampling) for sampling in job.samplings],
         "prism.seed": job.seed,
@@ -94,14 +95,17 @@ def sample_training_rows(prism: Prism, rows: Rows, n: int, log: MetricsLog) -> N
     With `prism.resume` the responses that are there are kept.
 
     Raises:
+        UserError: the responses that are there were sampled with other settings.
         EndedEarly: an early end was requested; the journal has what was finished.
     """
     folder = RunFolder(prism.output)
     rollout = prism.rollout
     sampling = Sampling(n, rollout.temperature, rollout.top_p, prism.data.max_response_tokens)
     job = sampling_job(prism, prism.policy, sampling)
-    settings = journal_settings(job, "prism.data.train", prism.data.train, len(rows))
+    settings = journal_settings(job, "prism.data.train", prism.data.train, rows)
     journal = Journal(folder.rollouts, settings, prism.resume)
+    if not journal.missing(len(rows)):
+        return
     time_left = TimeLeft(len(rows))
     log.note("starting vLLM")
     with sampling_devices(prism.hardware):

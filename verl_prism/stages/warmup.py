@@ -44,13 +44,13 @@ def run_warmup(prism: Prism) -> Summary:
     unfinished run, if there is one.
 
     Raises:
-        UserError: there are no pairs to train on.
+        UserError: there are no pairs to train on, or the responses that are there were sampled with
+            other settings.
         EndedEarly: an early end was requested, and the last step is saved.
     """
     store = checkpoint_store(prism)
     checkpoint = store.newest()[0] if prism.resume else None
-    if checkpoint is None:
-        prepare(prism)
+    prepare(prism, checkpoint)
     result = on_all_devices(prism.hardware, train_discriminator, prism, store, checkpoint)
     assert result is not None
     summary, step = result
@@ -59,14 +59,18 @@ def run_warmup(prism: Prism) -> Summary:
     return summary
 
 
-def prepare(prism: Prism) -> None:
-    """Write what training starts from: the policy's responses and the upcycled discriminator."""
+def prepare(prism: Prism, checkpoint: Checkpoint | None) -> None:
+    """Write what training starts from: the policy's responses and the upcycled discriminator.
+
+    With a checkpoint both are there, and the responses are only compared with the settings.
+    """
     folder = RunFolder(prism.output)
     rows = train_rows(prism)
     with MetricsLog(folder) as log:
         if prism.warmup.responses == "sample":
             sample_training_rows(prism, rows, prism.warmup.samples_per_prompt, log)
-        make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
+        if checkpoint is None:
+            make_discriminator(folder.upcycled, prism.discriminator.upcycle, prism.seed, log)
 
 
 def make_discriminator(folder: Path, settings: Upcycle, seed: int, log: MetricsLog) -> None:

@@ -32,6 +32,14 @@ def write_atomically(file: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """Link a file, or copy it if the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a path to write, and move it to `target` if the block ends without an exception."""

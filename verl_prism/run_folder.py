@@ -41,8 +41,11 @@ class RunFolder:
 
     @property
     def reference(self) -> Path:
-        """Stage dpo: log-probabilities of all responses under the policy that it starts from."""
-        return self.path / "reference.pt"
+        """Stage dpo: log-probabilities of all responses under the policy that it starts from.
+
+        A line holds the number of a pair, and those of the teacher's and the policy's response.
+        """
+        return self.path / "reference.jsonl"
 
     @property
     def config(self) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_prism.checkpoints.fingerprint import checkpoint_store
+from verl_prism.checkpoints.fingerprint import checkpoint_store, fingerprint
 from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.checkpoints.resume import checkpoint_to_resume, resume_notes
 from verl_prism.checkpoints.store import Checkpoint
@@ -14,6 +14,7 @@ from verl_prism.compose import compose_run
 from verl_prism.config import Prism
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.launcher.launch import is_complete, kept_text, prepare_output
+from verl_prism.launcher.oom import DEVICE_KEYS
 from verl_prism.report.metrics import join_records, keep_steps, read_records
 from verl_prism.run_folder import RunFolder
 
@@ -289,6 +290,22 @@ def test_a_run_is_complete_when_its_last_step_is_saved_and_its_policy_exported(c
     run.policy.mkdir()
     assert is_complete(prism, run, checkpoint)
     assert not is_complete(compose("prism.steps=30"), run, checkpoint)
+
+
+@pytest.mark.parametrize("stage", ["sft", "warmup", "align", "rlvr"])
+def test_settings_to_lower_when_a_gpu_is_out_of_memory_may_change(compose, stage):
+    """Except the number of loader workers: the position in the data is saved for each of them."""
+    advised = {f"prism.{key}" for keys in DEVICE_KEYS.values() for key in keys}
+    compared = advised & fingerprint(compose(f"stage={stage}")).keys()
+    assert compared <= {"prism.hardware.dataloader_workers"}
+
+
+def test_a_run_that_was_ended_before_its_first_checkpoint_has_no_last_one(compose, run):
+    run.path.mkdir(parents=True)
+    run.end_request.touch()
+    with pytest.raises(EndedEarly) as end:
+        checkpoint_store(compose()).last(20)
+    assert end.value.step == 0
 
 
 def test_a_run_that_ended_early_has_no_last_checkpoint(compose):

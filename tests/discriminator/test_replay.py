@@ -54,6 +54,14 @@ def test_the_share_of_earlier_groups_is_drawn_without_repeats(share, new, expect
     assert len(drawn) == len(set(drawn)) == expected
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.4, 0.6])
+def test_a_rank_with_one_new_group_draws_the_share_over_many_steps(share):
+    memory = Replay(share, capacity=100, seed="0/0")
+    memory.add(1, [text_group(number) for number in range(100)])
+    earlier = sum(len(memory.draw(step, 1)) for step in range(2000))
+    assert earlier / (earlier + 2000) == pytest.approx(share, abs=0.03)
+
+
 def test_all_are_drawn_if_there_are_fewer():
     memory = Replay(0.9, capacity=100, seed="0/0")
     memory.add(1, [text_group(1), text_group(2)])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,9 @@ import torch
 from logged import LOGGERS, assert_logged, by_step
 from safetensors.torch import load_file
 
+from verl_prism.checkpoints.preemption import EXIT_SAVED
 from verl_prism.report.step_samples import read_samples
+from verl_prism.rollout.journal import read_journal
 from verl_prism.run_folder import RunFolder
 
 pytestmark = pytest.mark.integration
@@ -39,6 +42,14 @@ def pairs(digits_folder, tmp_path_factory) -> Path:
 
 
 def train(digits_folder, pairs, output, *arguments: str, fails: bool = False):
+    """Run the stage to its end."""
+    process = start(digits_folder, pairs, output, *arguments)
+    stdout, stderr = process.communicate()
+    assert fails or process.returncode == 0, stdout + stderr
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def start(digits_folder, pairs, output, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "verl_prism.main", "stage=dpo", f"prism.root={digits_folder}"]
     settings = [
         f"prism.output={output}",
@@ -50,14 +61,20 @@ def train(digits_folder, pairs, output, *arguments: str, fails: bool = False):
         "prism.optim.schedule=constant",
         "prism.optim.warmup_ratio=0",
     ]
-    done = subprocess.run([*command, *settings, *arguments], capture_output=True, text=True)
-    assert fails or done.returncode == 0, done.stdout + done.stderr
-    return done
+    line = [*command, *settings, *arguments]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def steps(output: Path) -> list[dict]:
     lines = (output / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["data"] for line in lines]
+
+
+def reference(output: Path) -> torch.Tensor:
+    """Return the reference's log-probabilities [pairs, 2]."""
+    records = sorted(read_journal(RunFolder(output).reference), key=lambda record: record["row"])
+    assert [record["row"] for record in records] == list(range(len(records)))
+    return torch.tensor([record["responses"] for record in records])
 
 
 def test_it_learns_to_prefer_the_teacher(digits_folder, pairs, tmp_path):
@@ -71,8 +88,7 @@ def test_it_learns_to_prefer_the_teacher(digits_folder, pairs, tmp_path):
     assert metrics[-1]["dpo/margin"] > 0
     epoch = [step["dpo/ties"] for step in metrics[:8]]
     assert sum(epoch) / 8 == 0.5  # the second responses
-    reference = torch.load(tmp_path / "dpo" / "reference.pt", weights_only=True)
-    assert reference.shape == (64, 2)
+    assert reference(tmp_path / "dpo").shape == (64, 2)
     assert (tmp_path / "dpo" / "policy" / "model.safetensors").is_file()
     run = RunFolder(tmp_path / "dpo")
     samples = by_step(read_samples(run))
@@ -91,13 +107,37 @@ def test_it_learns_to_prefer_the_teacher(digits_folder, pairs, tmp_path):
 def test_a_resumed_run_keeps_its_reference(digits_folder, pairs, tmp_path):
     train(digits_folder, pairs, tmp_path / "whole", "prism.steps=4")
     train(digits_folder, pairs, tmp_path / "parts", "prism.steps=2")
-    before = torch.load(tmp_path / "parts" / "reference.pt", weights_only=True)
+    before = reference(tmp_path / "parts")
     train(digits_folder, pairs, tmp_path / "parts", "prism.steps=4", "prism.resume=true")
-    after = torch.load(tmp_path / "parts" / "reference.pt", weights_only=True)
+    after = reference(tmp_path / "parts")
     assert torch.equal(before, after)
     expected = load_file(tmp_path / "whole" / "policy" / "model.safetensors")
     found = load_file(tmp_path / "parts" / "policy" / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_reference_is_kept_over_an_early_end(digits_folder, pairs, tmp_path, ranks):
+    devices = f"prism.hardware.devices_per_node={ranks}"
+    train(digits_folder, pairs, tmp_path / "whole", "prism.steps=1", devices)
+    output = tmp_path / "parts"
+    output.mkdir()
+    run = RunFolder(output)
+    ended = start(digits_folder, pairs, output, "prism.steps=1", devices)
+    while not run.reference.is_file():
+        assert ended.poll() is None, ended.communicate()
+        time.sleep(0.01)
+    run.end_request.touch()
+    ended.communicate()
+    assert ended.returncode == EXIT_SAVED
+    first = run.reference.read_text()
+    assert 0 < len(first.splitlines()) < 64
+    resumed = train(digits_folder, pairs, output, "prism.steps=1", "prism.resume=true", devices)
+    assert "keeping the log-probabilities in" in resumed.stdout
+    assert run.reference.read_text().startswith(first)
+    torch.testing.assert_close(reference(output), reference(tmp_path / "whole"))
+    assert steps(output)[0]["train/loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -107,8 +147,7 @@ def test_two_ranks_make_the_updates_of_one(digits_folder, pairs, tmp_path):
         output = tmp_path / str(ranks)
         devices = f"prism.hardware.devices_per_node={ranks}"
         train(digits_folder, pairs, output, "prism.steps=1", devices)
-        reference = torch.load(output / "reference.pt", weights_only=True)
-        found.append((reference, steps(output)[0]["train/loss"]))
+        found.append((reference(output), steps(output)[0]["train/loss"]))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-3, rtol=1e-5)
     assert found[0][1] == pytest.approx(found[1][1], abs=1e-3)
 

@@ -1,7 +1,6 @@
 """Export of a trained part, policy or discriminator, as a Hugging Face folder."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from safetensors import safe_open
 from verl_prism.checkpoints.merge_lora import merge_adapters
 from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.config import Lora
-from verl_prism.files import atomic_folder
+from verl_prism.files import atomic_folder, link_or_copy
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 COPIED = (".json", ".jinja", ".txt")
@@ -20,7 +19,8 @@ COPIED = (".json", ".jinja", ".txt")
 def export_part(
     trained: Path, base: Path, target: Path, card: ModelCard, lora: Lora | None = None
 ) -> None:
-    """Export a part of a checkpoint to `target`. Weights are linked unless adapters are merged.
+    """Export a part of a checkpoint to `target`. Weights are linked, if possible, unless
+    adapters are merged.
 
     trained: the part's folder in the checkpoint; it contains `huggingface/`.
     base: the folder that training started from. Small files that verl does not save, such as a
@@ -42,7 +42,7 @@ def export_part(
 
 def _link_weights(source: str, target: str) -> None:
     if source.endswith(".safetensors"):
-        os.link(source, target)
+        link_or_copy(source, target)
     else:
         shutil.copy2(source, target)
 

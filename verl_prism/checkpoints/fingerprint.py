@@ -1,5 +1,6 @@
 """The fingerprint of a run: the settings that a resumed run must share with its checkpoint."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ ALL_STAGES = (
     "reproducible",
     "steps",
     "policy",
-    "image.",
+    "image",
     "data.max_prompt_tokens",
     "data.max_response_tokens",
     "data.overlong",
@@ -24,23 +25,23 @@ ALL_STAGES = (
 )
 # The position in the data is saved per data loader worker, so their number is included.
 OF_STAGE: dict[Stage, tuple[str, ...]] = {
-    "sft": ("optim.", "lora.", "sft."),
-    "dpo": ("optim.", "lora.", "dpo."),
-    "warmup": ("rollout.temperature", "rollout.top_p", "warmup.", "discriminator."),
+    "sft": ("optim", "lora", "sft"),
+    "dpo": ("optim", "lora", "dpo", "sft.dataloader_workers"),
+    "warmup": ("rollout.temperature", "rollout.top_p", "warmup", "discriminator"),
     "align": (
-        "optim.",
-        "lora.",
-        "rollout.",
-        "align.",
-        "discriminator.",
+        "optim",
+        "lora",
+        "rollout",
+        "align",
+        "discriminator",
         "reward.function",
         "hardware.dataloader_workers",
     ),
     "rlvr": (
-        "optim.",
-        "lora.",
-        "rollout.",
-        "algorithm.",
+        "optim",
+        "lora",
+        "rollout",
+        "algorithm",
         "reward.accuracy_weight",
         "reward.format_weight",
         "reward.function",
@@ -56,19 +57,26 @@ EXCLUDED: dict[Stage, tuple[str, ...]] = {
         "discriminator.path",
         "discriminator.placement",
         "discriminator.pool_devices",
+        "discriminator.micro_batch_tokens",
         "discriminator.updates_per_step",
-        "discriminator.replay_",
+        "discriminator.replay_share",
+        "discriminator.replay_groups",
         "discriminator.restart_every",
         "discriminator.skip_above_accuracy",
         "discriminator.max_nonfinite",
     ),
     "align": (
-        "discriminator.upcycle.",
+        "discriminator.upcycle",
         "discriminator.placement",
         "discriminator.pool_devices",
+        "discriminator.micro_batch_tokens",
         "discriminator.max_nonfinite",
     ),
-    "rlvr": ("algorithm.validation_", "algorithm.distillation.devices"),
+    "rlvr": (
+        "algorithm.validation_temperature",
+        "algorithm.validation_top_p",
+        "algorithm.distillation.devices",
+    ),
 }
 
 
@@ -94,9 +102,14 @@ def fingerprint(prism: Prism) -> dict[str, Any]:
         excluded = (*excluded, "steps")
     settings = {}
     for key, value in flatten(prism.model_dump(mode="json")):
-        if key.startswith(included) and not key.startswith(excluded):
+        if _covers(included, key) and not _covers(excluded, key):
             settings[f"prism.{key}"] = hub_name(Path(str(value))) or value
     return settings | _weights(prism) | _training_data(prism.data.train)
+
+
+def _covers(names: Iterable[str], key: str) -> bool:
+    """Return whether `names` has the key, or a node that contains it."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _weights(prism: Prism) -> dict[str, str]:

@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 from verl_prism.checkpoints.store import MANIFEST, Checkpoint, read_checkpoint, write_manifest
 from verl_prism.errors import UserError
-from verl_prism.files import atomic_folder
+from verl_prism.files import atomic_folder, link_or_copy
 from verl_prism.sharding import shard_dimension
 
 HELP = """\
@@ -91,7 +90,7 @@ def reshard(checkpoint: Checkpoint, world_sizes: Mapping[str, int]) -> None:
     source = checkpoint.folder
     with atomic_folder(source) as target:
         rewritten = shutil.ignore_patterns("*_rank_*.pt", "data_*.pt", FSDP_CONFIG, MANIFEST)
-        shutil.copytree(source, target, copy_function=os.link, ignore=rewritten, dirs_exist_ok=True)
+        shutil.copytree(source, target, copy_function=link_or_copy, ignore=rewritten, dirs_exist_ok=True)
         for part, saved in checkpoint.world_sizes.items():
             reshard_part(source / part, target / part, saved, world_sizes[part])
         write_manifest(target, checkpoint.step, world_sizes, checkpoint.fingerprint)

@@ -38,6 +38,8 @@ def resume_notes(run: RunFolder, checkpoint: Checkpoint | None, damaged: list[st
         for responses in (run.rollouts, run.sample_journals):
             if responses.exists():
                 return [*notes, f"keeping the responses in {responses}"]
+        if run.reference.exists():
+            return [*notes, f"keeping the log-probabilities in {run.reference}"]
         if run.log.exists():  # otherwise nothing has run here yet
             notes.append(f"no checkpoint in {run.checkpoints}; starting from scratch")
         return notes

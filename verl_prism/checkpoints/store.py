@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.errors import EndedEarly, UserError
 from verl_prism.files import sync, sync_tree, write_atomically
 from verl_prism.report.metrics import write_records
@@ -106,9 +107,12 @@ class CheckpointStore:
     def last(self, steps: int) -> Path:
         """Return the folder of the checkpoint of the run's last step.
 
-        Raises EndedEarly if the newest checkpoint is of an earlier step.
+        Raises EndedEarly if the newest checkpoint is of an earlier step, or if an early end was
+        requested before there was one.
         """
         checkpoint, damaged = self.newest()
+        if checkpoint is None and end_requested(self.run):
+            raise EndedEarly(0)
         if checkpoint is None:
             raise FileNotFoundError(
                 f"no complete checkpoint in {self.run.checkpoints} {'; '.join(damaged)}"

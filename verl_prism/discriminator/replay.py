@@ -49,9 +49,14 @@ class Replay:
         return bool(self._groups.maxlen)
 
     def draw(self, step: int, new_groups: int) -> list[Remembered]:
-        """Return earlier groups to learn from, next to this many new ones, each at most once."""
-        wanted = round(self._ratio * new_groups)
+        """Return earlier groups to learn from, next to this many new ones, each at most once.
+
+        A fraction of a group is rounded at random, so that the share is right over many steps.
+        """
         chooser = random.Random(f"{self._seed}/{step}")
+        # The new groups of a rank may be so few that it would always be rounded to 0.
+        exact = self._ratio * new_groups
+        wanted = int(exact) + (chooser.random() < exact % 1)
         return chooser.sample(list(self._groups), min(wanted, len(self._groups)))
 
     def add(self, step: int, groups: Sequence[Group]) -> None:

@@ -35,9 +35,8 @@ def run_sample(prism: Prism) -> dict[str, float | str]:
     rows = train_rows(prism)
     with MetricsLog(folder) as log:
         sample_training_rows(prism, rows, prism.rollout.samples_per_prompt, log)
-        write_samples(prism, rows, folder.samples_file, log)
+        invalid = write_samples(prism, rows, folder.samples_file, log)
     responses = JournalReader(folder.rollouts)
-    invalid = invalid_share(responses)
     samples = first_responses(responses, prism.samples_per_step)
     log_results(prism, {"sample/invalid": invalid}, samples)
     return {
@@ -45,12 +44,6 @@ def run_sample(prism: Prism) -> dict[str, float | str]:
         "responses": str(prism.rollout.samples_per_prompt),
         "invalid responses": f"{invalid:.1%}",
     }
-
-
-def invalid_share(responses: Sequence[Sequence[str]]) -> float:
-    """Return the share of responses[Q][N] that are not in the format."""
-    valid = [parse_response(text).valid for given in responses for text in given]
-    return 1 - sum(valid) / len(valid)
 
 
 def first_responses(responses: Sequence[Sequence[str]], count: int) -> list[dict[str, Any]]:
@@ -63,14 +56,23 @@ def first_responses(responses: Sequence[Sequence[str]], count: int) -> list[dict
     return samples
 
 
-def write_samples(prism: Prism, rows: Rows, target: Path, log: MetricsLog) -> None:
-    """Write each row with its responses. Memory holds a few rows at a time."""
+def write_samples(prism: Prism, rows: Rows, target: Path, log: MetricsLog) -> float:
+    """Write each row with its responses. Memory holds a few rows at a time.
+
+    Returns the share of the responses that are not in the format.
+    """
     responses = JournalReader(RunFolder(prism.output).rollouts)
+    invalid = 0
+    total = 0
     with row_writer(target, _schema(prism)) as writer:
         for number in range(len(rows)):
             if number % NOTE_EVERY == 0:
                 log.note(f"writing the responses {number}/{len(rows)}")
-            writer.write(rows[number] | {RESPONSES: responses[number]})
+            given = responses[number]
+            invalid += sum(not parse_response(text).valid for text in given)
+            total += len(given)
+            writer.write(rows[number] | {RESPONSES: given})
+    return invalid / total
 
 
 def _schema(prism: Prism) -> pa.Schema:

@@ -5,7 +5,7 @@ policy's. The log-probabilities of the reference, which is the policy that the s
 are computed once, before the first step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.distributed import all_gather_object
+from torch.distributed import all_gather_object, broadcast_object_list
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.dataset_utils import DatasetPadMode
 
 from verl_prism.data.pair_dataset import PAIR, TIE
 from verl_prism.data.rows import Rows, train_rows
-from verl_prism.files import atomic_file
+from verl_prism.errors import EndedEarly
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.report.step_samples import RESPONSE, ROW, STEP, evenly
+from verl_prism.rollout.journal import Journal, read_journal
 from verl_prism.trainer.sft import PrismSFTTrainer, StepClient
 
 REFERENCE = "reference"  # of an example, its log-probability under the reference
@@ -165,38 +166,63 @@ class PrismDPOTrainer(PrismSFTTrainer):
     def _init_engine(self) -> None:
         """Load the model and, before a checkpoint replaces it, compute the reference."""
         super()._init_engine()
-        file = self._checkpoints.run.reference
-        if self.config.trainer.resume_mode == "disable" or not file.exists():
-            reference = self._compute_reference()
-            if self.rank == 0:
-                with atomic_file(file) as target:
-                    torch.save(reference, target)
-        else:
-            reference = torch.load(file, weights_only=True)
-        self.training_client.reference = reference
+        self.training_client.reference = self._reference()
 
-    def _compute_reference(self) -> Tensor:
-        """Return the log-probabilities [pairs, 2] of both responses, computed by all ranks."""
+    def _reference(self) -> Tensor:
+        """Return the log-probabilities [pairs, 2] of both responses, computed by all ranks.
+
+        With `prism.resume`, those that an earlier process computed are kept.
+
+        Raises:
+            EndedEarly: an early end was requested; what was computed is kept.
+        """
+        journal = self._open_journal() if self.rank == 0 else None
+        pairs = len(self.train_dataset)
+        missing = self._from_rank_0(journal.missing(pairs) if journal else None)
+        if missing:
+            self._compute_reference(missing, journal)
+        reference = None
+        if journal:
+            reference = torch.zeros(pairs, 2)
+            for record in read_journal(journal.file):
+                reference[record["row"]] = torch.tensor(record["responses"])
+        return self._from_rank_0(reference)
+
+    def _open_journal(self) -> Journal:
+        rows = train_rows(self.prism)
+        settings = {**self._checkpoints.fingerprint, "digest of the rows' numbers": rows.digest()}
+        return Journal(self._checkpoints.run.reference, settings, self.prism.resume)
+
+    def _compute_reference(self, pairs: Sequence[int], journal: Journal | None) -> None:
+        """Write the log-probabilities of these pairs to the journal, which rank 0 has."""
         ranks = {
             "rank": self.engine.get_data_parallel_rank(),
             "num_replicas": self.engine.get_data_parallel_size(),
         }
+        dataset = Subset(self.train_dataset, pairs)
         loader = DataLoader(
-            self.train_dataset,
+            dataset,
             batch_size=self.train_batch_size_per_dp,
-            sampler=DistributedSampler(self.train_dataset, shuffle=False, **ranks),
+            sampler=DistributedSampler(dataset, shuffle=False, **ranks),
             collate_fn=self.collate_fn,
             num_workers=self.config.data.num_workers,
         )
-        reference = torch.zeros(len(self.train_dataset), 2)
         for number, batch in enumerate(loader):
             self._note(f"computing the reference {100 * number // len(loader)} %")
             found = self._batch_reference(batch)
             gathered: list[Any] = [None] * ranks["num_replicas"]
             all_gather_object(gathered, found, group=self.engine.get_data_parallel_group())
-            for pairs, log_probs in gathered:
-                reference[pairs] = log_probs
-        return reference
+            if journal:
+                for of_rank in gathered:
+                    journal.append(of_rank)
+            if self._end_requested():
+                raise EndedEarly(0)
+
+    def _from_rank_0(self, value: Any) -> Any:
+        """Return the value that rank 0 has."""
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
 
     def _note(self, text: str) -> None:
         """Name the current phase on the console."""
@@ -204,8 +230,8 @@ class PrismDPOTrainer(PrismSFTTrainer):
             with MetricsLog(self._checkpoints.run) as log:
                 log.note(text)
 
-    def _batch_reference(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the numbers [P] of a batch's pairs, and their log-probabilities [P, 2]."""
+    def _batch_reference(self, batch: dict[str, Any]) -> list[tuple[int, list[float]]]:
+        """Return each pair of a batch: its number, and the log-probabilities of both responses."""
         settings = {
             "use_remove_padding": self.config.model.use_remove_padding,
             "use_dynamic_bsz": self.config.data.use_dynamic_bsz,
@@ -215,5 +241,6 @@ class PrismDPOTrainer(PrismSFTTrainer):
             "pad_token_id": self.model_config.tokenizer.pad_token_id,
         }
         data = tu.get_tensordict(tensor_dict=batch, non_tensor_dict=settings)
-        pairs = data[PAIR].values()[0::2].cpu()
-        return pairs, self.training_client.log_probs(data).reshape(-1, 2)
+        pairs = data[PAIR].values()[0::2].tolist()
+        log_probs = self.training_client.log_probs(data).reshape(-1, 2).tolist()
+        return list(zip(pairs, log_probs, strict=True))

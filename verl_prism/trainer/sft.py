@@ -154,7 +154,9 @@ class PrismSFTTrainer(SFTTrainer):
     def _end_requested(self) -> bool:
         """Return the same answer on all ranks, which may see the request at different times."""
         requested = torch.tensor(
-            end_requested(self._checkpoints.run), dtype=torch.int32, device=self.device_name
+            end_requested(self._checkpoints.run),
+            dtype=torch.int32,
+            device=self.config.trainer.device,
         )
         torch.distributed.all_reduce(requested, op=ReduceOp.MAX)
         return bool(requested.item())

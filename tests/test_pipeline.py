@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from logged import LOGGERS, assert_logged, by_step, wandb_metrics
 from openai_endpoint import RIGHT, Endpoint
+from report_page import unpacked
 
 from verl_prism.discriminator import load_discriminator
-from verl_prism.report.page.render import unpacked
 from verl_prism.report.step_samples import read_samples
 from verl_prism.run_folder import RunFolder
 

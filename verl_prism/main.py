@@ -149,11 +149,7 @@ def _compose(options: argparse.Namespace) -> tuple[DictConfig, Prism]:
         return compose_run(options.overrides)
     from verl_prism.hub import with_local_models
 
-    def say(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
-
-    weights = not options.check
-    find_models = partial(with_local_models, weights=weights, say=say)
+    find_models = partial(with_local_models, weights=not options.check, say=print)
     return compose_run(options.overrides, find_models)
 
 

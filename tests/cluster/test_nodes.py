@@ -154,7 +154,8 @@ def test_a_stopped_host_differs_from_a_failed_one(script, tmp_path):
 
 def test_an_unreachable_head_is_named_with_its_log(script, tmp_path):
     message = script("ls /no/such/{host}", tmp_path).answer()
-    assert message == f"Ray's head on a did not start within 120 s; see {tmp_path}/a.log"
+    expected = "Ray's head on a ended with status 2 before it had started"
+    assert message == f"{expected}; see {tmp_path}/a.log"
     assert "/no/such/a" in (tmp_path / "a.log").read_text()
 
 

@@ -17,10 +17,11 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pynvml
 import pytest
+from rich.console import Console
 
 from verl_prism.compose import compose_run
 from verl_prism.doctor import devices, host
-from verl_prism.doctor.__main__ import CHECKS, HELP, findings, main
+from verl_prism.doctor.__main__ import CHECKS, HELP, findings, main, print_findings
 from verl_prism.doctor.devices import Gpu, visible_gpus
 from verl_prism.doctor.finding import GIB, Case, Finding
 from verl_prism.doctor.inputs import check_rows
@@ -611,6 +612,14 @@ def test_the_command_prints_all_findings_and_returns_2_on_errors(run, capsys, mo
     printed = " ".join(capsys.readouterr().out.split())
     assert "→ set prism.hardware.ray_cpus=6" in printed
     assert "✗ rows" in printed
+
+
+def test_text_that_looks_like_markup_is_printed_as_it_is(capsys):
+    text = "/data/[v1]/train.parquet: row 3 contains [/INST]"
+    found = {"rows": [Finding("error", text, "remove [/INST]")]}
+    print_findings(Console(width=200, highlight=False), found)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"✗ rows {text} → remove [/INST]" in printed
 
 
 def test_a_missing_model_is_said_once(run, capsys):

@@ -167,6 +167,52 @@ def test_steps_are_read_after_a_logger_has_emptied_the_file(tmp_path):
         assert console.step == 5
 
 
+@pytest.mark.parametrize(
+    "line", [b"\0\0\0", b'\0\0"data": {}}', b"\xff", b"{", b"7", b'{"step": 2}', b'{"step": null}']
+)
+def test_an_unreadable_line_is_skipped_and_named(tmp_path, capfd, line):
+    run = RunFolder(tmp_path)
+    with StageConsole("rlvr", run, total_steps=9) as console:
+        run.metrics.write_bytes(line + b"\n")
+        time.sleep(0.6)
+        before = console.progressed
+        with MetricsLog(run) as log:
+            log.step(3, {"loss": 0.5})
+        time.sleep(0.6)
+        assert console.step == 3
+        assert console.progressed > before
+    assert f"skipped an unreadable line of {run.metrics}: {line!r}\n" in run.log.read_text()
+    assert f"unreadable lines of {run.metrics}: 1 skipped; see the log" in capfd.readouterr().out
+
+
+def unwritable(output: str) -> int:
+    if output == "/dev/full":
+        return os.open(output, os.O_WRONLY)
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "closed pipe"])
+def test_steps_are_read_when_the_output_cannot_be_written(tmp_path, output):
+    code = """
+import sys, time
+from pathlib import Path
+from verl_prism.launcher.console import StageConsole
+from verl_prism.run_folder import RunFolder
+run = RunFolder(Path(sys.argv[1]))
+with StageConsole("align", run, 3) as console:
+    time.sleep(0.6)
+    run.metrics.write_text('{"step": 2, "data": {}}\\n')
+    time.sleep(0.6)
+    (run.path / "seen").write_text(str(console.step))
+"""
+    with open(unwritable(output), "w") as stdout:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        subprocess.run(command, stdout=stdout, stderr=subprocess.DEVNULL, check=False, timeout=60)
+    assert (tmp_path / "seen").read_text() == "2"
+
+
 def test_metrics_of_an_earlier_run_are_not_shown(tmp_path):
     run = RunFolder(tmp_path)
     run.metrics.write_text('{"step": 40, "data": {"reward": 1.0}}\n')

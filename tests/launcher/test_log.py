@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import time
+from pathlib import Path
 
 from verl_prism.launcher.log import LONG_LINE, StageLog
 from verl_prism.redaction import Redactor
@@ -43,6 +44,22 @@ def test_a_line_is_written_while_the_stage_runs(tmp_path):
     log.catch_up()
     assert (tmp_path / "log.txt").read_text() == "a line\n"
     log.close()
+
+
+def test_a_full_disk_is_reported_and_blocks_no_process():
+    log = StageLog(Path("/dev/full"), str)
+    more_than_a_pipe_holds = ["head", "--bytes=262144", "/dev/zero"]
+    subprocess.run(more_than_a_pipe_holds, stdout=log.pipe, check=True, timeout=60)
+    log.close()
+    expected = "262144 bytes could not be written to /dev/full: No space left on device"
+    assert log.problem == expected
+
+
+def test_a_log_that_could_be_written_has_no_problem(tmp_path):
+    log = StageLog(tmp_path / "log.txt", str)
+    printed(log.pipe, b"a line\n")
+    log.close()
+    assert log.problem == ""
 
 
 def test_only_the_user_can_read_it(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import sys
 
 import pytest
@@ -127,12 +128,40 @@ def test_after_the_last_step_all_processes_may_end(outcome):
     assert outcome("ray::WorkerDict", "report(3); kill(0); time.sleep(3)") == (0, "")
 
 
+@pytest.mark.parametrize(("saved", "status"), [("global_step_2", 0), ("global_step_1", 1)])
+def test_after_an_early_end_all_processes_may_end(outcome, saved, status):
+    act = f"""
+report(1)
+time.sleep(1)
+os.makedirs(output + "/checkpoints/{saved}")
+open(output + "/end_requested", "w").close()
+report(2)
+kill(0)
+time.sleep(3)
+"""
+    found, text = outcome("ray::WorkerDict", act)
+    assert found == status
+    assert ("(WorkerDict), process" in text) == bool(status)
+
+
 def test_a_killed_stage_process_is_reported(outcome):
     status, text = outcome("", "report(1); os.kill(os.getpid(), signal.SIGKILL)")
     assert status == -9
     assert text.startswith(
         "stage align failed: the stage's own process was killed by SIGKILL\nlog in "
     )
+
+
+def test_a_log_that_cannot_be_written_is_a_cause(outcome):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        status, text = outcome("", "report(1); print('x' * (3 << 20)); sys.exit(3)")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 3
+    expected = r"stage align failed: \d+ bytes could not be written to .*/log.txt: File too large\n"
+    assert re.match(expected, text)
 
 
 def test_a_stall_shows_the_stacks_of_every_process(outcome, tmp_path):
@@ -158,6 +187,22 @@ for _ in range(5):
         file.write(json.dumps({"note": "sampling"}) + "\\n")
 """
     assert outcome("", act, stall_seconds=2) == (0, "")
+
+
+@pytest.mark.parametrize(("grows", "expected"), [(True, 0), (False, 1)])
+def test_a_checkpoint_that_grows_is_progress(outcome, grows, expected):
+    act = f"""
+folder = output + "/checkpoints/unfinished/global_step_1/actor"
+os.makedirs(folder)
+report(1)
+for _ in range(14):
+    time.sleep(0.5)
+    with open(folder + "/model.pt", "a" if {grows} else "w") as file:
+        file.write("weights")
+"""
+    status, text = outcome("", act, stall_seconds=2)
+    assert status == expected
+    assert ("no progress" in text) == bool(expected)
 
 
 def test_a_user_error_in_any_process_is_raised(outcome):

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from report_page import unpacked
 
 from verl_prism.compose import compose_run
 from verl_prism.report.__main__ import main
 from verl_prism.report.page import write_report
 from verl_prism.report.page.charts import charts_of
-from verl_prism.report.page.render import unpacked
 from verl_prism.report.page.runs import MAX_STEPS, display_names
 from verl_prism.report.step_samples import add_samples, evenly, keep_samples, read_samples
 from verl_prism.run_folder import RunFolder

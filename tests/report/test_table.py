@@ -56,3 +56,15 @@ def test_the_table_fits_a_terminal_of_80_columns():
     assert "32.3 ±2.1" in shown
     assert "greedy" in shown
     assert "…" not in shown
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are():
+    given = results()
+    policy = given["policies"].pop("SFT")
+    given["policies"] = {"SFT [v1]": policy | {"[b]": policy["accuracy"]}, "end [/v2]": policy}
+    given["policies"]["end [/v2]"]["[b]"] = policy["accuracy"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(results_table(given))
+    shown = console.export_text()
+    for name in ("SFT [v1]", "end [/v2]", "[b]"):
+        assert name in shown

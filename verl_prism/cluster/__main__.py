@@ -21,7 +21,7 @@ from verl_prism.run_folder import RunFolder
 HELP = """\
 usage: python -m verl_prism.cluster --hosts A,B,… [options] -- stage=… [key=value …]
 
-Starts Ray on each host, waits until all devices have joined, runs
+Checks the data and the models, starts Ray on each host, waits until all devices have joined, runs
   python -m verl_prism.main stage=… [key=value …]
 on them, and stops everything that it started.
 
@@ -99,16 +99,18 @@ def run(options: argparse.Namespace) -> int:
     """Start Ray on the hosts, run the stage and return its exit code.
 
     Raises:
-        UserError: the hosts are named wrongly.
+        UserError: the hosts are named wrongly, or Ray does not start on them.
     """
     hosts = options.hosts
     if not hosts or not all(hosts) or len(set(hosts)) != len(hosts):
         raise UserError("--hosts needs the names of the hosts, each once, such as --hosts a,b")
     overrides = [*options.overrides, f"prism.hardware.nodes={len(hosts)}"]
     # Models are downloaded before Ray holds the hosts.
-    _, prism = compose_run(overrides, partial(with_local_models, weights=True, say=_say))
+    _, prism = compose_run(overrides, partial(with_local_models, weights=True, say=print))
     if len(hosts) == 1:
         return run_stage(overrides, lost_hosts=dict)
+    if failure := check_stage(overrides):
+        return failure
     from verl_prism.cluster.nodes import RayNodes
 
     logs = options.logs or RunFolder(prism.output).node_logs
@@ -125,8 +127,11 @@ def run(options: argparse.Namespace) -> int:
         return run_stage([*overrides, address], lost_hosts=nodes.lost)
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+def check_stage(overrides: Sequence[str]) -> int:
+    """Check the data and the models of a stage on several hosts, and return the exit code."""
+    later_address = "prism.hardware.ray_address=auto"
+    command = [sys.executable, "-m", "verl_prism.main", *overrides, later_address, "--check"]
+    return _exit_code(subprocess.run(command, check=False).returncode)
 
 
 def run_stage(overrides: Sequence[str], lost_hosts: Callable[[], dict[str, int]]) -> int:
@@ -148,10 +153,16 @@ def run_stage(overrides: Sequence[str], lost_hosts: Callable[[], dict[str, int]]
                 return _report_lost(lost)
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        return _stop(stage)
+        status = _stop(stage)
+        return status if status >= 0 else EXIT_INTERRUPTED
     # SIGUSR1 kills a stage that does not handle it yet.
     if status == -signal.SIGUSR1:
         return EXIT_SAVED
+    return _exit_code(status)
+
+
+def _exit_code(status: int) -> int:
+    """Return the exit code for the status of a process, which is negative after a signal."""
     return status if status >= 0 else 128 - status
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -58,7 +59,8 @@ class RayNodes:
         """Start Ray and wait until it has all hosts and devices.
 
         Raises:
-            UserError: Ray did not start, or hosts or devices are missing after the timeout.
+            UserError: the shell or Ray did not start, or hosts or devices are missing after the
+                timeout.
         """
         self._deadline = time.monotonic() + self._timeout
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ class RayNodes:
         return self._logs / f"{host}.log"
 
     def _start(self, host: str, head: str | None) -> None:
-        shell = shlex.split(self._shell.replace("{host}", host))
+        shell = self._shell_command(host)
         order = {
             "overrides": list(self._overrides),
             "environment": dict(os.environ),
@@ -107,44 +109,59 @@ class RayNodes:
             "address": head,
         }
         with self.log(host).open("a") as log:
-            node = subprocess.Popen(
-                [*shell, sys.executable, "-m", "verl_prism.cluster.node"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
+            try:
+                node = subprocess.Popen(
+                    [*shell, sys.executable, "-m", "verl_prism.cluster.node"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise UserError(
+                    f"--shell: {shell[0]} cannot be started: {reason}; correct it"
+                ) from None
         self._nodes[host] = node
         assert node.stdin
         with contextlib.suppress(BrokenPipeError):  # it has ended; `lost` reports it
             node.stdin.write(json.dumps(order) + "\n")
             node.stdin.flush()
 
+    def _shell_command(self, host: str) -> list[str]:
+        try:
+            return shlex.split(self._shell.replace("{host}", host))
+        except ValueError as error:
+            raise UserError(f"--shell: {self._shell!r} is not a command: {error}") from None
+
     def _head_address(self) -> str:
         """Return the address that the head writes, and skip other output (a login message)."""
         host = self._hosts[0]
         head = self._nodes[host]
         assert head.stdout
+        found = (line for line in head.stdout if line.startswith(ADDRESS))
         timer = threading.Timer(max(0.0, self._deadline - time.monotonic()), head.terminate)
         timer.start()
-        address = None
-        for line in head.stdout:
-            if line.startswith(ADDRESS):
-                address = line.removeprefix(ADDRESS).strip()
-                break
-        timer.cancel()
-        if address is None:
-            raise UserError(
-                f"Ray's head on {host} did not start within {self._timeout:.0f} s; "
-                f"see {self.log(host)}"
-            )
-        return address
+        try:
+            address = next(found, None)
+            if address is None:
+                status = head.wait()
+                raise UserError(f"Ray's head on {host} {self._end(status)}; see {self.log(host)}")
+        finally:
+            timer.cancel()
+        return address.removeprefix(ADDRESS).strip()
+
+    def _end(self, status: int) -> str:
+        """Return how the head ended: by itself, or because the time was over."""
+        if time.monotonic() < self._deadline:
+            return f"ended with status {status} before it had started"
+        return f"did not start within {self._timeout:.0f} s"
 
     def _wait_for_ray(self) -> None:
         import ray  # reads the token when it is imported
 
-        ray.init(self.address, log_to_driver=False, logging_level="ERROR")
+        self._connect()
         try:
             while missing := self._missing(ray.nodes()):
                 if lost := self.lost():
@@ -155,6 +172,22 @@ class RayNodes:
                 time.sleep(0.5)
         finally:
             ray.shutdown()
+
+    def _connect(self) -> None:
+        """Connect to Ray, but keep our handler of SIGTERM, which stops the stage."""
+        import ray
+
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(self.address, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:  # Ray raises many kinds
+            raise UserError(
+                f"cannot connect to Ray's head at {self.address}: {error}; see {self._logs}"
+            ) from error
+        except SystemExit:  # of Ray's own handler
+            raise KeyboardInterrupt from None
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
     def _missing(self, nodes: Sequence[Mapping[str, Any]]) -> str:
         """Return what Ray lacks for the run, or "". verl would wait for it forever."""

@@ -13,6 +13,7 @@ from functools import partial
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from verl_prism.compose import compose_run
 from verl_prism.doctor.devices import check_communication, check_gpus
@@ -192,7 +193,8 @@ def print_findings(console: Console, results: dict[str, list[Finding]]) -> None:
         label = name
         for finding in found:
             fix = f"\n→ {finding.fix}" if finding.fix else ""
-            table.add_row(MARKS[finding.level], label, f"{finding.text}{fix}")
+            text = Text(f"{finding.text}{fix}")  # a path may look like Rich's markup
+            table.add_row(MARKS[finding.level], label, text)
             levels.append(finding.level)
             label = ""
     console.print(table)
@@ -212,7 +214,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(HELP)
         return 0
     # The small files suffice for all checks.
-    find_models = partial(with_local_models, weights=False, say=_say)
+    find_models = partial(with_local_models, weights=False, say=print)
     options = [each for each in arguments if each.startswith(RESPONSE_TOKENS)]
     overrides = [each for each in arguments if each not in options]
     try:
@@ -236,10 +238,6 @@ def _response_tokens(options: Sequence[str]) -> int | None:
     if not value.isdecimal() or int(value) == 0:
         raise UserError(f"{options[-1]}: write a number of tokens, such as {RESPONSE_TOKENS}2000")
     return int(value)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +34,8 @@ class StageConsole:
     In the `with` block, file descriptors 1 and 2 of this process and of all its children lead to
     the stage's log. Only this class writes to the terminal. A thread follows the metrics file and
     updates the progress line. It reads steps, in the format of verl's file logger, and lines that
-    name the phase or the number of steps (`verl_prism.report.metrics.MetricsLog`).
+    name the phase or the number of steps (`verl_prism.report.metrics.MetricsLog`). A line that it
+    cannot read, as a shared disk may show one for a moment, is skipped and named in the log.
 
     On a terminal the line is redrawn in place. Otherwise a plain line is printed every half minute
     and at each new phase. At the end of the block the terminal is restored. When the interpreter
@@ -70,6 +72,7 @@ class StageConsole:
         self._log: StageLog | None = None
         self._log_start = 0
         self._note = "starting"
+        self._skipped = 0  # lines of the metrics file
         self._pace = _Pace()
         self.progressed = time.monotonic()
 
@@ -110,6 +113,9 @@ class StageConsole:
         trace: TracebackType | None,
     ) -> None:
         self._stop_line()
+        if self._skipped:
+            lines = f"unreadable lines of {self.run.metrics}"
+            self.say(f"{lines}: {self._skipped} skipped; see the log")
         _flush_streams()
         for fd, saved in zip((1, 2), self._saved_fds, strict=True):
             os.dup2(saved, fd)
@@ -155,6 +161,10 @@ class StageConsole:
         text = json.dumps(summary, indent=2, ensure_ascii=False, default=float)
         self.run.summary.write_text(text + "\n")
 
+    def log_problem(self) -> str:
+        """Return what the log lacks and why, e.g. because the disk is full, or ""."""
+        return self._log.problem if self._log is not None else ""
+
     def log_lines(self) -> list[str]:
         """Return the log of this run, without what an earlier run wrote before a resume."""
         _flush_streams()
@@ -174,17 +184,26 @@ class StageConsole:
         last_time = 0.0
         while not self._stop.wait(POLL_SECONDS):
             for line in lines.read():
-                self._take(json.loads(line))
+                self._take_line(line)
             if self._animated:
                 continue
             phase = re.sub(r"\d+", "", self._note)  # a note that only counts is not a new phase
             now = time.monotonic()
             if phase != last_phase or now - last_time > PLAIN_LINE_SECONDS:
-                self.say(self._plain_line())
+                with suppress(OSError, SystemExit):  # rich raises it if nobody reads the output
+                    self.say(self._plain_line())
                 last_phase = phase
                 last_time = now
         for line in lines.read():
+            self._take_line(line)
+
+    def _take_line(self, line: bytes) -> None:
+        try:
             self._take(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            self._skipped += 1
+            text = f"skipped an unreadable line of {self.run.metrics}: {line[:100]!r}\n"
+            os.write(1, text.encode())
 
     def _take(self, record: dict[str, Any]) -> None:
         if "step" in record:
@@ -282,7 +301,7 @@ class _AppendedLines:
         self._first_line = b""
         self._position = 0
 
-    def read(self) -> list[str]:
+    def read(self) -> list[bytes]:
         if not self._path.exists():
             return []
         with open(self._path, "rb") as file:
@@ -294,7 +313,7 @@ class _AppendedLines:
             self._position = file.tell() - len(partial)
         if complete and not self._first_line:
             self._first_line = complete[0] + b"\n"
-        return [line.decode() for line in complete if line.strip()]
+        return [line for line in complete if line.strip()]
 
 
 def _point_output_to(fd: int) -> None:

@@ -33,6 +33,8 @@ def failure_text(
         reasons.append(f"the stage's own process was killed by {name}")
     if watch.complaint:
         reasons.append(watch.complaint)
+    if problem := console.log_problem():
+        reasons.append(problem)
     dead = [death.name for death in watch.deaths]
     if advice := memory_advice(lines, dead, watch.kernel_kills(), settings):
         reasons.append(advice)

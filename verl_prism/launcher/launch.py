@@ -255,6 +255,8 @@ def _report_end(
         settings = dict(flatten(prism.model_dump(), "prism"))
         sys.stderr.write(failure_text(prism.stage, status, console, watch, settings))
         return EXIT_FAILED
+    if problem := console.log_problem():
+        sys.stderr.write(f"verl_prism: note: {problem}\n")
     if "saved_step" in outcome:
         step = outcome["saved_step"]
         sys.stderr.write(f"saved at step {step} as requested; continue with prism.resume=true\n")

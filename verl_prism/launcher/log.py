@@ -20,16 +20,29 @@ class StageLog:
 
     A thread reads from the pipe and writes only whole lines, so that a secret printed in pieces is
     recognized. Only the user can read the file: it may contain secrets that we do not know.
+
+    If the file cannot be written, for example on a full disk, the pipe is still read: processes
+    that print must not wait.
     """
 
     def __init__(self, path: Path, redact: Callable[[str], str]) -> None:
+        self._path = path
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._end, self.pipe = os.pipe()
         self._redact = redact
         self._unfinished = b""
+        self._lost = 0  # bytes
+        self._failure = ""  # why they were lost
         self._reading = threading.Lock()
         self._thread = threading.Thread(target=self._follow, name="stage-log", daemon=True)
         self._thread.start()
+
+    @property
+    def problem(self) -> str:
+        """What could not be written and why; "" if all was."""
+        if not self._lost:
+            return ""
+        return f"{self._lost} bytes could not be written to {self._path}: {self._failure}"
 
     def catch_up(self) -> None:
         """Wait until every line printed so far is in the file, for at most END_SECONDS."""
@@ -65,9 +78,13 @@ class StageLog:
     def _write(self, text: bytes) -> None:
         decoded = text.decode(errors="surrogateescape")
         shown = self._redact(decoded).encode(errors="surrogateescape")
-        while shown:
-            written = os.write(self.file, shown)
-            shown = shown[written:]
+        try:
+            while shown:
+                written = os.write(self.file, shown)
+                shown = shown[written:]
+        except OSError as error:
+            self._lost += len(shown)
+            self._failure = error.strerror or str(error)
 
 
 def _last_line_end(text: bytes) -> int:

@@ -3,12 +3,16 @@
 verl and Ray end a run by themselves when most of their processes die, but wait forever for some.
 """
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from verl_prism.checkpoints.preemption import end_requested
+from verl_prism.checkpoints.store import STEP
 from verl_prism.launcher.console import StageConsole
 from verl_prism.launcher.oom import kernel_kills
 from verl_prism.launcher.process_names import describe, process_class
@@ -42,7 +46,8 @@ class Watch:
 
     on_ray: watch the processes of a trainer on Ray. Other stages watch their own ranks and engines,
         which start and end during the run.
-    stall_seconds: give the stage up after this time without a step or a new phase; None disables.
+    stall_seconds: give the stage up after this time without a step, a new phase or an unfinished
+        checkpoint that grows; None disables.
     deaths: processes that disappeared first, while the stage still ran.
     complaint: why the stage was given up.
     """
@@ -64,6 +69,7 @@ class Watch:
         self._seen: dict[psutil.Process, tuple[str, int]] = {}  # class and memory
         self._first_step = console.step
         self._died_at = 0.0
+        self._unfinished_bytes = 0  # of a checkpoint that is being written
         self._kills_before = kernel_kills()
         self.deaths: list[Death] = []
         self.complaint = ""
@@ -91,7 +97,7 @@ class Watch:
 
         Before the first step and after the last one, processes may start and end.
         """
-        if not self._on_ray or self.deaths or self._console.step == self._console.total_steps:
+        if not self._on_ray or self.deaths or self._training_has_ended():
             return
         alive = {}
         for process in self._tree.alive():
@@ -100,6 +106,14 @@ class Watch:
         if self._console.step > self._first_step:
             self._record_deaths(self._seen.keys() - alive.keys())
         self._seen = alive
+
+    def _training_has_ended(self) -> bool:
+        """Return whether the last step was reported, or one that was saved for an early end."""
+        step = self._console.step
+        if step == self._console.total_steps:
+            return True
+        run = self._console.run
+        return end_requested(run) and (run.checkpoints / f"{STEP}{step}").exists()
 
     def _record_deaths(self, gone: set[psutil.Process]) -> None:
         if not gone:
@@ -113,7 +127,19 @@ class Watch:
 
     def _is_stalled(self) -> bool:
         limit = self._stall_seconds
-        return limit is not None and time.monotonic() > self._console.progressed + limit
+        if limit is None or time.monotonic() <= self._console.progressed + limit:
+            return False
+        if self._checkpoint_has_grown():
+            self._console.progressed = time.monotonic()
+            return False
+        return True
+
+    def _checkpoint_has_grown(self) -> bool:
+        """Return whether a checkpoint is being written that had another size at the last call."""
+        found = _bytes_in(self._console.run.unfinished_checkpoints)
+        has_grown = found not in (0, self._unfinished_bytes)
+        self._unfinished_bytes = found
+        return has_grown
 
     def _describe_stall(self) -> str:
         log = self._console.log_path
@@ -123,6 +149,16 @@ class Watch:
             f"no progress for prism.stall_seconds={self._stall_seconds:g}. The full stacks of all "
             f"processes are at the end of {log}; in short:\n{listed}"
         )
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return the size of all files in a folder, which may appear and disappear meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.path.getsize(os.path.join(parent, name))
+    return total
 
 
 def _memory(process: psutil.Process) -> int:

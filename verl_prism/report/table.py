@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 NOT_METRICS = ("folder", "pass_at_k", "teacher")  # entries of a policy that are not intervals
 FEW_QUESTIONS = 30  # with fewer, the intervals are too wide to compare policies
@@ -62,9 +63,12 @@ def judge_markdown(results: Mapping[str, Any]) -> str:
 
 
 def terminal_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
-    """Return lines as a table for a terminal; the first line is the header, a word per row."""
+    """Return lines as a table for a terminal; the first line is the header, a word per row.
+
+    Names of policies and metrics are the user's, and may look like Rich's markup.
+    """
     table = Table(
-        title=title,
+        title=Text(title),
         title_justify="left",
         title_style="",
         header_style="bold",
@@ -73,11 +77,11 @@ def terminal_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
         collapse_padding=True,
     )
     header, *others = lines
-    table.add_column(header[0], no_wrap=True)
+    table.add_column(Text(header[0]), no_wrap=True)
     for name in header[1:]:
-        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(Text(name.replace(" ", "\n")), justify="right", no_wrap=True)
     for line in others:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 

@@ -60,12 +60,5 @@ def packed(data: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def unpacked(html: str) -> Any:
-    """Return the data of a page."""
-    start = html.index('id="data"')
-    text = html[html.index(">", start) + 1 : html.index("</script>", start)]
-    return json.loads(gzip.decompress(base64.b64decode(text)))
-
-
 def _asset(name: str) -> str:
     return files(PACKAGE).joinpath(name).read_text(encoding="utf-8")

@@ -45,6 +45,7 @@ from verl_prism.trainer.ppo import PrismTrainer, PublishCheckpoint
 from verl_prism.trainer.replay_buffer import ConfiguredReplayBuffer
 from verl_prism.trainer.sft import PrismSFTTrainer, PublishingHandler
 from verl_prism.trainer.worker import PolicyWorker, PrismWorker
+from verl_prism.worker_extension import PrismWorkerExtension, vLLMColocateWorkerExtension
 
 OVERRIDDEN = [
     (PPOTrainerSync, AdversarialOPDTrainer, "_init_resource_pool_mgr", ["self"]),
@@ -106,6 +107,7 @@ OVERRIDDEN = [
         ["self", "partition_id", "sampleable_keys", "batch_size"],
     ),
     (Scheduler, WholeBatchScheduler, "add_request", ["self", "request"]),
+    (vLLMColocateWorkerExtension, PrismWorkerExtension, "_get_zmq_handle", ["self"]),
 ]
 CALLED = [
     (PPOTrainerSync, "_save_checkpoint", ["self"]),

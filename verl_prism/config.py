@@ -165,7 +165,7 @@ class Hardware(Section):
     dataloader_workers: NonNegativeInt
     gpu_memory_utilization: Fraction
     tensor_parallel_size: PositiveInt
-    worker_extension: str | None
+    worker_extension: str
     enforce_eager: bool
     executor_backend: Literal["mp", "uni"]
     sleep_mode: bool

@@ -7,7 +7,8 @@ from vllm import _custom_ops
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
 from verl_prism.cpu.vllm_plugin import register
-from verl_prism.cpu.worker_extension import CpuWorkerExtension, vLLMColocateWorkerExtension
+from verl_prism.cpu.worker_extension import CpuWorkerExtension
+from verl_prism.worker_extension import vLLMColocateWorkerExtension
 
 
 def test_a_linear_keeps_its_weight_and_uses_new_values(monkeypatch):

@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+from verl_prism.worker_extension import PrismWorkerExtension
 
 
-class CpuWorkerExtension(vLLMColocateWorkerExtension):
+class CpuWorkerExtension(PrismWorkerExtension):
     """Selected by the config key `rollout.engine_kwargs.vllm.worker_extension_cls`."""
 
     def _update_weights(

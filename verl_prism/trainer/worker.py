@@ -11,6 +11,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 import verl_prism.trainer.on_policy  # noqa: F401  registers the policy losses in this process
 from verl_prism.discriminator.ranks import COLLECTIVE_TIMEOUT
+from verl_prism.weight_transfer import own_socket
 
 
 def connect_ranks() -> None:
@@ -61,3 +62,5 @@ class PrismWorker(ActorRolloutRefWorker):
         """Connect the ranks, and build verl's models."""
         connect_ranks()
         super().init_model()
+        if self.rollout is not None:
+            self.rollout.zmq_handle = own_socket(self.rollout.zmq_handle)

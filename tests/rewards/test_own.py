@@ -77,6 +77,20 @@ def test_a_result_that_is_no_number_is_refused(tmp_path, body):
         own_score(written(tmp_path, body), "digits", parse_response(RIGHT), 8, None)
 
 
+@pytest.mark.parametrize(
+    ("body", "entry"),
+    [
+        ("float('nan')", "score=nan"),
+        ("{'score': float('inf')}", "score=inf"),
+        ("{'score': 1, 'acc': float('nan')}", "acc=nan"),
+        ("{'score': 1, 'words': -float('inf')}", "words=-inf"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused(tmp_path, body, entry):
+    with pytest.raises(UserError, match=rf"returned {entry}; return a finite number"):
+        own_score(written(tmp_path, body), "digits", parse_response(RIGHT), 8, None)
+
+
 def test_missing_files_and_functions(tmp_path):
     spec = written(tmp_path, "1")
     with pytest.raises(UserError, match="has no function 'other'"):

@@ -2,6 +2,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from verl_prism.errors import UserError
@@ -73,6 +74,18 @@ def test_equivalent_answers_must_be_a_list():
         UserError, match=r"equivalent_answers='0\.5' is a string; it should be a list"
     ):
         compute_score("digits", RIGHT, "a zebra", {"equivalent_answers": "0.5"})
+
+
+@pytest.mark.parametrize(
+    ("gold", "equivalents", "message"),
+    [
+        (np.int64(8), None, r"index=3: gold answer .*8.* is of type int64; write reward_model"),
+        ("8", ["eight", None], "index=3: gold answer None is of type NoneType"),
+    ],
+)
+def test_a_gold_answer_that_is_no_string_is_refused_with_its_row(gold, equivalents, message):
+    with pytest.raises(UserError, match=message):
+        compute_score("digits", RIGHT, gold, {"index": 3, "equivalent_answers": equivalents})
 
 
 def test_arguments_that_verl_adds_are_ignored():

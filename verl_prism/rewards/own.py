@@ -8,6 +8,7 @@ none). The function returns a number, or a dictionary with the number as `score`
 the dictionary, numbers or strings, are logged. Rewards of one run all have the same entries.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -46,7 +47,7 @@ def own_score(
     format, fault: as in `compute_score`, unless the function returns an entry of that name.
 
     Raises:
-        UserError: the function returned no number.
+        UserError: the function returned no number, or one that is not finite.
     """
     result = load_reward(spec)(
         data_source=data_source,
@@ -70,12 +71,15 @@ def own_score(
 
 
 def _checked(spec: str, name: str, value: Any) -> float | str:
-    """Return a number as a float, whatever library it is from, and a string as it is."""
+    """Return a finite number as a float, whatever library it is from, and a string as it is."""
     if isinstance(value, str):
         return value
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         raise UserError(
             f"{KEY}={spec} returned {name}={value!r}; entries are numbers or strings"
         ) from None
+    if not math.isfinite(number):
+        raise UserError(f"{KEY}={spec} returned {name}={number}; return a finite number")
+    return number

@@ -131,13 +131,26 @@ async def compute_judged_score(
 
 
 def accepted_answers(ground_truth: str, extra_info: Mapping[str, Any] | None) -> Sequence[str]:
-    """Return the gold answer and its equivalents, which a parquet file may store as None."""
-    equivalents = (extra_info or {}).get("equivalent_answers")
+    """Return the gold answer and its equivalents, which a parquet file may store as None.
+
+    Raises:
+        UserError: an answer is not a string, or the equivalents are one.
+    """
+    extra_info = extra_info or {}
+    equivalents = extra_info.get("equivalent_answers")
     if isinstance(equivalents, str):  # iterating it would make each character a gold answer
         raise UserError(
             f"extra_info.equivalent_answers={equivalents!r} is a string; "
             "it should be a list of strings"
         )
-    if equivalents is None:
-        return [ground_truth]
-    return [ground_truth, *equivalents]
+    accepted = [ground_truth]
+    if equivalents is not None:
+        accepted += equivalents
+    for answer in accepted:
+        if not isinstance(answer, str):
+            row = f"row with extra_info.index={extra_info.get('index')}"
+            raise UserError(
+                f"{row}: gold answer {answer!r} is of type {type(answer).__name__}; "
+                "write reward_model.ground_truth and equivalent_answers as strings"
+            )
+    return accepted

@@ -1,9 +1,12 @@
 import os
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
+from verl_prism.errors import UserError
 from verl_prism.rewards.grader import math_verify_pool
 from verl_prism.rewards.grader.deadline import deadline, remaining
 
@@ -73,6 +76,24 @@ def test_a_forked_child_starts_its_own_processes():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     with deadline():
         assert math_verify_pool.verified("x^2", "x \\cdot x")
+
+
+def test_a_process_that_cannot_start_is_reported_before_the_first_verdict(monkeypatch):
+    monkeypatch.setattr(math_verify_pool, "_pool", math_verify_pool._Pool())
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"math-verify did not start .*math_verify_worker\.py"):
+            math_verify_pool.start()
+
+
+def test_a_lower_limit_of_the_users_memory_is_obeyed():
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, ({1 << 30}, {1 << 30}))
+from verl_prism.rewards.grader import math_verify_pool
+math_verify_pool.start()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_prose_and_towers_are_not_formulas():

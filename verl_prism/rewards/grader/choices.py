@@ -1,35 +1,49 @@
-"""Multiple choice: which letters does an answer choose?"""
+"""Multiple choice: which letters, A to J, does an answer choose?
+
+`I` is also a pronoun and a Roman numeral, and `i` is the imaginary unit. So they are choices in
+fewer places than the other letters.
+"""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_DRESSED = r"[(\[{]?\s*([A-Ha-h])\s*[)\]}]?[.:]?"
+_DRESSED = r"(?:[(\[{]\s*)?([A-Ja-j])(?:\s*[)\]}])?[.:]?"
+_FIGURES = (
+    "figures?|fig|images?|pictures?|graphs?|diagrams?|panels?|points?|circuits?|objects?|shapes?"
+)
 _LINK = (
     r"\s*(?:,\s*(?:and|or)\b|[,;&+/]|\b(?:and|or)\b)\s*"
     r"(?:(?:option|choice|answer)s?\s+)?"
 )
 _ONLY_LETTERS = re.compile(
-    rf"(?:(?:both|either|options?|choices?|answers?)\s*:?\s*)*{_DRESSED}(?:{_LINK}{_DRESSED})*",
+    rf"(?:(?:only|just|both|either|options?|choices?|answers?|{_FIGURES})\b\.?\s*:?\s*)*"
+    rf"(?P<letters>{_DRESSED}(?:{_LINK}{_DRESSED})*)"
+    rf"(?:\s*\b(?:only|alone))?"
+    rf"(?:\s*[,(]\s*(?:and\s+)?not\s+{_DRESSED}(?:{_LINK}{_DRESSED})*\)?)?",
     re.IGNORECASE,
 )
-_LETTER = re.compile(r"(?<![^\W_])([A-Ha-h])(?![^\W_])")
-_RUN = re.compile(r"[A-H]{2,8}")
-_GOLD_LETTER = r"(?:\([A-H]\)|[A-H][.):]?)"
+_SPACED = re.compile(r"[A-J](?:\s+[A-J])+|\([A-J]\)(?:\s*\([A-J]\))+")
+_LETTER = re.compile(r"(?<![^\W_])([A-Ja-j])(?![^\W_])")
+_RUN = re.compile(r"[A-J]{2,10}")
+_GOLD_LETTER = r"(?:\([A-J]\)|[A-J][.):]?)"
 _GOLD_LETTERS = re.compile(
     rf"{_GOLD_LETTER}(?:\s*(?:,\s*and\b|[,;&]|\band\b)\s*{_GOLD_LETTER})*|\(?[a-h][).]?"
 )
-_LABELED = re.compile(r"(?:\(([A-Ha-h])\)|([A-Ha-h])[.):])\s*(\S.*)", re.DOTALL)
-_LABELS = re.compile(r"(?:^|(?<=[\s,;]))(?:\(([A-Ha-h])\)|([A-H])[.):])(?=\s|$)")
-_DASHED = re.compile(r"([A-H])\s+(?:[-\u2013\u2014]\s+[^\W\d_]{2}|\()")
+_I = r"(?:I(?!.*\bII))"  # no Roman numeral
+_LABELED = re.compile(rf"(?:\(({_I}|[A-HJa-hj])\)|({_I}(?!:)|[A-HJa-hj])[.):])\s*(\S.*)", re.DOTALL)
+_LABELS = re.compile(
+    rf"(?:^|(?<=[\s,;]))(?:\(({_I}|[A-HJa-hj])\)|({_I}(?!:)|[A-HJ])[.):])(?=\s|$)", re.DOTALL
+)
+_DASHED = re.compile(rf"({_I}|[A-HJ])\s+(?:[-\u2013\u2014]\s+(?:[^\W\d_]{{2}}|[0-9$])|\()")
 
 # The letter after "the answer is". A bare "a" or "A" before a word is an article.
 _STATED = (
     r"(?:"
-    r"\s*[(\[]([A-Ha-h])[)\]]"
-    r"|\s*((?-i:[B-H]))(?![^\W_]|'|\s*[=*/^])"
+    r"\s*[(\[]([A-Ja-j])[)\]]"
+    r"|\s*((?-i:[B-HJ]))(?![^\W_]|'|\s*[=*/^])"
     r"|\s*([Aa])(?=\s*(?:$|[.,;:()\n]|\b(?:because|since|as|and|or)\b))"
-    r"|\s*([b-h])(?=\s*(?:$|[.,;:)\n]))"
+    r"|\s*([b-j])(?=\s*(?:$|[.,;:)\n]))"
     r")"
 )
 _VERB = (
@@ -43,15 +57,19 @@ _OPTIONS = re.compile(
     rf"\b(?:options?|choices?)\b{_VERB}{_STATED}(?!\s+is\s+(?:not|wrong|incorrect|false))",
     re.IGNORECASE,
 )
-_FURTHER = re.compile(rf"[)\].]?{_LINK}[(\[]?([A-Ha-h])[)\]]?(?![^\W_]|'|\s+is\b)")
+_FURTHER = re.compile(rf"[)\].]?{_LINK}[(\[]?([A-HJa-hj]|I(?=\W*$))[)\]]?(?![^\W_]|'|\s+is\b)")
 _LEADING = re.compile(
-    r"\(?([A-H])\)?\s*"
+    r"\(?([A-HJ])\)?\s*"
     r"(?:,?\s+(?:because|since|as)\b|\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best|answer))"
 )
 _TRAILING = re.compile(
     r"(?:but|choose|chose|pick|select|selected|is|be|it's|therefore|thus|so|hence|=|→|:)[,:]?"
-    r"\s+\(?([A-H])\)?[.!]?$"
+    r"\s+\(?([A-J])\)?[.!]?$"
 )
+_CORRECT = re.compile(
+    r"(?<![^\W_])\(?([A-HJ])\)?\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+)
+_NEGATED = re.compile(r"\b(?:neither|nor|not|no|if|whether)\b|n't\b", re.IGNORECASE)
 _HEDGE = re.compile(r"\b(?:or|either)\b|/")
 
 
@@ -87,7 +105,9 @@ def given_choice(text: str) -> Choice | None:
     first = lines[0]
     last = lines[-1]
     for line in (" ".join(lines), last):
-        if _ONLY_LETTERS.fullmatch(line.rstrip(" .!")):
+        if only := _ONLY_LETTERS.fullmatch(line.rstrip(" .!")):
+            return _choice(only["letters"])
+        if _SPACED.fullmatch(line.rstrip(" .!")):
             return _choice(line)
         if _is_run(line):
             return Choice(frozenset(line))
@@ -108,6 +128,9 @@ def given_choice(text: str) -> Choice | None:
         return Choice(_upper([_matched_letter(match)]))
     if len(lines) > 1 and _LETTER.fullmatch(first):
         return Choice(_upper([first]))
+    correct = _upper(_CORRECT.findall(text))
+    if len(correct) == 1 and not _NEGATED.search(text):  # `A is wrong; B is right`
+        return Choice(correct)
     return None
 
 

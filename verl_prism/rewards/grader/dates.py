@@ -11,6 +11,7 @@ _TIME = re.compile(
     rf"(?:at\s+)?{_CLOCK}\s*{_OCLOCK}\s*{_HALF}{_PART_OF_DAY}",
     re.IGNORECASE,
 )
+_NAMED_TIME = re.compile(r"(?:at\s+)?(?:12(?::00)?\s+)?(noon|midday|midnight)", re.IGNORECASE)
 _HALF_DAY = 12 * 3600  # seconds
 
 _NAMES = "january february march april may june july august september october november december"
@@ -27,9 +28,11 @@ _DATES = [
         rf"(?:the\s+)?{_DAY}\s+(?:of\s+)?{_MONTH}{_YEAR}",
         rf"(?:the\s+)?{_DAY}\s+(?:of\s+)?{_MONTH}(?P<year>)",
         rf"{_MONTH}(?P<day>)\s*,?\s+(?P<year>[0-9]{{4}})",
-        r"(?P<year>[0-9]{4})-(?P<month>[01][0-9])-(?P<day>[0-3][0-9])",
+        rf"(?P<day>)(?P<year>){_MONTH}",
+        r"(?P<year>[0-9]{4})([-/])(?P<month>[01][0-9])\2(?P<day>[0-3][0-9])",
     )
 ]
+_SLASHED = re.compile(r"([0-3]?[0-9])/([0-3]?[0-9])/([0-9]{4})")
 _WEEKDAY = re.compile(
     r"^(?:on\s+)?(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day\s*,?\s+)?(?:on\s+)?",
     re.IGNORECASE,
@@ -46,15 +49,21 @@ class Time:
 
 @dataclass(frozen=True)
 class Date:
-    """A date. The year is "" and the day is 0 if they are left out."""
+    """A date. The year is "" and the day is 0 if they are left out.
+
+    swappable: whether the month may be the day, as in `5/3/2020`.
+    """
 
     year: str
     month: int
     day: int
+    swappable: bool = False
 
 
 def time_of_day(text: str) -> Time | None:
-    """Read `7:30`, `7:30 am`, `19:30`, `7 o'clock` or `7pm`; None for any other text."""
+    """Read `7:30`, `7:30 am`, `19:30`, `7 o'clock`, `7pm` or `noon`; None for any other text."""
+    if named := _NAMED_TIME.fullmatch(text):
+        return Time(0 if named[1].casefold() == "midnight" else _HALF_DAY, half_known=True)
     match = _TIME.fullmatch(text)
     if not match:
         return None
@@ -80,8 +89,13 @@ def same_time(a: Time, b: Time) -> bool:
 
 
 def date(text: str) -> Date | None:
-    """Read `May 3, 2020`, `the 3rd of May`, `May 2020` or `2020-05-03`; None for any other text."""
+    """Read `May 3, 2020`, `the 3rd of May`, `May 2020`, `May`, `2020-05-03` or `5/3/2020`.
+
+    None for any other text.
+    """
     text = _WEEKDAY.sub("", text)
+    if slashed := _SLASHED.fullmatch(text):
+        return _slashed_date(int(slashed[1]), int(slashed[2]), slashed[3])
     for pattern in _DATES:
         if match := pattern.fullmatch(text):
             month = match["month"].casefold()
@@ -91,8 +105,23 @@ def date(text: str) -> Date | None:
 
 
 def same_date(a: Date, b: Date) -> bool:
-    """Return whether two dates are equal, in what they leave out too."""
-    return a == b
+    """Return whether two dates are equal, in what they leave out too.
+
+    `5/3/2020` may be in March or in May, but two dates in this notation have the same order.
+    """
+    if (a.year, a.month, a.day) == (b.year, b.month, b.day):
+        return True
+    swapped = (a.year, a.day, a.month) == (b.year, b.month, b.day)
+    return swapped and a.swappable != b.swappable
+
+
+def _slashed_date(first: int, second: int, year: str) -> Date | None:
+    """Read two numbers as month and day, or as day and month if only that is possible."""
+    if min(first, second) < 1 or min(first, second) > 12 or max(first, second) > 31:
+        return None
+    if first > 12:
+        first, second = second, first
+    return Date(year, first, second, swappable=second <= 12)
 
 
 def _half_of_day(match: re.Match[str]) -> str:

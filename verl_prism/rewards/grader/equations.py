@@ -16,6 +16,8 @@ Sides = tuple[str, str]  # the left and the right side of an equation
 
 ROUNDING = 0.01  # relative error of the second side of `√2 ≈ 1.41`
 
+# `H2O` or `B12`: a name and not a product. `3E8` is a number.
+_NUMBERED_NAME = re.compile(r"(?:[A-DF-Z]|(?<![0-9.])E)[a-z]?[0-9]")
 _PLUS = re.compile(r"[-+]")
 _LINEAR_TERM = re.compile(r"\s*(?:[0-9.]+\s*\*?)?\s*[a-zA-Z]?\s*(?:/\s*[0-9.]+)?\s*")
 
@@ -31,9 +33,9 @@ def same_equation(
     if given and wanted:
         return _same_sides(answer, given, gold, wanted, same)
     if wanted:
-        return _is_name(wanted[0]) and same(answer, wanted[1])
+        return _names_value(wanted[0]) and same(answer, wanted[1])
     assert given
-    return _is_name(given[0]) and same(given[1], gold)
+    return _names_value(given[0]) and same(given[1], gold)
 
 
 def same_formula(answer: str, gold: str) -> bool:
@@ -46,6 +48,8 @@ def same_formula(answer: str, gold: str) -> bool:
         return False
     if words.is_prose(answer + gold):  # `dog` is not d o g
         return False
+    if _NUMBERED_NAME.search(answer) or _NUMBERED_NAME.search(gold):
+        return False  # equal names have equal texts
     verdict = numeric.same_values(answer, gold)
     return _verified(answer, gold) if verdict is None else verdict
 
@@ -67,6 +71,10 @@ def rounded_sides(text: str) -> list[str]:
 def _same_sides(answer: str, given: Sides, gold: str, wanted: Sides, same: Same) -> bool:
     left, value = given
     gold_left, gold_value = wanted
+    if (left, value) == (gold_value, gold_left):  # `AB = CD` and `CD = AB`
+        return True
+    if structure.different_labels(left, gold_left):
+        return False
     name = structure.variable(left)
     gold_name = structure.variable(gold_left)
     if not name and not gold_name:
@@ -99,6 +107,11 @@ def _is_name(side: str) -> bool:
     It is a variable, a label such as AB, or a sum such as 3 + 5 whose value is on the right.
     """
     return bool(structure.variable(side)) or structure.is_label(side) or _is_constant(side)
+
+
+def _names_value(side: str) -> bool:
+    """Return whether a left side may be left out: also `cos(A)`, which is no name elsewhere."""
+    return _is_name(side) or structure.is_angle_value(side)
 
 
 def _is_solved(sides: Sides) -> bool:

@@ -14,6 +14,9 @@ If a teacher could decide either way, the rules are:
   is a hedge.
 - If the gold answer is a solved equation (x = 5), an unsolved one (2x = 10) is wrong. Other
   equations are equal if one is a multiple of the other, or if math-verify finds the same solutions.
+- `5-6` is a range and not a difference: it is not -1. `3 to 4` may also be a ratio.
+- A date equals only a date. `05/03/2020` may be in March or in May.
+- `3,5` may be 3.5 or the list 3 and 5.
 - 50 is not 50 %. A bare number may be degrees or radians of an angle. Nouns and units may be left
   out.
 - A letter decides a choice, even if the text next to it is that of another option.
@@ -36,6 +39,7 @@ from verl_prism.rewards.grader import (
     matching,
     math_verify_pool,
     quantities,
+    ranges,
     structure,
     words,
 )
@@ -53,11 +57,14 @@ MAX_NESTING = 6
 _KINDS: list[tuple[Callable[[str], Any], Callable[[Any, Any], bool]]] = [
     (dates.time_of_day, dates.same_time),
     (dates.date, dates.same_date),
+    (ranges.number_range, ranges.same_range),
     (quantities.ratio, quantities.same_ratio),
     (quantities.quantity, quantities.same_quantity),
 ]
+_WHOLE = (quantities.quantity, dates.date, ranges.number_range)  # may contain a comma or "and"
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 _SUBSCRIPT = re.compile(r"_(?:\{(\w*)\})?")
+_CHARGE = re.compile(r"(?<=[^\W_])\^\s*(?:\{\s*)?([0-9]?[+-])(?:\s*\})?(?=$|[\s,;)\]→])")
 _RESTATED = re.compile(r"(.+\S)\s+(?:\(|≈\s*)(?:or |i\.e\. )?(.+?)\)?")  # `5 km (5000 m)`
 
 
@@ -68,22 +75,45 @@ def grade(answer: str, gold: str, equivalents: Sequence[str] = ()) -> bool:
     "500 m")` and `grade("The answer is (B).", "B")` are True. An empty or invisible answer is
     wrong.
 
-    Never raises an exception, whatever the strings. May be called from any thread and in a forked
-    process. The verdict takes at most two seconds: what is not decided after `deadline.SECONDS`
-    is wrong. The first call starts a math-verify process in the background. A caller that does
-    not want it to count against the first deadline calls `math_verify_pool.start` before.
+    May be called from any thread and in a forked process. The verdict takes at most two seconds:
+    what is not decided after `deadline.SECONDS` is wrong. The first call starts a math-verify
+    process in the background. A caller that does not want it to count against the first deadline
+    calls `math_verify_pool.start` before.
+
+    Raises:
+        TypeError: one of the texts is no string. Strings raise no exception, whatever they are.
     """
+    for text in (answer, gold, *equivalents):
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is of type {type(text).__name__}; answers are strings")
     math_verify_pool.prepare()
     with deadline():
-        return any(_is_safely_equal(answer, accepted) for accepted in (gold, *equivalents))
+        deciding = _safely(_deciding, answer, (gold, *equivalents)) or ()
+        return any(_safely(_is_equal, answer, accepted) for accepted in deciding)
 
 
-def _is_safely_equal(answer: str, gold: str) -> bool:
+def _safely(function: Callable[[str, Any], Any], answer: str, gold: Any) -> Any:
     try:
-        return _is_equal(answer, gold)
+        return function(answer, gold)
     except Exception:  # a bug in the grader must not end a training run
-        logger.exception("cannot grade %r against %r", answer[:200], gold[:200])
-        return False
+        logger.exception("cannot grade %.200r against %.200r", answer, gold)
+        return None
+
+
+def _deciding(answer: str, accepted: Sequence[str]) -> Sequence[str]:
+    """Return the accepted answers that decide: only the choices if the answer states a letter."""
+    if len(accepted) == 1 or len(answer) > MAX_CHARACTERS:
+        return accepted
+    of_letters = [gold for gold in accepted if _gold_choice(gold)]
+    if not of_letters or not choices.given_choice(unify(answer)):
+        return accepted
+    return of_letters
+
+
+def _gold_choice(gold: str) -> choices.Choice | None:
+    if len(gold) > MAX_CHARACTERS:
+        return None
+    return choices.gold_choice(extraction.stated(unify(gold)))
 
 
 def _is_equal(answer: str, gold: str) -> bool:
@@ -138,6 +168,10 @@ def _same(answer: str, gold: str, depth: int) -> bool:
         return any(deeper(side, gold_side) for side, gold_side in sides)
     given = _parts(answer)
     wanted = _parts(gold)
+    if bool(given) != bool(wanted):  # `3,5` is a list or a decimal number
+        decimal = quantities.decimal_comma(answer if given else gold)
+        if decimal:
+            return deeper(decimal, gold) if given else deeper(answer, decimal)
     if given or wanted:
         return matching.same_parts(answer, given, gold, wanted, deeper)
     return _same_thing(answer, gold, deeper)
@@ -149,6 +183,11 @@ def _same_thing(answer: str, gold: str, same: matching.Same) -> bool:
     wanted = structure.equation(gold)
     if given or wanted:
         return equations.same_equation(answer, given, gold, wanted, same)
+    is_date = dates.date(answer) is not None
+    if is_date != (dates.date(gold) is not None):
+        return False
+    if not is_date and ranges.range_against_number(answer, gold):
+        return False
     for read, same_kind in _KINDS:
         thing = read(answer)
         if thing is None:
@@ -160,8 +199,9 @@ def _same_thing(answer: str, gold: str, same: matching.Same) -> bool:
 
 
 def _compact(text: str) -> str:
-    r"""Remove the spaces and underscores that do not matter: `x_{1} = 2` becomes `x1=2`."""
-    return _LOOSE_SPACE.sub("", _SUBSCRIPT.sub(r"\1", text))
+    r"""Remove what does not matter: `x_{1} = 2` becomes `x1=2`, `Fe^{3+}` becomes `Fe3+`."""
+    text = _CHARGE.sub(r"\1", _SUBSCRIPT.sub(r"\1", text))
+    return _LOOSE_SPACE.sub("", text)
 
 
 def _parts(text: str) -> Parts | None:
@@ -169,7 +209,7 @@ def _parts(text: str) -> Parts | None:
         return None
     group = structure.steps(text)
     if not group:
-        if quantities.quantity(text) or dates.date(text):  # `1,000`, `5 ft and 3 in`
+        if any(read(text) for read in _WHOLE):  # `1,000`, `5 ft and 3 in`
             return None
         group = structure.parts(text)
     return group if group and len(group.items) <= MAX_PARTS else None

@@ -18,11 +18,13 @@ import os
 import queue
 import re
 import select
+import shlex
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+from verl_prism.errors import UserError
 from verl_prism.rewards.grader.deadline import deadline, remaining
 
 logger = logging.getLogger(__name__)
@@ -118,6 +120,9 @@ def start() -> None:
 
     The start takes about a second, which would otherwise count against the first formula's
     deadline.
+
+    Raises:
+        UserError: the process ended or did not answer.
     """
     with deadline(START_SECONDS):
         _pool.wait()
@@ -134,13 +139,17 @@ def _tex_root(root: re.Match[str]) -> str:
     return rf"\sqrt{{{radicand}}}" if radicand else r"\sqrt"
 
 
+def _command() -> list[str]:
+    script = Path(__file__).with_name("math_verify_worker.py")
+    return [sys.executable, "-P", str(script), str(SOFT_LIMIT)]
+
+
 class _Worker:
     """One process that runs math-verify."""
 
     def __init__(self) -> None:
-        script = Path(__file__).with_name("math_verify_worker.py")
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(script), str(SOFT_LIMIT)],
+            _command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -194,6 +203,7 @@ class _Pool:
         self.idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         self._permits = threading.Semaphore(PROCESSES)
         self._started = threading.Event()
+        self._answered = False  # whether any process ever gave a verdict
         self._growing = False
         self._numbers = itertools.count()
 
@@ -203,9 +213,19 @@ class _Pool:
             self._grow()
 
     def wait(self) -> None:
-        """Wait until a process is ready or has failed to start, or until the deadline."""
+        """Wait until a process is ready.
+
+        Raises:
+            UserError: none is, because it failed to start or because of the deadline.
+        """
         self.prepare()
         self._started.wait(max(0.0, remaining()))
+        if not self._answered:
+            raise UserError(
+                f"math-verify did not start within {START_SECONDS:.0f} seconds, or it failed. "
+                "Without it, right formulas would count as wrong. "
+                f'To see why, run: echo \'[0, "1", "1"]\' | {shlex.join(_command())}'
+            )
 
     def ask(self, answer: str, gold: str) -> bool | None:
         """Return the verdict on two TeX formulas, None if there is none before the deadline."""
@@ -251,7 +271,8 @@ class _Pool:
         try:
             worker = _Worker()
             with deadline(START_SECONDS):
-                worker.ask(next(self._numbers), "1", "1")
+                verdict = worker.ask(next(self._numbers), "1", "1")
+            self._answered |= verdict is not None
             self.idle.put(worker)
         except OSError as error:
             logger.warning("a math-verify process cannot start: %s", error)

@@ -34,10 +34,17 @@ def same(answer: str, gold: str) -> bool:
     return bool(math_verify.verify(wanted, given, timeout_seconds=None))
 
 
+def limit_memory() -> None:
+    """Limit the memory of this process to MEMORY, or to the user's own limit if that is lower."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY if allowed == resource.RLIM_INFINITY else min(MEMORY, allowed)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def main() -> None:
     """Answer questions until stdin is closed."""
     limit = float(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    limit_memory()
     signal.signal(signal.SIGVTALRM, _stop)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a library that prints must not write to the replies

@@ -23,9 +23,8 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("×·⋅∙∗✕✖", "*"),
         **dict.fromkeys("÷∕⁄", "/"),
         **dict.fromkeys("‘’′ʹ", "'"),
-        **dict.fromkeys("“”″", '"'),
+        **dict.fromkeys("“”", '"'),
         **dict.fromkeys("∣", "|"),
-        **dict.fromkeys("˚º", "°"),
         **dict.fromkeys("∼∽≃≅", "≈"),
         **dict.fromkeys("⟨〈", "⟨"),
         **dict.fromkeys("⟩〉", "⟩"),
@@ -37,9 +36,10 @@ _SIGNS = str.maketrans(
         "∛": r"√[3]",
         "≦": "≤",
         "≧": "≥",
-        "′": "'",
+        "、": ",",
     }
 )
+_BEFORE_NFKC = str.maketrans({"º": "°", "˚": "°", "″": '"', "∶": ":"})  # which would change them
 _FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp"
 _STYLES = (
     "left right big Big bigl bigr Bigl Bigr bigg displaystyle textstyle limits boldsymbol bf rm it"
@@ -71,6 +71,7 @@ _COMMANDS = {
     "cap": "∩",
     "to": "→",
     "rightarrow": "→",
+    "longrightarrow": "→",
     "implies": "→",
     "Rightarrow": "→",
     "ldots": "...",
@@ -150,7 +151,7 @@ _COMMANDS = {
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+|[^A-Za-z\n])")
 _STYLED = re.compile(
-    r"\\(?:text[a-z]*|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|hbox|operatorname\*?|boldsymbol|emph"
+    r"\\(?:ce|text[a-z]*|math(?:rm|bf|it|sf|tt|bb|cal)|mbox|hbox|operatorname\*?|boldsymbol|emph"
     r"|underline|mathop|overline|vec|hat|overrightarrow)\s*"
     r"\{([^{}]{0,2000})\}"
 )
@@ -168,6 +169,10 @@ _STRONG = re.compile(
 _TIMES_X = re.compile(r"(?<=[0-9])(?:\s+[xX]\s+|\s*[xX]\s*(?=10\s*\^))(?=[0-9])")
 _BULLET = re.compile(r"^\s*(?:[•▪●*]|-(?=\s+[^\W\d_]{2})|#{1,6})\s+", re.MULTILINE)
 _ABBREVIATED = re.compile(r"\bDNE\b|\bD\.N\.E\.")
+_REALS = re.compile(  # but not in `\mathbb{R}^2`
+    r"(?:ℝ|\\mathbb\s*(?:\{\s*R\s*\}|R\b))(?=\s*(?:$|[$})\].]|\\[)\]]))"
+)
+_ARROW = re.compile(r"(?<![-<])-{1,2}>")
 _SPACES = re.compile(r"[^\S\n]+")
 
 
@@ -183,8 +188,10 @@ def unify(text: str) -> str:
     text = text.translate(_FRACTIONS)
     text = _RAISED.sub(_superscript, text)
     text = _LOWERED.sub(_subscript, text)
-    text = unicodedata.normalize("NFKC", text)
+    text = _REALS.sub("all real numbers", text)
+    text = unicodedata.normalize("NFKC", text.translate(_BEFORE_NFKC))
     text = text.translate(_SIGNS)
+    text = _ARROW.sub("→", text)
     text = _DEGREE.sub("°", text)
     text = text.replace("{,}", ",").replace("~", " ")
     text = _RECURRING.sub(_recurring_fraction, text)

@@ -10,7 +10,7 @@ from fractions import Fraction
 from verl_prism.rewards.grader.arithmetic import Value, evaluate
 
 RELATIVE_TOLERANCE = Fraction(1, 10**6)
-ZERO = 1e-12  # a smaller value may be zero with a rounding error
+ZERO = 1e-12  # a smaller inexact value may be zero with a rounding error
 POINTS = 6
 
 
@@ -34,7 +34,7 @@ def close(a: Value, b: Value) -> bool:
             return False
         if abs(a - b) <= RELATIVE_TOLERANCE * size:
             return True
-        return 0 in (a, b) and size < ZERO
+        return not exact and 0 in (a, b) and size < ZERO
     except OverflowError:  # an exact number that does not fit into a float, and a float
         return False
 

@@ -1,16 +1,17 @@
 """Quantities: a number with its unit, currency or noun. Also ratios of numbers."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 
 from verl_prism.rewards.grader.arithmetic import Value
+from verl_prism.rewards.grader.number_words import NUMBER_WORDS, SCALES, words_to_digits
 from verl_prism.rewards.grader.numeric import close, constant
 from verl_prism.rewards.grader.units import DEGREES, Unit, units
 
 _PLAIN = re.compile(r"[+-]?[0-9]{1,100}(?:\.[0-9]{1,100})?")
-_ROUGHLY = re.compile(
+ROUGHLY = re.compile(
     r"""
     ^(?:
         (?:about|approximately|approx\.?|roughly|around|exactly|precisely|just|only
@@ -20,23 +21,20 @@ _ROUGHLY = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_MINUS = re.compile(r"(?:minus|negative)\s+(?=[^\s+-])", re.IGNORECASE)
+_OUT_OF = re.compile(r"(?<=[0-9])\s+out\s+of\s+(?=[0-9])", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(
+    r"(?P<whole>[+-]?[0-9]{1,3}(?:\.[0-9]{3})*),(?P<part>[0-9]{1,2}|[0-9]{4,})(?P<unit>[^0-9,]*)"
+)
 _THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3})((?:,[0-9]{3})+|(?: [0-9]{3})+)(?![0-9]|,[0-9])")
 _LAKHS = re.compile(r"(?<![0-9.,])([0-9]{1,2})((?:,[0-9]{2})+,[0-9]{3})(?![0-9,])")
 _CURRENCY = re.compile(
     r"^([+-]?)\s*(US\$|[$€£¥₹₩]|USD|EUR|GBP|INR|CNY|JPY|RMB|Rs\.?)\s*(?=[-+0-9.(√\\])"
 )
 _PERCENT = re.compile(
-    r"\s*(?:%|(?:percent|per cent|pct)\b)(?:\s*(?:age)?\s*points?\b)?", re.IGNORECASE
+    r"\s*(?:%|(?:percent(?:age)?|per cent|pct)\b)(?:\s*points?\b)?", re.IGNORECASE
 )
-_SCALES = {
-    "hundred": 100,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "dozen": 12,
-}
-_SCALE = re.compile(rf"\s*\b({'|'.join(_SCALES)})s?\b(?:\s+of\b)?", re.IGNORECASE)
+_SCALE = re.compile(rf"\s*\b({'|'.join(SCALES)})s?\b(?:\s+of\b)?", re.IGNORECASE)
 _UNIT_STARTS = re.compile(r"(?<=[0-9)}\]π%.!])\s*(?=[^\W\d_]|[°$€£¥₹₩¢])")
 _MAX_UNIT_STARTS = 6
 _ANGLE_FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc)")
@@ -49,6 +47,7 @@ _NO_UNIT = re.compile(  # `5 square units of area`
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_INCHES = re.compile(r"(?<=[0-9])\s*''$")
 _FEET = re.compile(r"([0-9]+)\s*'\s*([0-9.]+)\s*(?:\"|'')")
 _MINUTES = re.compile(r"(?<=[0-9])(\s*h\s*[0-9]+\s*)m(?!\w)")
 _COMPOUND = re.compile(
@@ -72,26 +71,9 @@ _PLURALS = {
 }
 MAX_NOUN_WORDS = 5
 MAX_UNIT_WORDS = 3
-
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-    " sixteen seventeen eighteen nineteen"
-)
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBER_WORDS = {word: number for number, word in enumerate(_ONES.split())}
-_NUMBER_WORDS |= {word: 10 * number for number, word in enumerate(_TENS.split(), start=2)}
-_NO_NOUNS = {*_NO_NOUN_WORDS.split(), *_NUMBER_WORDS}
-_PARTS = {
-    "half": 2,
-    "third": 3,
-    "quarter": 4,
-    "fourth": 4,
-    "fifth": 5,
-    "sixth": 6,
-    "eighth": 8,
-    "tenth": 10,
-}
+_NO_NOUNS = {*_NO_NOUN_WORDS.split(), *NUMBER_WORDS}
 _RATIO = re.compile(r"\s*(?::|\bto\b)\s*")
+_RATIO_WORD = re.compile(r"^(?:the\s+)?ratio\s+(?:of|is)\s+|\s+ratio$", re.IGNORECASE)
 _FRACTION = re.compile(r"\s*/\s*")
 MAX_RATIO_TERMS = 6
 
@@ -118,10 +100,12 @@ def quantity(text: str) -> Quantity | None:
     """
     if _PLAIN.fullmatch(text):
         return Quantity(Fraction(text))
-    text = _ROUGHLY.sub("", text)
-    if text[:1].isalpha():
-        text = _words_to_digits(text)
-    text = join_digits(text)
+    text = ROUGHLY.sub("", text)
+    if negative := _MINUS.match(text):
+        amount = quantity(text[negative.end() :])
+        return replace(amount, value=-amount.value) if amount else None
+    text = words_to_digits(text)
+    text = _OUT_OF.sub("/", join_digits(text))
     currency = _CURRENCY.match(text)
     if not currency:
         return _measured(text)
@@ -137,6 +121,14 @@ def join_digits(text: str) -> str:
         return text
     text = _THOUSANDS.sub(_without_separators, text)
     return _LAKHS.sub(_without_separators, text)
+
+
+def decimal_comma(text: str) -> str:
+    """Return `12.5 cm` for `12,5 cm`, "" for any other text."""
+    match = _DECIMAL_COMMA.fullmatch(text)
+    if not match:
+        return ""
+    return match["whole"].replace(".", "") + "." + match["part"] + match["unit"]
 
 
 def same_quantity(a: Quantity, b: Quantity) -> bool:
@@ -156,8 +148,8 @@ def same_quantity(a: Quantity, b: Quantity) -> bool:
 
 
 def ratio(text: str) -> tuple[Value, ...] | None:
-    """Return the terms of `3:4`, `3 to 4`, `3/4` or `1:2:3`; None for any other text."""
-    terms = _RATIO.split(text)
+    """Return the terms of `3:4`, `3 to 4`, `3/4`, `1:2:3` or `3:4 ratio`; None for other texts."""
+    terms = _RATIO.split(join_digits(_RATIO_WORD.sub("", text)))
     if len(terms) == 1 and text.count("/") == 1:
         terms = _FRACTION.split(text)
     if not 2 <= len(terms) <= MAX_RATIO_TERMS:
@@ -208,7 +200,7 @@ def _scaled(text: str, scale: re.Match[str]) -> Quantity | None:
     counted = _measured(text[: scale.start()] + " " + text[scale.end() :])
     if counted is None:
         return None
-    size = _SCALES[scale[1].casefold()]
+    size = SCALES[scale[1].casefold()]
     return Quantity(counted.value * size, counted.units, counted.noun)
 
 
@@ -262,6 +254,7 @@ def _sum_of_units(text: str) -> Quantity | None:
     """
     text = _MINUTES.sub(r"\1min", text)
     text = _FEET.sub(r"\1 ft \2 in", text)
+    text = _INCHES.sub('"', text)
     total = 0.0
     last: Unit | None = None
     position = 0
@@ -285,59 +278,19 @@ def _same_measure(a: Value, unit: Unit, b: Value, other: Unit) -> bool:
     if unit == other:
         return close(a, b)
     if unit.dimension == other.dimension:
-        return close(a * unit.factor + unit.offset, b * other.factor + other.offset)
+        return close(_in_base_units(a, unit), _in_base_units(b, other))
     # `30°` may be a temperature
     is_temperature = DEGREES in (unit, other) and bool(unit.offset or other.offset)
     return is_temperature and close(a, b)
 
 
+def _in_base_units(value: Value, unit: Unit) -> Value:
+    """Return a value in base units. An exact value stays exact, so that 1e-31 kg is not 0 g."""
+    if isinstance(value, Fraction) and not unit.offset:
+        return value * Fraction(unit.factor)
+    return value * unit.factor + unit.offset
+
+
 def _in_radians(a: Quantity, b: Quantity) -> bool:
     """Return whether `b`, a bare number, is the angle `a` in radians."""
     return DEGREES in a.units and close(a.value * DEGREES.factor, b.value)
-
-
-def _words_to_digits(text: str) -> str:
-    """Turn `twenty-one apples` into `21 apples`, `two thirds` into `2/3`, `half` into `1/2`."""
-    words = re.split(r"[\s-]+", text[:200])
-    number, used = _leading_number([word.casefold() for word in words])
-    if number is None:
-        return text
-    return " ".join([str(number), *words[used:]])
-
-
-def _leading_number(words: list[str]) -> tuple[Fraction | None, int]:
-    """Return the number that begins `words`, and the number of words that spell it."""
-    total, used = _leading_integer(words)
-    if total is None:
-        return _leading_part(words)
-    part = words[used].removesuffix("s").replace("halve", "half") if used < len(words) else ""
-    if part in _PARTS:
-        return Fraction(total, _PARTS[part]), used + 1
-    return Fraction(total), used
-
-
-def _leading_integer(words: list[str]) -> tuple[int | None, int]:
-    total: int | None = None
-    used = 0
-    for word in words:
-        if total is None:
-            if word not in _NUMBER_WORDS:
-                break
-            total = _NUMBER_WORDS[word]
-        elif word == "hundred" and total:
-            total *= 100
-        elif _NUMBER_WORDS.get(word, 10) < 10 and total % 10 == 0 and total > 10:
-            total += _NUMBER_WORDS[word]  # `twenty one`
-        else:
-            break
-        used += 1
-    return total, used
-
-
-def _leading_part(words: list[str]) -> tuple[Fraction | None, int]:
-    """Read `a third` or `half of`."""
-    if words[0] == "a" and len(words) > 1 and words[1] in _PARTS:
-        return Fraction(1, _PARTS[words[1]]), 2
-    if words[0] == "half" and (len(words) == 1 or words[1] in ("of", "a", "an")):
-        return Fraction(1, 2), 1
-    return None, 0

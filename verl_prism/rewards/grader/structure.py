@@ -29,7 +29,7 @@ _EQUALS = re.compile(r"\s*(?:(?<![<>!=])==?(?!=)|≈|:=)\s*")
 _SPACE_OR_COMMA = re.compile(r"\s*,\s*|\s+")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _COMMA_SPACE = re.compile(r",\s")
-_VARIABLE = re.compile(r"([^\W\d_])(?:_\{?\w{1,2}\}?)?'?")
+_VARIABLE = re.compile(r"([^\W\d_])(?:_\{?\w{1,2}\}?|(?<=[xyz])[0-9])?'?")
 _LABEL = re.compile(
     r"""
     (?:the\s+)?
@@ -39,12 +39,25 @@ _LABEL = re.compile(
         |[^\W\d_]{3,}(?:['-]?[^\W\d_]+)*(?:\s+[^\W\d_]+){0,7}      # area of the circle
         |m?\s*∠\s*[A-Z0-9]{1,4}                                     # m∠ABC
         |[A-Za-z]+(?:_\{?\w+\}?|\s[a-z]+)                          # v_max
-        |[A-Za-z]{1,3}\s?\([^()=]{1,12}\)                           # f(2)
+        |[A-Za-z]{1,3}'{0,2}\s?\([^()=]{1,12}\)                      # f(2), f'(2)
         |\([a-z](?:\s*,\s*[a-z])+\)                                 # (x, y)
+        |p[HK][ab]?|pOH|[EK][a-z]                                   # pH, Ek
+        |[A-Za-w\u03b1-\u03c9][0-9]{1,2}                            # R1
+        |Δ\s*[A-Za-z](?:_\{?\w+\}?)?°?                             # ΔH
+        |\|\s*[A-Z]{2}\s*\|                                         # |AB|
+        |d[a-z]\s*/\s*d[a-z]                                        # dy/dx
+        |[xyz]-[^\W\d_]{3,}(?:\s+[^\W\d_]+){0,3}                   # y-intercept
+        |S_?\s*\{?\s*△\s*[A-Z]{3}\s*\}?                           # S△ABC
+        |[A-Za-z]{1,2}(?:\s*:\s*[A-Za-z]{1,2})+                     # a:b
     )
     """,
     re.VERBOSE,
 )
+_DISTINCT = re.compile(r"[^=]*:[^=]*|[^\W\d_xyz][0-9]{1,2}|[A-Z]{2}")
+_ANGLE_VALUE = re.compile(
+    r"(?:sin|cos|tan|cot|sec|csc)\s*\(?\s*(?:∠\s*)?(?:[A-Z]{1,3}|[\u03b1-\u03c9])\s*\)?"
+)
+_MODULUS = re.compile(r"\|\s*([a-z])\s*\|\s*(<=?|≤)\s*(.+)")
 _EMPTY_SETS = {
     "∅",
     "⦃⦄",
@@ -148,7 +161,27 @@ def is_label(text: str) -> bool:
 
     `AB`, `m∠ABC`, `Area` and `f(2)` are labels.
     """
-    return bool(_LABEL.fullmatch(text)) and text.split("(")[0].strip() not in _FUNCTIONS
+    if is_angle_value(text) or text.split("(")[0].strip() in _FUNCTIONS:
+        return False
+    return bool(_LABEL.fullmatch(text))
+
+
+def is_angle_value(text: str) -> bool:
+    """Return whether the text is `cos(A)` or `tan θ`, which names a value but no label."""
+    return bool(_ANGLE_VALUE.fullmatch(text))
+
+
+def different_labels(a: str, b: str) -> bool:
+    """Return whether two labels cannot name the same: `R1` and `R2`, `a:b` and `b:a`.
+
+    `AB` and `BA` are one segment, and different from `AC`.
+    """
+    labels = ("".join(a.split()), "".join(b.split()))
+    if not all(map(_DISTINCT.fullmatch, labels)):
+        return False
+    if all(map(str.isalpha, labels)):
+        return sorted(labels[0]) != sorted(labels[1])
+    return labels[0] != labels[1]
 
 
 def inequality(text: str) -> tuple[str, str, str] | None:
@@ -214,7 +247,13 @@ def _bracketed(text: str) -> Parts | None:
 
 
 def _interval(text: str) -> Parts | None:
-    """Return the interval of `1 < x <= 2` or `x > 3`: a variable with constant bounds."""
+    """Return the interval of a variable with constant bounds.
+
+    `1 < x <= 2`, `x > 3` and `|x| < 1` are intervals.
+    """
+    if modulus := _MODULUS.fullmatch(text):
+        variable_name, sign, bound = modulus.groups()
+        text = f"-({bound}) {sign} {variable_name} {sign} {bound}"
     pieces = _BOUND.split(text)
     if len(pieces) == 3:
         left, sign, right = pieces

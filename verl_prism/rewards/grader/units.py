@@ -41,7 +41,7 @@ def _dimension(exponents: dict[str, int]) -> Dimension:
 # Columns: factor, dimension, spellings.
 _TABLE = f"""
 1          m          m meter meters metre metres
-0.0254     m          in inch inches
+0.0254     m          in inch inches "
 0.3048     m          ft foot feet
 0.9144     m          yd yard yards
 1609.344   m          mi mile miles
@@ -49,6 +49,7 @@ _TABLE = f"""
 1e-10      m          Å angstrom angstroms
 9.4607304725808e15 m  ly light-year light-years lightyear lightyears
 1e-3       kg         g gram grams gramme grammes gm gms
+1e-9       kg         mcg mcgs
 1e3        kg         t tonne tonnes ton tons
 0.45359237 kg         lb lbs pound pounds
 0.028349523125 kg     oz ounce ounces
@@ -71,12 +72,13 @@ _TABLE = f"""
 1e4        m2         ha hectare hectares
 4046.8564224 m2       acre acres
 1e-3       m3         L l liter liters litre litres
+1e-6       m3         cc ccs
 3.785411784e-3 m3     gal gallon gallons
 9.46352946e-4 m3      qt quart quarts
 4.73176473e-4 m3      pint pints
 2.365882365e-4 m3     cup cups
 1          kg,m,s-2   N newton newtons
-1          kg,m2,s-2  J joule joules
+1          kg,m2,s-2  J joule joules Nm
 4.184      kg,m2,s-2  cal calorie calories
 1.602176634e-19 kg,m2,s-2 eV electronvolt electronvolts
 3600       kg,m2,s-2  Wh
@@ -86,6 +88,7 @@ _TABLE = f"""
 1e5        kg,m-1,s-2 bar bars
 101325     kg,m-1,s-2 atm atmosphere atmospheres
 133.322387415 kg,m-1,s-2 mmHg
+{101325 / 760} kg,m-1,s-2 torr Torr
 6894.757293168 kg,m-1,s-2 psi
 1          s-1        Hz hertz
 {2 * math.pi / 60}    rad,s-1    rpm
@@ -164,6 +167,9 @@ _PART = re.compile(
 _US_DOLLAR = re.compile(r"^U\.?S\.?\s+(?=dollar)")
 _DEGREES_OF = re.compile(r"\bdeg(?:ree)?s?\s+(celsius|centigrade|fahrenheit|[CF])\b", re.IGNORECASE)
 _DEGREES_CELSIUS = re.compile(r"°(celsius|centigrade)", re.IGNORECASE)
+_MERCURY = re.compile(r"\bmm\s+(?:of\s+)?Hg\b")
+_PER_SECOND = re.compile(r"([kc]?m)s\s*(\^?\s*\{?\s*-[12]\s*\}?)")
+_DIVIDED = re.compile(r"([^/()]+)/((?:(?!\bper\b)[^/()*])+)")
 _POWERS_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWERS_AFTER = {"squared": 2, "cubed": 3}
 
@@ -175,11 +181,23 @@ def units(text: str) -> tuple[Unit, ...]:
     Two units if the text is ambiguous, () if it names none.
     """
     text = _US_DOLLAR.sub("", text.strip())
+    text = _MERCURY.sub("mmHg", text)
     known = _lookup(text) or _compound(text)
     if known is None:
         return ()
-    second = _SECOND_MEANINGS.get(text)
+    second = _second_meaning(text)
     return (known, second) if second else (known,)
+
+
+def _second_meaning(text: str) -> Unit | None:
+    """Return the other meaning of `C`, of `ms^-1` or of `J/kg °C`; None if there is none."""
+    if text in _SECOND_MEANINGS:
+        return _SECOND_MEANINGS[text]
+    if per_second := _PER_SECOND.fullmatch(text):
+        return _compound(f"{per_second[1]} s{per_second[2]}")
+    if divided := _DIVIDED.fullmatch(text):
+        return _compound(f"{divided[1]}/({divided[2]})")
+    return None
 
 
 def _lookup(word: str) -> Unit | None:
@@ -249,7 +267,7 @@ class _Product:
         bare = folded.removesuffix(".")
         if folded in _POWERS_AFTER:
             self.raise_last(_POWERS_AFTER[folded])
-        elif folded in ("per", "a", "an"):
+        elif folded == "per" or word in ("a", "an"):  # `A` is an ampere
             if folded == "per" or self._found:  # `dollars a day`
                 self._sign = -1
         elif bare in _POWERS_BEFORE:

@@ -12,6 +12,7 @@ _SPOKEN = str.maketrans({"△": "triangle ", "∠": "angle "})
 _SENTENCE_AFTER_WORD = re.compile(
     r"\W*\w+(?:[.,;:]|\s+(?:it|there|they|he|she|this|that|we|i|you)\b)", re.IGNORECASE
 )
+_GENOTYPE = re.compile(r"(?:([A-HJ-Za-hj-z])(?i:\1))+")  # `II` is a Roman numeral
 _ORDINALS = {
     "1st": "first",
     "2nd": "second",
@@ -35,7 +36,12 @@ def is_prose(text: str) -> bool:
 
 
 def same_words(a: str, b: str) -> bool:
-    """Return whether two texts have the same words, and any: `The dog.` is `dog`."""
+    """Return whether two texts have the same words, and any: `The dog.` is `dog`.
+
+    Capitals do not count, except in genotypes: `Aa` is not `AA`.
+    """
+    if _GENOTYPE.fullmatch(b.strip(_EDGES)):
+        return a.strip(_EDGES) == b.strip(_EDGES)
     words = _words(a)
     return bool(words) and words == _words(b)
 

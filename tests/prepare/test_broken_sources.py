@@ -416,9 +416,13 @@ DAMAGED_FILES = {
     "data.zip": (b"PK\x03\x04 damaged", "data.zip: a damaged archive"),
     "data.tar": (b"no tar", "data.tar: a damaged archive"),
     "data.tgz": (b"\x1f\x8b\x08\x00 damaged", "data.tgz: a damaged archive"),
-    "rows.parquet": (b"PAR1 damaged", "no rows; nothing was written"),
+    "rows.parquet": (b"PAR1 damaged", "1 of 1 rows cannot be used, more than max_rejects=0.1:"),
+    "prose.jsonl": (
+        b"no\nJSON\n",
+        "2 of 2 rows cannot be used, more than max_rejects=0.1:\n  2 not",
+    ),
     "rows.xlsx": (b"PK", "rows.xlsx: unknown kind of file; use .jsonl"),
-    "rows.jsonl.gz": (b"\x1f\x8b\x08\x00 damaged", "no rows; nothing was written"),
+    "rows.jsonl.gz": (b"\x1f\x8b\x08\x00 damaged", "1 of 1 rows cannot be used"),
 }
 
 
@@ -430,6 +434,27 @@ def test_a_file_that_cannot_be_read_is_refused(name, folder):
         convert(folder / name)
     assert message in str(refused.value)
     assert not (folder / "converted" / "rows.parquet").exists()
+
+
+def test_a_file_without_a_readable_row_is_not_skipped_in_silence(folder, capsys):
+    write_lines(folder / "a.jsonl", GOOD)
+    (folder / "b.json").write_bytes(b'[{"id": "cut", "question": "What')
+    write_lines(folder / "c.jsonl", b"no JSON", b"neither")
+    found = convert(folder, "max_rejects=0.9")
+    assert [row["id"] for row in found.rows] == ["good"]
+    assert found.report.counts["rows read"] == 4
+    places = [(reject["file"], reject.get("row", reject.get("line"))) for reject in found.rejects]
+    assert places == [(str(folder / "b.json"), 0)] + [
+        (str(folder / "c.jsonl"), line) for line in (1, 2)
+    ]
+    (problem,) = found.report.problems
+    assert problem.startswith(f"{folder / 'b.json'}, row 0: JSON is cut off")
+    arguments = [f"source={folder}", f"output={found.output}"]
+    assert main(["convert", *arguments, "max_rejects=0.9"]) == 1
+    assert main(["convert", *arguments]) == 2
+    assert "3 of 4 rows cannot be used" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no row can be used, see .*rejects\.jsonl; nothing was"):
+        convert(folder / "c.jsonl", "max_rejects=1", output=found.output)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="permissions")

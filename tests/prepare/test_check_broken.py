@@ -357,7 +357,7 @@ def test_a_copy_does_not_replace_a_source(tmp_path, capsys):
     file = tmp_path / "a.parquet"
     pq.write_table(table(good_row(0)), file)
     assert main(["check", f"source={file}", f"fix={file}", "workers=0"]) == 2
-    assert "is a source; choose another name" in capsys.readouterr().err
+    assert "is a file of source; choose another name" in capsys.readouterr().err
 
 
 def test_the_picture_shows_the_lengths(check, tmp_path):

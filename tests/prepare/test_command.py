@@ -1,12 +1,16 @@
 """The command line of `python -m verl_prism.data`."""
 
+from pathlib import Path
+from typing import Annotated
+
 import pytest
+from pydantic import Field
 from question_rows import question
 
 from verl_prism.config import Section
 from verl_prism.errors import UserError
 from verl_prism.prepare.command import COMMANDS, main
-from verl_prism.prepare.settings import describe, parse_settings
+from verl_prism.prepare.settings import ParquetFiles, describe, parse_settings
 
 
 class Teacher(Section):
@@ -21,6 +25,14 @@ class Settings(Section):
     splits: dict[str, float] | None = None
 
 
+class Several(Section):
+    names: Annotated[str | tuple[str, ...], Field(min_length=1)] = "a"
+    file: Path = Path("a")
+    folders: ParquetFiles | None = None
+    label: str | None = "a"
+    either: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] | str = "a"
+
+
 def test_values_come_from_arguments_and_a_file(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("source: a.jsonl\nteacher: {model: big, temperature: 0.5}\n")
@@ -31,11 +43,32 @@ def test_values_come_from_arguments_and_a_file(tmp_path):
     assert settings.source == "a.jsonl"
 
 
-@pytest.mark.parametrize(
-    "value", ["/data/a (1)=b.jsonl", "C: [x", "2024-01-01", "it's", "~/a b", "!tag", "@x"]
-)
+TEXTS = ["/data/a (1)=b.jsonl", "C: [x", "2024-01-01", "it's", "~/a b", "!tag", "@x"]
+
+
+@pytest.mark.parametrize("value", [*TEXTS, "2024", "1e3", "no", "on", "Note: be brief", "[a, b]"])
 def test_any_text_is_a_value(value):
-    assert parse_settings(Settings, [f"source={value}"]).source == value
+    settings = parse_settings(Settings, [f"source={value}", f"teacher.model={value}"])
+    assert (settings.source, settings.teacher.model) == (value, value)
+
+
+def test_a_setting_that_also_takes_a_list_or_none_gets_it():
+    arguments = ["names=[a, b]", "file=2024", "folders=[a, b]", "label=null"]
+    settings = parse_settings(Several, arguments)
+    assert settings.names == ("a", "b")
+    assert settings.folders == tuple(Path(name).absolute() for name in ("a", "b"))
+    assert (settings.file, settings.label) == (Path("2024"), None)
+    settings = parse_settings(Several, ["names=no", "folders=7", "label=on", "either={a: 1}"])
+    assert (settings.names, settings.label) == ("no", "on")
+    assert settings.folders == Path("7").absolute()
+    assert settings.either == {"a": "1"}
+    assert parse_settings(Several, ["either=[a, b]"]).either == "[a, b]"
+
+
+def test_a_text_of_a_file_may_need_quotes(tmp_path):
+    (tmp_path / "settings.yaml").write_text("source: 2024\n")
+    with pytest.raises(UserError, match="source=2024: input should be a valid string; put it in"):
+        parse_settings(Settings, [f"config={tmp_path}/settings.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -72,6 +105,36 @@ def test_each_command_has_help(name, capsys):
     text = capsys.readouterr().out
     assert text.startswith(f"python -m verl_prism.data {name} ")
     assert " []" not in text
+
+
+WRITERS = {
+    "convert": "output={}",
+    "filter": "output={}",
+    "pairs": "output={}",
+    "score": "output={} discriminator=.",
+    "sample": "output={} policy=.",
+    "distill": "output={} teacher.endpoint=http://localhost teacher.model=m",
+    "check": "fix={}",
+}
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_no_command_writes_over_its_source(command, write_rows, tmp_path, capsys):
+    source = write_rows([question(0, "7", ["7"])])
+    content = source.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    linked = tmp_path / "link" / source.name
+    new = tmp_path / "new.parquet"
+    for given, output, message in (
+        (source, linked, "is a file of source; choose another name"),
+        (tmp_path, new, f"would be a file of source={tmp_path} in the next run"),
+        (tmp_path / "*.parquet", new, f"would be a file of source={tmp_path}/*.parquet in the"),
+    ):
+        arguments = WRITERS[command].format(output).split()
+        assert main([command, f"source={given}", *arguments]) == 2
+        assert f"={output} {message}" in capsys.readouterr().err
+    assert source.read_bytes() == content
+    assert not new.exists()
 
 
 @pytest.mark.parametrize("command", ["convert", "filter", "pairs"])

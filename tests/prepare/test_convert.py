@@ -340,6 +340,49 @@ def test_options_are_appended_and_the_gold_has_both_forms(folder):
     assert equivalents == [["9"], ["B"], ["9"], ["9"]]
 
 
+ANIMALS = ["cat", "dog", "bird"]
+LETTERED = ["H", "C", "N", "O"]
+NUMBERS = ["3", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "settings", "gold", "equivalents"),
+    [
+        (ANIMALS, "2", ["answer_index=1"], "B", ["dog"]),
+        (ANIMALS, "0", ["answer_index=0"], "A", ["cat"]),
+        (ANIMALS, "12", [], "12", None),
+        (NUMBERS, "2", [], "2", ["C"]),
+        (["1", "2"], "2", ["answer_index=1"], "2", ["B"]),
+        ({"1": "cat", "2": "dog"}, "2", [], "2", None),
+        (LETTERED, "N", [], "N", ["C"]),
+        (LETTERED, "B", [], "B", None),  # its text is the letter of another option
+        (["A", "B"], "B", [], "B", ["B"]),
+    ],
+)
+def test_a_gold_answer_beside_options(options, answer, settings, gold, equivalents, folder):
+    row = PLAIN | {"options": options, "answer": answer}
+    found = only(convert(write_lines(folder / "a.jsonl", row), *settings))
+    assert found["reward_model"]["ground_truth"] == gold
+    assert found["extra_info"]["equivalent_answers"] == equivalents
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "settings", "reason"),
+    [
+        (LETTERED, "C", [], "gold answer is the letter of one option and the text of another: C"),
+        (ANIMALS, "2", [], "gold answer is a number beside options: 2; set answer_index=0 or 1"),
+        (ANIMALS, "3", ["answer_index=0"], "gold answer is not among the options: 3"),
+        (NUMBERS, "2", ["answer_index=1"], "gold answer is the number of one option and the text"),
+    ],
+)
+def test_an_ambiguous_gold_answer_is_left_out(options, answer, settings, reason, folder):
+    row = PLAIN | {"id": "broken", "options": options, "answer": answer}
+    good = PLAIN | {"id": "good", "options": ANIMALS, "answer": "dog"}
+    source = write_lines(folder / "a.jsonl", good, row)
+    (reject,) = convert(source, "max_rejects=0.5", *settings).rejects
+    assert reject["reason"].startswith(reason)
+
+
 def test_a_number_stays_as_it_is_written(folder):
     texts = [b"9", b"0.50", b"1e3", b'"<answer> 9 </answer>"', b'["9"]']
     rows = [
@@ -482,6 +525,48 @@ def test_columns_are_named_by_settings(folder):
         convert(folder / "a.jsonl", "columns.answer=gold")
 
 
+TEXT_ROWS = [{"question": f"What is {number} + 1?", "answer": "9"} for number in range(25)]
+LATE = PLAIN | {"options": ["3", "9"], "answer": "B"}
+
+
+@pytest.mark.parametrize(
+    ("late", "column", "what"),
+    [
+        (TEXT_ROWS[0] | {"options": ["3", "9"]}, "options", "options"),
+        (PLAIN, "image", "images"),
+        (TEXT_ROWS[0] | {"images": ["a.png"]}, "images", "images"),
+        (TEXT_ROWS[0] | {"output": RESPONSE}, "output", "response"),
+        (TEXT_ROWS[0] | {"id": "late"}, "id", "id"),
+    ],
+)
+def test_a_column_that_the_first_rows_lack_is_not_lost_in_silence(late, column, what, folder):
+    found = convert(write_lines(folder / "a.jsonl", *TEXT_ROWS, late))
+    assert len(found.rows) == len(TEXT_ROWS)
+    (reason,) = found.report.rejects
+    assert reason.startswith(f"column {column} is not read: the first rows have nothing of")
+    assert f"set columns.{what}={column} to read it, or columns.{what}=null to" in reason
+
+
+def test_a_setting_names_a_column_that_the_first_rows_lack(folder):
+    source = write_lines(folder / "a.jsonl", *TEXT_ROWS, LATE)
+    found = convert(source, "columns.images=image", "columns.options=options")
+    assert not found.report.rejects
+    assert found.rows[0]["images"] == []
+    assert found.rows[-1]["images"] == [{"bytes": PNG}]
+    assert found.rows[-1]["prompt"][1]["content"] == "<image>\nWhat?\nOptions:\nA. 3\nB. 9"
+    found = convert(source, "columns.images=null", "columns.options=null")
+    assert not found.report.rejects
+    assert found.rows[-1]["images"] == []
+
+
+def test_a_second_column_of_a_kind_may_not_differ_later(folder):
+    same = [PLAIN | {"question": f"{number}?", "solution": "9"} for number in range(25)]
+    source = write_lines(folder / "a.jsonl", *same, PLAIN | {"solution": "3 + 6"})
+    (reason,) = convert(source).report.rejects
+    assert "set columns.answer=solution to read it, or columns.answer=answer to leave" in reason
+    assert not convert(source, "columns.answer=answer").report.rejects
+
+
 def test_images_are_found_in_folders_and_archives(folder):
     row = PLAIN | {"image": "/home/someone/set/a.png"}
     (folder / "elsewhere").mkdir()
@@ -518,7 +603,7 @@ def test_other_kinds_of_images_are_kept_as_they_are(folder):
 
 def test_the_output_is_no_source(folder):
     convert(write_lines(folder / "a.jsonl", PLAIN), output=folder / "b.parquet")
-    with pytest.raises(UserError, match="is one of the files of source"):
+    with pytest.raises(UserError, match="is a file of source; choose another name"):
         convert(folder, output=folder / "b.parquet")
 
 

@@ -1,5 +1,6 @@
 """`python -m verl_prism.data distill` and `estimate` with a server on this host."""
 
+import asyncio
 import io
 import json
 import random
@@ -21,13 +22,15 @@ from verl_prism.data.row_files import row_writer
 from verl_prism.data.schema import schema
 from verl_prism.errors import UserError
 from verl_prism.prepare.command import main, run_command
-from verl_prism.prepare.distill.replies import read_completion
+from verl_prism.prepare.distill.journal import Journal
+from verl_prism.prepare.distill.replies import Answer, read_completion
 from verl_prism.prepare.distill.settings import prompt_text
 from verl_prism.prepare.distill.teacher import retry_after
 from verl_prism.prepare.report import Report
 
 ROWS = 12
 GOOD = "<caption>Text.</caption><think>It says so.</think><answer>{}</answer>"
+USER = [{"role": "user", "content": "How many?"}]
 KEY = "sk-test-0123456789abcdefghijkl"
 
 
@@ -61,7 +64,7 @@ def write_rows(file: Path, rows: list[dict]) -> Path:
 
 def right(key: str, body: dict) -> str:
     """Answer the question of `question`."""
-    name, _, _ = key.rpartition("#")
+    name, _, _ = key.partition("#")
     return GOOD.format(int(name.removeprefix("q")) + 1)
 
 
@@ -205,6 +208,49 @@ def test_rows_that_cannot_be_asked_are_left_out(distill, endpoint, source, tmp_p
     assert len(endpoint.requests) == 1
 
 
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def test_an_image_that_is_cut_off_is_left_out(distill, endpoint, source):
+    noise = io.BytesIO()
+    Image.effect_noise((200, 200), 80).convert("RGB").save(noise, "JPEG")
+    broken = question(1, images=[{"bytes": cut(noise.getvalue())}])
+    write_rows(source, [question(0), broken, question(2)])
+    report = distill("max_image_pixels=1000")
+    assert report.rejects == {"unusable image": 1}
+    assert report.counts["rows written"] == 2
+
+
+def test_an_image_that_cannot_be_shrunk_does_not_end_the_run(distill, endpoint, source, tmp_path):
+    buffer = io.BytesIO()
+    Image.new("F", (200, 200)).save(buffer, "TIFF")
+    write_rows(source, [question(0), question(1, images=[{"bytes": buffer.getvalue()}])])
+    report = distill("max_image_pixels=1000")
+    assert report.counts["rows written"] == 1
+    (reject,) = rejects(tmp_path)
+    assert (reject["id"], reject["row"]) == ("q1", 1)
+    assert "images[0]: unreadable image (mode F, " in reject["detail"]
+    report = distill("max_image_pixels=1000", "batch=write")
+    assert f"{source}, row 1: images[0]: unreadable image (mode F" in report.problems[0]
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "LA", "1", "YCbCr", "I;16"])
+def test_images_of_any_mode_are_shrunk(distill, endpoint, source, mode):
+    buffer = io.BytesIO()
+    image = Image.new("RGB", (200, 200), "red").convert(mode.replace("I;16", "L")).convert(mode)
+    image.save(buffer, "TIFF")
+    write_rows(source, [question(0, images=[{"bytes": buffer.getvalue()}])])
+    assert distill("max_image_pixels=400").counts["rows written"] == 1
+    url = endpoint.requests[0]["messages"][1]["content"][0]["image_url"]["url"]
+    sent = Image.open(io.BytesIO(b64decode(url.partition(";base64,")[2])))
+    assert (sent.format, sent.size) == ("PNG", (20, 20))
+    if mode in ("CMYK", "P", "YCbCr"):
+        red, green, blue = sent.convert("RGB").getpixel((10, 10))
+        assert red > 250
+        assert max(green, blue) < 5
+
+
 def test_another_question_by_the_same_id_is_refused(distill, source):
     distill()
     write_rows(source, [question(0, id="q5")])
@@ -321,12 +367,63 @@ def test_what_every_request_will_meet_ends_the_run(distill, endpoint, status, fi
     assert distill().figures.get("sent and unanswered when killed") is None
 
 
-def test_requests_that_are_all_refused_end_the_run(distill, endpoint):
+@pytest.mark.parametrize("concurrency", [1, 16])
+@pytest.mark.parametrize("answered", [0, 2])
+def test_refusals_in_a_row_end_the_run_and_are_not_kept(distill, endpoint, answered, concurrency):
+    """As after the key expired, with an endpoint that then answers 400."""
+    if answered:
+        distill(f"limit={answered}")
     endpoint.reply = lambda key, body: 400
-    with pytest.raises(UserError, match="refused the first 10 requests"):
-        distill("concurrency=1")
+    with pytest.raises(UserError, match=r"refused 1\d requests in a row.*stop_if_refused=false"):
+        distill(f"concurrency={concurrency}")
     endpoint.reply = right
-    assert distill().counts["rows written"] == ROWS
+    assert distill().counts == {"rows read": ROWS, "rows written": ROWS, "answers": ROWS}
+
+
+def test_rows_that_are_rightly_refused_can_be_left_out(distill, endpoint):
+    endpoint.reply = lambda key, body: 400
+    with pytest.raises(UserError, match="requests in a row"):
+        distill()
+    report = distill("stop_if_refused=false")
+    assert report.rejects == {"refused by the endpoint": ROWS}
+    assert report.counts["rows written"] == 0
+
+
+def test_an_endpoint_that_asks_for_no_pause_gets_one(distill, endpoint, monkeypatch):
+    monkeypatch.setattr("verl_prism.prepare.distill.teacher.FIRST_DELAY_SECONDS", 0.4)
+
+    def reply(key, body):
+        if len(endpoint.times) == 1:
+            return web.json_response({}, status=429, headers={"Retry-After": "0"})
+        return right(key, body)
+
+    endpoint.reply = reply
+    distill("concurrency=1", "limit=1")
+    assert endpoint.times[1] - endpoint.times[0] >= 0.2
+
+
+def test_a_reason_with_half_a_surrogate_pair_is_kept(distill, endpoint, tmp_path):
+    def reply(key, body):
+        if key == "q3#0":
+            return web.Response(text='{"error": {"message": "bad \\ud83d"}}', status=400)
+        return right(key, body)
+
+    endpoint.reply = reply
+    assert distill().rejects == {"refused by the endpoint": 1}
+    assert rejects(tmp_path)[0]["tries"][0]["text"] == "status 400: bad \\ud83d"
+
+
+def test_an_answer_that_the_journal_cannot_hold_is_an_error(tmp_path):
+    """And not a wait without end: the thread that writes goes on."""
+
+    async def answer(text: str) -> None:
+        await asyncio.wait_for(journal.answered("q", 0, Answer(text, "stop", 1, 1)), 5)
+
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        with pytest.raises(UserError, match=r"the journal cannot be read or written .*surrogates"):
+            asyncio.run(answer("\ud83d"))
+        asyncio.run(answer("good"))
+        assert journal.tries("q")[0].answer.text == "good"
 
 
 def test_an_endpoint_that_is_down_ends_the_run(distill, endpoint):
@@ -415,7 +512,7 @@ def test_batches(distill, endpoint, tmp_path):
     texts = {"q3#0": "junk"}
 
     def reply(request: dict) -> dict:
-        key = request["custom_id"]
+        key, _, _ = request["custom_id"].rpartition("#")
         status = statuses.get(key, 200)
         body = completion(texts.get(key, right(key, request["body"])))
         return {
@@ -496,6 +593,40 @@ def test_a_request_file_is_not_a_result(distill, tmp_path):
         distill("batch=read", f"batch_results={report.outputs[0]}")
 
 
+def write_results(requests: tuple[Path, ...], status: int, file: Path) -> str:
+    def reply(request: dict) -> dict:
+        body = {"error": {"message": "Unsupported parameter: max_tokens"}}
+        if status == 200:
+            body = completion(right(request["custom_id"], request["body"]))
+        return {"response": {"status_code": status, "body": body}}
+
+    lines = results([path for path in requests if path.suffix == ".jsonl"], reply)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return f"batch_results={file}"
+
+
+def test_a_batch_that_is_refused_as_a_whole_is_not_kept(distill, tmp_path):
+    written = distill("batch=write", "limit=2")
+    given = write_results(written.outputs, 400, tmp_path / "results.jsonl")
+    with pytest.raises(UserError, match=r"all 2 requests were refused.*Unsupported parameter"):
+        distill("batch=read", "limit=2", given)
+    assert distill("batch=write", "limit=2").counts["requests written"] == 2
+    report = distill("batch=read", "limit=2", given, "stop_if_refused=false")
+    assert report.rejects == {"refused by the endpoint": 2}
+
+
+def test_results_of_another_data_set_are_refused(distill, source, tmp_path):
+    written = distill("batch=write")
+    given = write_results(written.outputs, 200, tmp_path / "results.jsonl")
+    other = tmp_path / "other.parquet"
+    with pytest.raises(UserError, match=r"results\.jsonl, line 1: .* has no question by the id q"):
+        distill("batch=read", given, f"output={other}")
+    write_rows(source, [question(number, images=[]) | {"prompt": USER} for number in range(ROWS)])
+    distill("batch=write", f"output={other}")
+    with pytest.raises(UserError, match=r"results\.jsonl, line 1: .* has another question by the"):
+        distill("batch=read", given, f"output={other}")
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -504,6 +635,14 @@ def test_a_request_file_is_not_a_result(distill, tmp_path):
         ("teacher.endpoint=api.openai.com", "teacher.endpoint: write a URL"),
         ("teacher.extra_body={n: 2}", "n is set by other settings"),
         ("prices.input=3", "input and output go together"),
+        (
+            "judge.endpoint=http://localhost; judge.model=j; grade=false",
+            "judge.endpoint needs grade=true",
+        ),
+        (
+            "budget=3; prices={input: 1, output: 1}; batch=write",
+            "batch=write sends no requests, so budget cannot limit their costs",
+        ),
         ("batch=read", "batch=read and batch_results=FILES go together"),
         ("teacher.api_key_env=NO_SUCH", "teacher.api_key_env=NO_SUCH: no such environment"),
         ("prompt=/nowhere.txt", "prompt=/nowhere.txt: cannot be read"),
@@ -512,7 +651,7 @@ def test_a_request_file_is_not_a_result(distill, tmp_path):
 )
 def test_a_mistake_in_the_settings(distill, setting, message):
     with pytest.raises(UserError) as caught:
-        distill(setting)
+        distill(*setting.split("; "))
     assert message in str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from question_rows import question, respond
@@ -58,9 +59,45 @@ def test_a_reward_of_the_users_own(write_rows, tmp_path):
 def test_no_responses_name_the_row_and_the_command(write_rows, tmp_path, capsys):
     source = write_rows([solved(0, 3), question(1, "7")])
     assert main(["filter", f"source={source}", f"output={tmp_path}/kept.parquet"]) == 2
-    assert "row q1: student_responses is empty; run sample first" in capsys.readouterr().err
+    assert "row q1: student_responses is empty; python -m verl_prism.data sample" in (
+        capsys.readouterr().err
+    )
     assert not (tmp_path / "kept.parquet").exists()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student_responses": [RIGHT, None]}, r"row q1: student_responses\[1\] is null"),
+        ({"reward_model": None}, "row q1: reward_model is null"),
+        ({"reward_model": {"ground_truth": None}}, "row q1: reward_model.ground_truth is null"),
+    ],
+)
+def test_a_wrong_row_is_named(change, message, write_rows, tmp_path):
+    source = write_rows([solved(0, 3), solved(1, 3) | change])
+    with pytest.raises(UserError, match=message):
+        run(Settings(source=source, output=tmp_path / "kept.parquet"))
+
+
+def test_a_gold_answer_that_is_a_number_is_named(tmp_path):
+    row = solved(0, 3) | {"reward_model": {"style": "rule", "ground_truth": 7}}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "source.parquet")
+    with pytest.raises(UserError, match=r"row q0: reward_model\.ground_truth is 7; write it"):
+        run(Settings(source=tmp_path / "source.parquet", output=tmp_path / "kept.parquet"))
+
+
+@pytest.mark.parametrize("value", ["5", "-1", "float('nan')", "{'score': 1.0, 'acc': 'good'}"])
+def test_a_reward_that_is_no_share_is_refused(value, write_rows, tmp_path):
+    (tmp_path / "own.py").write_text(
+        f"def reward(data_source, solution_str, ground_truth, extra_info):\n    return {value}\n"
+    )
+    reward = f"{tmp_path}/own.py:reward"
+    settings = Settings(
+        source=write_rows([solved(0, 3)]), output=tmp_path / "kept.parquet", reward=reward
+    )
+    with pytest.raises(UserError, match=r"row q0: .*reward.*=.*own\.py:reward returned"):
+        run(settings)
 
 
 def test_a_source_without_gold_answers(write_rows, tmp_path):

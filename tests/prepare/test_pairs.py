@@ -84,6 +84,12 @@ def test_a_teacher_out_of_format_names_the_row(write_rows, tmp_path):
         run(Settings(source=source, output=tmp_path / "pairs.parquet"))
 
 
+def test_a_response_that_is_null_names_the_row(write_rows, tmp_path):
+    source = write_rows([question(0, "7", ["7", None])])
+    with pytest.raises(UserError, match=r"row q0: student_responses\[1\] is null; leave it out"):
+        run(Settings(source=source, output=tmp_path / "pairs.parquet"))
+
+
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=2), st.floats(0.01, 1))
 def test_opposite_ratios_have_opposite_bins(ratios, width):
     mirrored = cell([-ratio for ratio in ratios], width)

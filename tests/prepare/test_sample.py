@@ -7,9 +7,8 @@ from question_rows import question
 
 from verl_prism.compose import compose_run
 from verl_prism.data.rows import parquet_files
-from verl_prism.errors import UserError
 from verl_prism.prepare.command import main
-from verl_prism.prepare.sample import Settings, stage_arguments, stage_failure
+from verl_prism.prepare.sample import Settings, stage_arguments, stage_problem
 
 
 def test_settings_become_arguments_of_the_stage(tmp_path):
@@ -34,21 +33,26 @@ def test_settings_become_arguments_of_the_stage(tmp_path):
 
 
 def test_an_interrupted_stage_interrupts_the_command(tmp_path):
-    assert isinstance(stage_failure(130, tmp_path), KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stage_problem(130, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [
         (1, "stage sample failed (exit code 1), see {}/log.txt; the same command resumes it"),
-        (2, "stage sample refused its input, see above"),
-        (75, "stage sample failed (exit code 75), see {}/log.txt; the same command resumes it"),
+        (75, "stage sample was asked to end, and has saved its responses; run the command again"),
     ],
 )
-def test_a_failed_stage_is_an_error_with_its_cause(status, message, tmp_path):
-    error = stage_failure(status, tmp_path)
-    assert isinstance(error, UserError)
-    assert str(error) == message.format(tmp_path)
+def test_a_stage_that_has_ended_early_is_a_problem(
+    status, message, write_rows, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("verl_prism.main.main", lambda arguments: status)
+    output = tmp_path / "sampled.parquet"
+    arguments = [f"source={write_rows([question(0, '7')])}", f"output={output}", "policy=."]
+    assert main(["sample", *arguments]) == 1
+    shown = capsys.readouterr().err
+    assert shown == f"verl_prism.data: {message.format(f'{output}.run')}\n"
 
 
 def test_input_that_the_stage_refuses_is_refused(write_rows, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The command `score`, against scores of the same texts one at a time."""
 
+import re
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -127,7 +129,16 @@ def test_mistakes_name_the_column_or_the_row(source, discriminator_folder, tmp_p
     empty = pa.array([[], [], []], pa.list_(pa.string()))
     pq.write_table(table.set_column(place, "student_responses", empty), source)
     assert main(["score", f"source={source}", *given]) == 2
-    assert "student_responses is empty; run sample first" in capsys.readouterr().err
+    assert ": student_responses is empty; python -m verl_prism.data sample" in (
+        capsys.readouterr().err
+    )
+    images = table.column("images").to_pylist()
+    images[1] = [{"bytes": b"no image"}]
+    place = table.schema.get_field_index("images")
+    broken = pa.array(images, table.schema.field("images").type)
+    pq.write_table(table.set_column(place, "images", broken), source)
+    assert main(["score", f"source={source}", *given]) == 2
+    assert re.search(r"row [0-9a-f]{16}: images\[0\]: unreadable", capsys.readouterr().err)
     pq.write_table(table.drop_columns(["student_responses"]), source)
     assert main(["score", f"source={source}", *given]) == 2
     assert "sampled.parquet: no column student_responses" in capsys.readouterr().err

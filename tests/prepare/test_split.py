@@ -198,7 +198,7 @@ def test_the_report_counts_rows(tmp_path, capsys):
         (["splits={a: 0.5, b: 0.4}"], "splits: the shares add up to 0.9"),
         (["splits={a: 1, b: 0}"], "greater than 0"),
         (["splits={a/b: 1}"], "splits.a/b"),
-        (["splits={all: 1}", "output=."], "all.parquet is a source; choose another folder"),
+        (["splits={all: 1}", "output=."], "all.parquet is a file of source; choose another"),
         (["splits={a: 0.999999, b: 0.000001}"], "splits.b=1e-06: no group of rows was drawn"),
     ],
 )

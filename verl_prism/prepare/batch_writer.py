@@ -19,15 +19,19 @@ class BatchWriter:
         self.rows = 0
         self._writer = writer
         self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = 0
+        self._waiting_bytes = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows. Columns that they lack are null."""
         if batch.num_rows == 0:
             return
-        self._waiting.append(_fitted(batch, self._writer.schema))
-        self.rows += batch.num_rows
-        rows = sum(waiting.num_rows for waiting in self._waiting)
-        if rows >= GROUP_ROWS or sum(waiting.nbytes for waiting in self._waiting) >= GROUP_BYTES:
+        fitted = _fitted(batch, self._writer.schema)
+        self._waiting.append(fitted)
+        self._waiting_rows += fitted.num_rows
+        self._waiting_bytes += fitted.nbytes
+        self.rows += fitted.num_rows
+        if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -41,6 +45,8 @@ class BatchWriter:
             with writing(self.file):
                 self._writer.write_table(table)
         self._waiting = []
+        self._waiting_rows = 0
+        self._waiting_bytes = 0
 
 
 @contextmanager

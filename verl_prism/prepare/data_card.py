@@ -11,7 +11,6 @@ import jinja2
 
 CARD = "DATA_CARD.md"
 PACKAGES = ("verl_prism", "pyarrow", "pillow", "tokenizers", "datasets", "openai", "vllm")
-BLOCK_BYTES = 2**20
 TEMPLATE = Path(__file__).with_name("data_card.md.jinja")
 
 

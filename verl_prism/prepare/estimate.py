@@ -36,7 +36,7 @@ class Settings(distill_settings.Settings):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a row of the sample took: its requests, their tokens, and their seconds one by one."""
+    """What a row of the sample took: its requests, their tokens, and the sum of their seconds."""
 
     requests: int
     input_tokens: int

@@ -16,7 +16,10 @@ import pyarrow as pa
 from pydantic import Field, PositiveInt, model_validator
 
 from verl_prism.config import Fraction, Section, UserFunction
+from verl_prism.data.checks.answers import check_reward_model
 from verl_prism.data.checks.columns import check_columns
+from verl_prism.data.checks.messages import check_student_responses
+from verl_prism.data.checks.problem import RowError
 from verl_prism.data.row_files import (
     Row,
     common_schema,
@@ -28,6 +31,7 @@ from verl_prism.data.row_files import (
 )
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
+from verl_prism.prepare.outputs import check_output
 from verl_prism.prepare.progress import progress
 from verl_prism.prepare.rejects import open_rejects
 from verl_prism.prepare.report import Report
@@ -67,6 +71,7 @@ def run(settings: Settings) -> Report:
         UserError: a row has no responses or no gold answer, or a file cannot be read or written.
     """
     files = parquet_files("source", settings.source)
+    check_output("output", settings.output, settings.source, files)
     needed = NEEDED if settings.reward is None else (*NEEDED, "data_source")
     for file in files:
         check_columns("source", file, needed)
@@ -100,20 +105,19 @@ def run(settings: Settings) -> Report:
 def pass_rate(row: Row, reward: str | None = None) -> float:
     """Return the share of a row's `student_responses` that are right.
 
-    reward: as in `prism.reward.function`; a response counts as much as its `acc`, at least 0 and at
-    most 1.
+    reward: as in `prism.reward.function`; a response counts as much as its `acc`.
 
     Raises:
-        UserError: the row has no response or no gold answer.
+        UserError: the row has no response or no gold answer, or the reward is not from 0 to 1.
     """
     responses = row["student_responses"]
-    if not responses:
-        raise UserError(f"row {row_id(row)}: student_responses is empty; run sample first")
+    try:
+        check_student_responses(row)
+        if reward is None:
+            check_reward_model(row, needs_gold=True)
+    except RowError as error:
+        raise UserError(f"row {row_id(row)}: {error}") from None
     gold = (row["reward_model"] or {}).get("ground_truth")
-    if gold is None and reward is None:
-        raise UserError(
-            f"row {row_id(row)}: reward_model.ground_truth is null; a gold answer is needed"
-        )
     return sum(_accuracy(text, row, gold, reward) for text in responses) / len(responses)
 
 
@@ -122,7 +126,16 @@ def _accuracy(text: str, row: Row, gold: Any, reward: str | None) -> float:
     extra_info = row.get("extra_info")
     if reward is None:
         return float(score_response(response, gold, extra_info)["acc"])
-    return float(own_score(reward, row["data_source"], response, gold, extra_info)["acc"])
+    try:
+        accuracy = own_score(reward, row["data_source"], response, gold, extra_info)["acc"]
+    except UserError as error:
+        raise UserError(f"row {row_id(row)}: {error}") from None
+    if not isinstance(accuracy, float) or not 0 <= accuracy <= 1:
+        raise UserError(
+            f"row {row_id(row)}: reward={reward} returned {accuracy!r} for a response; a pass rate "
+            "needs a number from 0 to 1: return a dictionary with it as its entry 'acc'"
+        )
+    return accuracy
 
 
 def _reason(rate: float, settings: Settings) -> str | None:

@@ -35,6 +35,7 @@ from verl_prism.data.row_files import (
 )
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
+from verl_prism.prepare.outputs import check_output
 from verl_prism.prepare.progress import progress
 from verl_prism.prepare.rejects import open_rejects
 from verl_prism.prepare.report import Report
@@ -102,6 +103,7 @@ def run(settings: Settings) -> Report:
             left.
     """
     files = parquet_files("source", settings.source)
+    check_output("output", settings.output, settings.source, files)
     for file in files:
         check_columns("source", file, NEEDED)
     schema = common_schema(files)
@@ -145,15 +147,21 @@ def candidates(row: Row) -> Iterator[tuple[str, list[float]]]:
     """Yield each response that forms a pair, with log(teacher's / its length) of each view.
 
     Raises:
-        UserError: the teacher's response is not in the format.
+        UserError: the teacher's response is not in the format, or a response is null.
     """
+    responses = row["student_responses"] or []
+    if None in responses:
+        raise UserError(
+            f"row {row_id(row)}: student_responses[{responses.index(None)}] is null; leave it out "
+            "of the list"
+        )
     teacher = parse_response(row["teacher_response"] or "")
     if not teacher.valid:
         raise UserError(
             f"row {row_id(row)}: teacher_response is not in the format: {teacher.fault}; "
             "python -m verl_prism.data check finds such rows"
         )
-    for text in row["student_responses"] or []:
+    for text in responses:
         student = parse_response(text)
         if student.valid and _texts(student) != _texts(teacher):
             yield text, [_ratio(teacher, student, view) for view in View]

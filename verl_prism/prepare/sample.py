@@ -20,11 +20,12 @@ from verl_prism.config import AbsolutePath, ModelPath, Section
 from verl_prism.data.row_files import count_rows
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
+from verl_prism.prepare.outputs import check_output
 from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import Output, ParquetFiles
 from verl_prism.run_folder import RunFolder
 
-REFUSED, INTERRUPTED = 2, 130  # exit codes of verl_prism.main
+REFUSED, SAVED, INTERRUPTED = 2, 75, 130  # exit codes of verl_prism.main
 
 
 class Settings(Section):
@@ -49,27 +50,36 @@ def run(settings: Settings) -> Report:
     """Sample the policy and write the responses.
 
     Raises:
-        UserError: the stage refuses its settings or data, or it failed.
+        UserError: the stage refuses its settings or data, or the output is a file of the source.
     """
     from verl_prism.main import main
 
+    files = parquet_files("source", settings.source)
+    check_output("output", settings.output, settings.source, files)
     folder = settings.folder or settings.output.with_name(f"{settings.output.name}.run")
     status = main(stage_arguments(settings, folder))
     if status:
-        raise stage_failure(status, folder)
+        return Report({}, problems=(stage_problem(status, folder),))
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(RunFolder(folder).samples_file, settings.output)
     rows = count_rows([settings.output])
     return Report(counts={"rows": rows, "responses": rows * settings.n}, outputs=(settings.output,))
 
 
-def stage_failure(status: int, folder: Path) -> BaseException:
-    """Return what to raise for an exit code of the stage, which has printed why it ended."""
+def stage_problem(status: int, folder: Path) -> str:
+    """Return what happened by the exit code of the stage, which has printed why it ended.
+
+    Raises:
+        KeyboardInterrupt: the stage was interrupted.
+        UserError: it refused its input.
+    """
     if status == INTERRUPTED:
-        return KeyboardInterrupt()
+        raise KeyboardInterrupt
     if status == REFUSED:
-        return UserError("stage sample refused its input, see above")
-    return UserError(
+        raise UserError("stage sample refused its input, see above")
+    if status == SAVED:
+        return "stage sample was asked to end, and has saved its responses; run the command again"
+    return (
         f"stage sample failed (exit code {status}), see {RunFolder(folder).log}; the same command "
         "resumes it"
     )

@@ -22,7 +22,10 @@ from pydantic import Field, PositiveInt
 
 from verl_prism.config import ModelPath, Section
 from verl_prism.data.checks.columns import check_columns
+from verl_prism.data.checks.images import check_images
+from verl_prism.data.checks.messages import check_messages, check_student_responses
 from verl_prism.data.checks.models import check_model_folder
+from verl_prism.data.checks.problem import RowError
 from verl_prism.data.images import ImageSettings
 from verl_prism.data.row_files import (
     Row,
@@ -36,6 +39,7 @@ from verl_prism.data.row_files import (
 from verl_prism.data.rows import parquet_files
 from verl_prism.errors import UserError
 from verl_prism.prepare.check.settings import Image
+from verl_prism.prepare.outputs import check_output
 from verl_prism.prepare.progress import progress
 from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import Output, ParquetFiles
@@ -74,10 +78,11 @@ def run(settings: Settings) -> Report:
     """Write all rows of the source with the scores of their responses.
 
     Raises:
-        UserError: a column is missing, a row has no responses, the discriminator cannot be read,
-            or a limit of image is outside those of its image processor.
+        UserError: a column is missing, a row cannot be used, the discriminator cannot be read, or
+            a limit of image is outside those of its image processor.
     """
     files = parquet_files("source", settings.source)
+    check_output("output", settings.output, settings.source, files)
     for file in files:
         check_columns("source", file, NEEDED)
     schema = common_schema(files)
@@ -147,7 +152,7 @@ class Scorer:
         path = settings.discriminator
         folder = local_model("discriminator", path, offline=False, weights=True, say=_say)
         check_model_folder("discriminator", folder)
-        ImageSettings.of(settings.image, folder)  # refuses limits that would have no effect
+        self._image_settings = ImageSettings.of(settings.image, folder)
         disable_progress_bar()  # it would show how the weights are loaded
         device = settings.device
         if device == "auto":
@@ -164,8 +169,10 @@ class Scorer:
         """Return the scores of each row.
 
         Raises:
-            UserError: a row has no responses.
+            UserError: a row has no responses, or its prompt or an image cannot be used.
         """
+        for row in rows:
+            self._check(row)
         spans = [[self._spans(text) for text in _texts(row)] for row in rows]
         valid = self._valid_scores(rows, spans)
         found = []
@@ -174,6 +181,15 @@ class Scorer:
             teacher, *students = [None if each is None else next(scores) for each in given]
             found.append(RowScores(students, teacher))
         return found
+
+    def _check(self, row: Row) -> None:
+        """Make the checks that the stages make."""
+        try:
+            check_messages(row, "prompt")
+            check_images(row, self._image_settings)
+            check_student_responses(row)
+        except RowError as error:
+            raise UserError(f"row {row_id(row)}: {error}") from None
 
     def _spans(self, text: str | None) -> Any:
         from verl_prism.discriminator import tokenize_spans
@@ -210,7 +226,4 @@ class Scorer:
 
 def _texts(row: Row) -> list[str | None]:
     """Return the teacher's response, None if it is missing, and then the policy's."""
-    responses = row["student_responses"]
-    if not responses:
-        raise UserError(f"row {row_id(row)}: student_responses is empty; run sample first")
-    return [row.get(TEACHER), *responses]
+    return [row.get(TEACHER), *row["student_responses"]]

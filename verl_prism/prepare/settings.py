@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
@@ -34,20 +35,22 @@ Given = TypeVar("Given", bound=Section)
 def parse_settings(kind: type[Given], arguments: Sequence[str]) -> Given:
     """Return the settings that `key=value` arguments give.
 
-    Keys of sections are dotted: `teacher.model=name`. Values are YAML: `splits={train: 0.9}`. The
-    argument `config=FILE` names a YAML file with the same keys; other arguments override it.
+    Keys of sections are dotted: `teacher.model=name`. Values are YAML: `splits={train: 0.9}`. A
+    text or path stays as it is written, such as `no` or `2024`, but null means none. The argument
+    `config=FILE` names a YAML file with the same keys; other arguments override it.
 
     Raises:
         UserError: names every wrong key or value and what is allowed.
     """
     node: dict[str, Any] = {}
     pairs = [_pair(argument) for argument in arguments]
+    types = {key: _types(field.annotation) for key, field in leaves(kind)}
     for key, value in pairs:
         if key == CONFIG:
             node = read_yaml(Path(value).expanduser())
     for key, value in pairs:
         if key != CONFIG:
-            _set(node, key, _value(value))
+            _set(node, key, _value(value, types.get(key, set())))
     return validate_settings(kind, node)
 
 
@@ -125,11 +128,25 @@ def _pair(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def _value(text: str) -> Any:
+def _types(annotation: Any) -> set[Any]:
+    """Return the types that a setting can have, without those inside lists and mappings."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _types(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return {each for part in get_args(annotation) for each in _types(part)}
+    return {origin or annotation}
+
+
+def _value(text: str, types: set[Any]) -> Any:
+    """Return the value of a setting with these types; they are none if it is not known."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text  # such as a path with a colon or a bracket
+    kind = tuple if isinstance(value, list) else type(value)
+    if value is not None and kind not in types and types & {str, Path}:
+        return text
     # YAML reads 1e-5 as a text, and a date as a date; pydantic reads numbers from texts itself.
     return value if isinstance(value, dict | list | bool | int | float | None) else text
 
@@ -155,4 +172,5 @@ def _problem(item: ErrorDetails, known: list[str], prefix: str) -> str:
         case "value_error":
             return f"{prefix}{key or 'settings'}: {item['ctx']['error']}"
     message = item["msg"]
-    return f"{prefix}{key}={item['input']}: {message[0].lower()}{message[1:]}"
+    hint = "; put it in quotes" if item["type"] == "string_type" else ""
+    return f"{prefix}{key}={item['input']}: {message[0].lower()}{message[1:]}{hint}"

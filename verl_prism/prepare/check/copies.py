@@ -12,6 +12,7 @@ from verl_prism.errors import UserError
 from verl_prism.prepare.batch_writer import batch_writer
 from verl_prism.prepare.check.files import SourceFile, readable_batches
 from verl_prism.prepare.check.settings import Settings
+from verl_prism.prepare.outputs import check_output
 from verl_prism.prepare.rejects import rejects_file
 
 
@@ -69,7 +70,8 @@ def planned_copies(settings: Settings, files: Sequence[SourceFile]) -> dict[str,
                 "check without fix to see what is wrong"
             )
         target = settings.fixed_file(split)
-        if any(target.resolve() == file.path.resolve() for file in files):
-            raise UserError(f"fix={settings.fix}: {target} is a source; choose another name")
+        paths = [file.path for file in files]
+        for source in settings.splits.values():
+            check_output("fix", target, source, paths)
         copies[split] = Copy(usable, target, common_schema([file.path for file in usable]))
     return copies

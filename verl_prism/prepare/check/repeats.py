@@ -85,7 +85,8 @@ def repeats(splits: Mapping[str, RowKeys]) -> Iterator[Repeat]:
             if found is not None:
                 yield found
             else:
-                own = dict.fromkeys(digests, (split, keys.rows[index])) | own
+                for digest in digests:
+                    own.setdefault(digest, (split, keys.rows[index]))
         earlier |= own
 
 

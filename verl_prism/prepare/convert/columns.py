@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verl_prism.errors import UserError
-from verl_prism.prepare.convert.records import Values
+from verl_prism.prepare.convert.records import Rejected, Values
 from verl_prism.prepare.convert.settings import AUTO, Columns, Form, Settings
 
 # The names that are looked for, by what they hold. docs/data.md has the same table.
@@ -55,11 +55,13 @@ class Mapped:
 
     Attributes:
         demonstrations: whether the rows have a response.
+        unread: known names that no column was found by, and what they would hold.
     """
 
     form: Form
     columns: Mapping[str, tuple[str, ...]]
     demonstrations: bool
+    unread: Mapping[str, str]
 
     def get(self, values: Values, what: str) -> Any:
         """Return what a row holds, None if it lacks it; a list if several columns hold it."""
@@ -68,6 +70,22 @@ class Mapped:
             return field(values, names[0])
         found = [field(values, name) for name in names]
         return [value for value in found if value is not None] or None
+
+    def check(self, values: Values) -> None:
+        """Check that no value is lost because the first rows, which tell the columns, lack it.
+
+        Raises:
+            Rejected: a column that is not read has a known name, and a value of its own.
+        """
+        for name, what in self.unread.items():
+            value = values.get(name)
+            if not _is_empty(value) and value != self.get(values, what):
+                (other,) = self.columns.get(what, ("null",))
+                raise Rejected(
+                    f"column {name} is not read: the first rows have nothing of their own in it; "
+                    f"set columns.{what}={name} to read it, or columns.{what}={other} to leave it "
+                    "out"
+                )
 
     def used(self) -> set[str]:
         """Return the names of the columns that are read."""
@@ -87,7 +105,7 @@ def map_columns(name: str, head: Sequence[Values], settings: Settings) -> Mapped
     Raises:
         UserError: they are ambiguous or unknown; with what was found and the key to set.
     """
-    present = _present(head)
+    present = present_columns(head)
     form = settings.form
     if form == "auto":
         form = _form(name, head, present, settings.columns)
@@ -97,7 +115,17 @@ def map_columns(name: str, head: Sequence[Values], settings: Settings) -> Mapped
         if found:
             columns[what] = found
     _require(name, form, columns, present)
-    return Mapped(form, columns, _demonstrations(form, columns, head))
+    unread = _unread(form, columns, settings.columns)
+    return Mapped(form, columns, _demonstrations(form, columns, head), unread)
+
+
+def named_columns(columns: Columns) -> set[str]:
+    """Return the columns that settings name, of a field the column that it is in."""
+    named: set[str] = set()
+    for given in columns.model_dump().values():
+        names = (given,) if isinstance(given, str) else given or ()
+        named |= {name.partition(".")[0] for name in names if name != AUTO}
+    return named
 
 
 def field(values: Values, name: str) -> Any:
@@ -119,14 +147,18 @@ def is_messages(value: Any) -> bool:
     return {"from", "value"} <= value[0].keys() or {"role", "content"} <= value[0].keys()
 
 
-def _present(head: Sequence[Values]) -> list[str]:
+def present_columns(head: Sequence[Values]) -> list[str]:
     """Return the columns that hold something in one of the rows."""
     names: dict[str, None] = {}
     for values in head:
         for name, value in values.items():
-            if value is not None and value != "" and value != []:
+            if not _is_empty(value):
                 names[name] = None
     return list(names)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value == "" or value == []
 
 
 def _form(name: str, head: Sequence[Values], present: Sequence[str], columns: Columns) -> Form:
@@ -169,7 +201,7 @@ def _find(
     columns: Columns,
 ) -> tuple[str, ...]:
     """Return the columns that hold `what`, usually one."""
-    wanted = getattr(columns, what, AUTO)
+    wanted = getattr(columns, what)
     if wanted is None:
         return ()
     if wanted != AUTO:
@@ -187,6 +219,17 @@ def _find(
             f"{name} has {' and '.join(found)}: set columns.{what}={found[0]}, or another one"
         )
     return tuple(found[:1])
+
+
+def _unread(form: Form, found: Mapping[str, tuple[str, ...]], columns: Columns) -> dict[str, str]:
+    """Return the known names that are not read, of what no setting names a column for."""
+    used = {name for names in found.values() for name in names}
+    unread: dict[str, str] = {}
+    for what in (*ALWAYS, *READS[form]):
+        several = what == "id" and what in found  # a row may have several names
+        if getattr(columns, what) == AUTO and not several:
+            unread |= {alias: what for alias in _aliases(what, form) if alias not in used}
+    return unread
 
 
 def _aliases(what: str, form: Form) -> tuple[str, ...]:

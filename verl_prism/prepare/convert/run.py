@@ -3,7 +3,7 @@
 import glob
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from verl_prism.data.row_files import Row, RowWriter, row_writer
 from verl_prism.data.schema import COLUMNS, TRAIN_COLUMNS, schema
 from verl_prism.errors import UserError
 from verl_prism.prepare.convert.archives import SUFFIXES, is_archive, open_archive
-from verl_prism.prepare.convert.columns import map_columns
+from verl_prism.prepare.convert.columns import map_columns, named_columns, present_columns
 from verl_prism.prepare.convert.images import Folder, ImageReader
 from verl_prism.prepare.convert.pairs import add_line, group_row
 from verl_prism.prepare.convert.records import Place, Record, Rejected, Source, Store, Values
@@ -30,15 +30,14 @@ from verl_prism.prepare.rejects import rejects_file
 from verl_prism.prepare.report import Report
 
 HEAD = 20  # rows by which the columns are found
-HEAD_BROKEN = 1000  # broken rows among which a sound one is looked for
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A source and how its rows are made."""
+    """A source and how its rows are made; None: it has no readable row."""
 
     source: Source
-    maker: RowMaker
+    maker: RowMaker | None
 
 
 def run(settings: Settings) -> Report:
@@ -54,7 +53,7 @@ def run(settings: Settings) -> Report:
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         plans = _plans(settings)
-        columns = {column for plan in plans for column in plan.maker.columns()}
+        columns = {column for maker in _makers(plans) for column in maker.columns()}
         ordered = [column for column in COLUMNS if column in columns]
         with row_writer(settings.output, schema(ordered)) as writer:
             conversion = _Conversion(settings, plans, writer, rejects)
@@ -95,7 +94,7 @@ class _Conversion:
         self._write_groups()
         self._rejects.check(self._read)
         if self._writer.rows == 0:
-            raise UserError(f"source={self._settings.source}: no rows; nothing was written")
+            raise UserError(f"source={self._settings.source}: {self._nothing()}")
 
     def report(self) -> Report:
         """Return what was done."""
@@ -109,12 +108,17 @@ class _Conversion:
             tuple(self._problems),
         )
 
+    def _nothing(self) -> str:
+        if not self._rejects.counts:
+            return "no rows; nothing was written"
+        return f"no row can be used, see {self._rejects.file}; nothing was written"
+
     def _figures(self) -> dict[str, str]:
         figures: dict[str, str] = {}
-        for plan in self._plans:
-            form, _, columns = plan.maker.mapped.describe().partition(": ")
+        for maker in _makers(self._plans):
+            form, _, columns = maker.mapped.describe().partition(": ")
             figures[f"columns of form {form}"] = columns
-        used = {name for plan in self._plans for name in plan.maker.mapped.used()}
+        used = {name for maker in _makers(self._plans) for name in maker.mapped.used()}
         unused = [name for name in self._columns if name not in used]
         if unused:
             figures["columns that are not used"] = ", ".join(unused)
@@ -134,10 +138,11 @@ class _Conversion:
         maker = self._plans[number].maker
         name = None
         try:
-            if record.values is None:
+            if record.values is None or maker is None:
                 raise record.problem or Rejected("unreadable row")
             self._columns.update(dict.fromkeys(record.values))
             name = maker.source_id(record.values)
+            maker.mapped.check(record.values)
             if maker.mapped.form == "pairs":
                 add_line(self._groups, number, maker, record.place, record.values)
             else:
@@ -149,8 +154,9 @@ class _Conversion:
 
     def _write_groups(self) -> None:
         for group in self._groups:
+            maker = self._plans[group.plan].maker
+            assert maker is not None
             try:
-                maker = self._plans[group.plan].maker
                 self._write(maker, group_row(maker, group), group.lines[0].place)
             except Rejected as problem:
                 for line in group.lines:
@@ -170,18 +176,35 @@ def _plans(settings: Settings) -> list[Plan]:
     name = settings.data_source or source_name(settings)
     plans = []
     for source in open_sources(settings):
-        head = _head(source)
+        head = _head(source, named_columns(settings.columns))
+        maker = None
         if head:
             mapped = map_columns(source.name, head, settings)
             reader = _reader(source, stores, settings)
-            plans.append(Plan(source, RowMaker(settings, mapped, reader, prompt, name)))
+            maker = RowMaker(settings, mapped, reader, prompt, name)
+        plans.append(Plan(source, maker))
     return plans
 
 
-def _head(source: Source) -> list[Values]:
-    found = islice(source.records(), HEAD_BROKEN)
-    sound = (record.values for record in found if record.values is not None)
-    return list(islice(sound, HEAD))
+def _makers(plans: Iterable[Plan]) -> list[RowMaker]:
+    return [plan.maker for plan in plans if plan.maker is not None]
+
+
+def _head(source: Source, named: set[str]) -> list[Values]:
+    """Return the first rows, and after them the first ones with columns that settings name."""
+    head: list[Values] = []
+    missing = set(named)
+    for record in source.records():
+        if record.values is None:
+            continue
+        present = present_columns([record.values])
+        found = missing.intersection(name.partition(".")[0] for name in present)
+        if len(head) < HEAD or found:
+            head.append(record.values)
+        missing -= found
+        if len(head) >= HEAD and not missing:
+            break
+    return head
 
 
 def image_stores(settings: Settings) -> list[Store]:
@@ -240,7 +263,7 @@ def _is_file(path: Path) -> bool:
 
 def _usable_by(plans: Sequence[Plan]) -> list[str]:
     """Return the stages that can read the files of all sources as they are."""
-    if any(plan.maker.mapped.form != "rows" for plan in plans):
+    if any(plan.maker is None or plan.maker.mapped.form != "rows" for plan in plans):
         return []
     files = [Path(plan.source.name) for plan in plans]
     stages = [stage for stage, columns in TRAIN_COLUMNS.items() if columns]

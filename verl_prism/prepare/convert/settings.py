@@ -40,6 +40,7 @@ class Columns(Section):
     caption: Column = _column("the caption of a demonstration")
     reasoning: Column = _column("the reasoning of a demonstration")
     data_source: Column = _column("the name of the data set")
+    student_responses: Column = _column("the policy's own responses, in form rows")
 
 
 class Settings(Section):
@@ -85,5 +86,5 @@ class Settings(Section):
         "reject", description="a broken row is left out, or ends the command"
     )
     max_rejects: Fraction = Field(
-        0.1, description="the largest part of the rows that may be left out"
+        0.1, description="largest part of the rows so far that may be left out"
     )

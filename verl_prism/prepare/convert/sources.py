@@ -30,6 +30,7 @@ from verl_prism.prepare.convert.images import Folder
 from verl_prism.prepare.convert.json_text import json_records
 from verl_prism.prepare.convert.records import Place, Record, Rejected, Source, Store
 from verl_prism.prepare.convert.settings import Settings
+from verl_prism.prepare.outputs import check_output
 
 JSON = (".jsonl", ".ndjson", ".json")
 DATA = (*JSON, *(f"{suffix}.gz" for suffix in JSON), ".parquet")
@@ -48,9 +49,8 @@ def open_sources(settings: Settings) -> list[Source]:
     sources: list[Source] = []
     for name in given:
         sources += _sources(name, settings)
-    for source in sources:
-        if source.name == str(settings.output):
-            raise UserError(f"output={settings.output} is one of the files of source")
+    paths = tuple(Path(name).expanduser().absolute() for name in given)
+    check_output("output", settings.output, paths, [Path(source.name) for source in sources])
     return sources
 
 

@@ -18,6 +18,7 @@ IMAGE_PARTS = ("image", "image_url", "input_image")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LABELED = re.compile(r"\s*\(?([A-Za-z])[.):]\s*(\S.*)", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Za-z])[.):]?")
+_NUMBER = re.compile(r"\d{1,2}")
 _WRAPPED = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?(?:caption|think|answer)>")
 
@@ -147,7 +148,8 @@ def gold_of(value: Any, options: Mapping[str, str], first_index: int | None) -> 
     """Return the gold answer as a text.
 
     value: a text, perhaps in `<answer>` tags, a number, a list of one of these, or a mapping with
-        `ground_truth`. A number stays as it is written, unless it counts the options.
+        `ground_truth`. A number stays as it is written, unless it counts the options. A text that
+        is a number also counts them, unless it is the text of an option.
     first_index: from where a number counts the options; None: such a number is refused.
 
     Raises:
@@ -166,7 +168,21 @@ def gold_of(value: Any, options: Mapping[str, str], first_index: int | None) -> 
     if not isinstance(value, str):
         raise Rejected("gold answer is not a text", repr(value)[:100])
     wrapped = _WRAPPED.fullmatch(value)
-    return wrapped[1].strip() if wrapped else value
+    text = wrapped[1].strip() if wrapped else value
+    if _counts_options(text.strip(), options, first_index):
+        return _by_index(int(text), options, first_index)
+    return text
+
+
+def _counts_options(text: str, options: Mapping[str, str], first: int | None) -> bool:
+    if text in options or not _NUMBER.fullmatch(text) or int(text) > len(options):
+        return False
+    named = [letter for letter, option in options.items() if option.strip() == text]
+    if not named:
+        return True
+    if first is not None and named != [_by_index(int(text), options, first)]:
+        raise Rejected("gold answer is the number of one option and the text of another", text)
+    return False
 
 
 def _by_index(value: int, options: Mapping[str, str], first: int | None) -> str:
@@ -181,12 +197,27 @@ def _by_index(value: int, options: Mapping[str, str], first: int | None) -> str:
 
 
 def other_forms(gold: str, options: Mapping[str, str]) -> list[str]:
-    """Return the text of the gold letter, or the letter of the gold text, if there is one."""
-    letter = _LETTER.fullmatch(gold.strip())
-    if letter and letter[1].upper() in options:
-        return [options[letter[1].upper()]]
+    """Return the text of the gold letter, or the letter of the gold text, if there is one.
+
+    The text is left out if it is the letter of another option.
+
+    Raises:
+        Rejected: the gold answer is the letter of one option and the text of another.
+    """
     letters = [key for key, text in options.items() if text.strip() == gold.strip()]
-    return letters if len(letters) == 1 else []
+    letter = _letter(gold, options)
+    if letter is None:
+        return letters if len(letters) == 1 else []
+    if letters not in ([], [letter]):
+        raise Rejected("gold answer is the letter of one option and the text of another", gold)
+    text = options[letter]
+    return [text] if _letter(text, options) in (None, letter) else []
+
+
+def _letter(text: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter of the option that a text such as "B", "(b)" or "B." names."""
+    found = _LETTER.fullmatch(text.strip())
+    return found[1].upper() if found and found[1].upper() in options else None
 
 
 def joined_response(caption: Any, reasoning: Any, answer: str | None) -> str:

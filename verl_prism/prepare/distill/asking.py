@@ -4,17 +4,19 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from verl_prism.data.checks.problem import RowError
 from verl_prism.errors import UserError
 from verl_prism.prepare.distill.journal import Journal, Try
 from verl_prism.prepare.distill.limits import BudgetSpent, Meter
 from verl_prism.prepare.distill.questions import Question, RequestMaker
-from verl_prism.prepare.distill.replies import Answer
-from verl_prism.prepare.distill.settings import Settings
+from verl_prism.prepare.distill.replies import REFUSED, Answer
+from verl_prism.prepare.distill.settings import KEEP_REFUSALS, Settings
 from verl_prism.prepare.distill.teacher import NoAnswer, Teacher
 from verl_prism.prepare.distill.verdicts import KEPT, Grader
 from verl_prism.prepare.progress import Progress
 
 MOST_FAILURES = 10  # questions in a row without an answer, after which the run ends
+MOST_REFUSALS = 10  # refused requests in a row, after which the run ends
 # While some read, encode or grade, others keep the endpoint busy.
 WORKERS_PER_REQUEST = 2
 
@@ -28,7 +30,7 @@ def undecided(
     grader: Grader,
     bar: Progress | None = None,
 ) -> Iterator[tuple[Question, str, Tries]]:
-    """Yield the questions of which something is left to ask or judge, with digest and answers.
+    """Yield the questions that still have to be asked or judged, with digest and answers.
 
     Rows that cannot be asked, and further rows with the same id, are left out.
 
@@ -99,6 +101,8 @@ class Asking:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+            if self._all_refused:
+                await self._journal.forget_last_refusals()
             if self._teacher is not None:
                 await self._teacher.close()
 
@@ -113,6 +117,8 @@ class Asking:
                 await self._decide(question, digest, tries)
             except NoAnswer as error:
                 await self._no_answer(question, str(error))
+            except RowError as error:
+                await self._journal.failed(question.id, str(error))
             except BudgetSpent:
                 self.out_of_budget = True
                 return
@@ -132,7 +138,7 @@ class Asking:
                 if request is None:
                     request = await asyncio.to_thread(self._maker.request, question.row)
                 answer = await self._teacher.ask(question.id, digest, number, request)
-                self._check_refusals(answer)
+                self._count_refusals(answer)
             if answer.refused:
                 return
             if verdict is None:
@@ -142,16 +148,19 @@ class Asking:
             if verdict == KEPT:
                 return
 
-    def _check_refusals(self, answer: Answer) -> None:
+    def _count_refusals(self, answer: Answer) -> None:
         self._failures = 0
-        if answer.finish == "refused" and self._meter.answers == 0:
-            self._refusals += 1
-            if self._refusals >= MOST_FAILURES:
-                self._journal.forget_refusals()
-                raise UserError(
-                    f"the teacher at teacher.endpoint={self._settings.teacher.endpoint} refused "
-                    f"the first {self._refusals} requests; the last: {answer.text}"
-                )
+        self._refusals = self._refusals + 1 if answer.finish == REFUSED else 0
+        if self._all_refused:
+            raise UserError(
+                f"the teacher at teacher.endpoint={self._settings.teacher.endpoint} refused "
+                f"{self._refusals} requests in a row, which are not kept; the last: {answer.text}. "
+                f"Correct the settings, or leave these rows out with {KEEP_REFUSALS}"
+            )
+
+    @property
+    def _all_refused(self) -> bool:
+        return self._settings.stop_if_refused and self._refusals >= MOST_REFUSALS
 
     async def _no_answer(self, question: Question, reason: str) -> None:
         await self._journal.failed(question.id, reason)

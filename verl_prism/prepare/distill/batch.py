@@ -6,24 +6,27 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from verl_prism.data.checks.problem import RowError
 from verl_prism.errors import UserError
 from verl_prism.prepare.distill.asking import undecided
 from verl_prism.prepare.distill.journal import Journal, answer_statement, question_statement
 from verl_prism.prepare.distill.questions import Question, RequestMaker
 from verl_prism.prepare.distill.replies import (
+    REFUSED,
     REFUSED_STATUS,
     Answer,
     error_text,
     read_completion,
     refusal,
 )
-from verl_prism.prepare.distill.settings import Settings
+from verl_prism.prepare.distill.settings import KEEP_REFUSALS, Settings
 from verl_prism.prepare.distill.verdicts import Grader
 from verl_prism.prepare.progress import progress
 from verl_prism.prepare.report import Report
 
 URL = "/v1/chat/completions"
 COMMIT_ROWS = 500
+DIGITS = 8  # of a question's digest, in the name of its requests
 
 
 def write_requests(
@@ -42,11 +45,18 @@ def write_requests(
         file.unlink()
     writer = _RequestWriter(settings)
     known = []
+    unreadable = []
     with progress("batch files", None) as bar:
         for question, digest, tries in undecided(questions, maker, journal, grader, bar):
             number = _next_try(settings, tries)
             if number is not None:
-                writer.write(f"{question.id}#{number}", maker.request(question.row).body)
+                try:
+                    request = maker.request(question.row)
+                except RowError as error:
+                    unreadable.append(f"{question.place}: {error}")
+                    bar.add()
+                    continue
+                writer.write(f"{question.id}#{number}#{digest[:DIGITS]}", request.body)
                 known.append(question_statement(question.id, digest))
             if len(known) >= COMMIT_ROWS:
                 journal.add(known)
@@ -57,7 +67,8 @@ def write_requests(
     counts = {"requests written": writer.requests}
     if old:
         counts["request files of an earlier round deleted"] = len(old)
-    return Report(counts=counts, outputs=(*writer.files, settings.journal))
+    files = (*writer.files, settings.journal)
+    return Report(counts=counts, outputs=files, problems=tuple(unreadable))
 
 
 def request_files(settings: Settings) -> list[Path]:
@@ -72,15 +83,19 @@ def read_results(settings: Settings, journal: Journal) -> dict[str, float | str]
     A result whose try is in the journal already is not added again.
 
     Raises:
-        UserError: a line is not a result; with its file and line.
+        UserError: a line is not a result, or that of another question; with its file and line.
+            Or all requests were refused.
     """
     assert settings.batch_results is not None
+    if settings.stop_if_refused:
+        _check_refusals(settings.batch_results)
     answers = 0
     errors = 0
     statements = []
     for file in _result_files(settings.batch_results):
         for place, result in _lines(file):
-            question, number = _key(place, result)
+            question, number, digits = _key(place, result)
+            _check_question(place, journal, question, digits)
             answer = _answer(result)
             if answer is None:
                 errors += 1
@@ -165,15 +180,48 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
                 raise UserError(f"{place}: not JSON ({error}); download the file again") from None
 
 
-def _key(place: str, result: Any) -> tuple[str, int]:
-    """Return question and try of a result, from its `custom_id`."""
+def _key(place: str, result: Any) -> tuple[str, int, str]:
+    """Return question, try and first digits of the question's digest, from the `custom_id`."""
     name = result.get("custom_id") if isinstance(result, dict) else None
-    question, mark, number = name.rpartition("#") if isinstance(name, str) else ("", "", "")
-    if not mark or not number.isdecimal() or "body" in result:
+    parts = name.rsplit("#", 2) if isinstance(name, str) else []
+    if len(parts) != 3 or not parts[1].isdecimal() or "body" in result:
         raise UserError(
             f"{place}: not a result of a request of batch=write; give the batch's result files"
         )
-    return question, int(number)
+    question, number, digits = parts
+    return question, int(number), digits
+
+
+def _check_question(place: str, journal: Journal, question: str, digits: str) -> None:
+    """Check that a result belongs to the question of this id, and not to another data set's."""
+    digest = journal.digest(question)
+    if digest is None or digest[:DIGITS] != digits:
+        found = "no question" if digest is None else "another question"
+        raise UserError(
+            f"{place}: the result of another batch: the journal of this output has {found} by the "
+            f"id {question}; give the results of the requests that batch=write wrote beside it"
+        )
+
+
+def _check_refusals(source: Path | tuple[Path, ...]) -> None:
+    """Check that not all requests were refused, as with a wrong setting."""
+    count = 0
+    for file in _result_files(source):
+        for place, result in _lines(file):
+            _key(place, result)
+            answer = _answer(result)
+            if answer is None:
+                continue
+            if answer.finish != REFUSED:
+                return
+            count += 1
+            reason = answer.text
+    if count:
+        raise UserError(
+            f"batch_results: all {count} requests were refused, and nothing is kept; the last: "
+            f"{reason}. Correct the settings and repeat batch=write; give the results of a batch "
+            f"together; or leave these rows out with {KEEP_REFUSALS}"
+        )
 
 
 def _answer(result: dict[str, Any]) -> Answer | None:

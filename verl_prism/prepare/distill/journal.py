@@ -51,7 +51,7 @@ class Try:
 
     Attributes:
         verdict: "" if it is kept, why it is rejected, or None if it was not judged yet.
-        graded_by: by what the verdict was made.
+        graded_by: what made the verdict.
     """
 
     answer: Answer
@@ -147,10 +147,14 @@ class Journal:
         with self._lock:
             return self._database.execute(statement, (question,)).rowcount == 1
 
+    def digest(self, question: str) -> str | None:
+        """Return the digest of a question, None if the journal does not have it."""
+        known = self._select("SELECT digest FROM questions WHERE id = ?", (question,))
+        return known[0][0] if known else None
+
     def same_question(self, question: str, digest: str) -> bool:
         """Tell whether the journal has no other question by this id."""
-        known = self._select("SELECT digest FROM questions WHERE id = ?", (question,))
-        return not known or known[0][0] == digest
+        return self.digest(question) in (None, digest)
 
     def totals(self) -> Totals:
         """Return sums over the journal."""
@@ -233,9 +237,12 @@ class Journal:
         """Note why a question gets no answer in this run."""
         await self._commit(("INSERT OR REPLACE INTO failures VALUES (?, ?)", (question, reason)))
 
-    def forget_refusals(self) -> None:
-        """Delete all refusals, so that these questions are asked again."""
-        self._execute([("DELETE FROM answers WHERE finish = 'refused'", ())])
+    async def forget_last_refusals(self) -> None:
+        """Delete the refusals since the last answer, so that these questions are asked again."""
+        last = "SELECT coalesce(max(rowid), 0) FROM answers WHERE finish != 'refused'"
+        await self._commit(
+            (f"DELETE FROM answers WHERE finish = 'refused' AND rowid > ({last})", ())
+        )
 
     def add(self, statements: Sequence[Statement]) -> None:
         """Execute statements in one transaction, and wait until they are on disk."""
@@ -263,7 +270,7 @@ class Journal:
         waiting = [done for _, done in jobs if done.set_running_or_notify_cancel()]
         try:
             self._execute(statements)
-        except sqlite3.Error as error:
+        except Exception as error:  # the workers would wait forever if this thread ended
             for done in waiting:
                 done.set_exception(self._problem(error))
         else:

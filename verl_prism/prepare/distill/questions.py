@@ -12,7 +12,12 @@ from typing import Any
 from PIL import Image
 
 from verl_prism.data.checks.answers import check_answer
-from verl_prism.data.checks.images import UNREADABLE, encoded_image, unreadable
+from verl_prism.data.checks.images import (
+    UNREADABLE,
+    encoded_image,
+    readable_size,
+    unreadable,
+)
 from verl_prism.data.checks.messages import check_messages
 from verl_prism.data.checks.problem import Reason, RowError
 from verl_prism.data.messages import chat_messages
@@ -22,6 +27,8 @@ from verl_prism.rewards.score import accepted_answers
 
 COLUMNS = ("id", "prompt", "images", "data_source", "reward_model", "extra_info")
 JPEG_QUALITY = 95
+PNG_MODES = ("1", "L", "LA", "I", "I;16", "RGB", "RGBA")
+TRANSPARENT = ("P", "PA", "La", "RGBa")  # modes that PNG lacks, or that cannot be resized
 # A first guess of the size of a request; the teacher's own counts correct it.
 BYTES_PER_TOKEN = 4
 PIXELS_PER_TOKEN = 1024
@@ -128,16 +135,21 @@ class RequestMaker:
         return digest.hexdigest()
 
     def request(self, row: Row) -> Request:
-        """Return the request for a row that has no fault."""
+        """Return the request for a row that has no fault.
+
+        Raises:
+            RowError: an image that has to be shrunk cannot be decoded.
+        """
         messages = self._messages(row)
         units = TOKENS_PER_REQUEST + len(json.dumps(messages)) / BYTES_PER_TOKEN
-        images = iter(row.get("images") or [])
+        images = enumerate(row.get("images") or [])
         for message in messages:
             if isinstance(message["content"], str):
                 continue
             for part in message["content"]:
                 if part["type"] == "image":
-                    url, pixels = self._data_url(next(images)["bytes"])
+                    number, image = next(images)
+                    url, pixels = self._data_url(f"images[{number}]", image["bytes"])
                     part |= {"type": "image_url", "image_url": {"url": url}}
                     units += pixels / PIXELS_PER_TOKEN
         return Request(json.dumps(self._fields() | {"messages": messages}).encode(), units)
@@ -156,16 +168,24 @@ class RequestMaker:
             fields["temperature"] = teacher.temperature
         return fields | teacher.extra_body
 
-    def _data_url(self, content: bytes) -> tuple[str, int]:
+    def _data_url(self, place: str, content: bytes) -> tuple[str, int]:
         """Return an image as a data URL, and its number of pixels."""
+        try:
+            content, kind, pixels = self._sent(content)
+        except UNREADABLE as error:
+            raise unreadable(place, error) from None
+        mime = "image/jpeg" if kind == "MPO" else Image.MIME[kind]  # MPO: a JPEG of some cameras
+        url = f"data:{mime};base64,{b64encode(content).decode()}"
+        return url, pixels
+
+    def _sent(self, content: bytes) -> tuple[bytes, str, int]:
+        """Return an image as it is sent, its format and its number of pixels."""
         with Image.open(io.BytesIO(content)) as image:
             kind = image.format or "PNG"
             pixels = image.width * image.height
             if self._max_pixels is not None and pixels > self._max_pixels:
-                content, kind, pixels = _shrunk(image, self._max_pixels)
-        mime = "image/jpeg" if kind == "MPO" else Image.MIME[kind]  # MPO: a JPEG of some cameras
-        url = f"data:{mime};base64,{b64encode(content).decode()}"
-        return url, pixels
+                return _shrunk(image, self._max_pixels)
+        return content, kind, pixels
 
     def _check_gold(self, row: Row) -> None:
         if not self._needs_gold:
@@ -181,6 +201,7 @@ def _check_images(row: Row) -> None:
         place = f"images[{number}]"
         content = encoded_image(place, image)
         try:
+            readable_size(content)
             with Image.open(io.BytesIO(content)) as opened:
                 kind = opened.format
         except UNREADABLE as error:
@@ -192,12 +213,19 @@ def _check_images(row: Row) -> None:
 
 
 def _shrunk(image: Image.Image, max_pixels: int) -> tuple[bytes, str, int]:
-    """Return an image with at most `max_pixels` pixels: a JPEG stays one, others become PNG."""
+    """Return an image with at most `max_pixels` pixels: a JPEG stays one, others become PNG.
+
+    Raises:
+        ValueError: its pixels have a mode that would lose most of them.
+    """
+    if image.mode == "F":
+        raise ValueError("mode F, whose values have no fixed range; scale it to 8 bits per channel")
     scale = (max_pixels / (image.width * image.height)) ** 0.5
     size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
     kind = "JPEG" if image.format in ("JPEG", "MPO") else "PNG"
-    mode = image.mode if image.mode in ("L", "RGB") or kind == "PNG" else "RGB"
-    if image.mode == "P":
+    modes = ("L", "RGB") if kind == "JPEG" else PNG_MODES
+    mode = image.mode if image.mode in modes else "RGB"
+    if kind == "PNG" and image.mode in TRANSPARENT:
         mode = "RGBA"
     smaller = image.convert(mode).resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

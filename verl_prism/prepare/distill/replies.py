@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+REFUSED = "refused"
 CONTENT_FILTER = "content_filter"
 REFUSED_STATUS = (400, 413, 422)  # the endpoint refuses this request, and would again
 
@@ -25,12 +26,12 @@ class Answer:
     @property
     def refused(self) -> bool:
         """Whether the request was refused for good."""
-        return self.finish in ("refused", CONTENT_FILTER)
+        return self.finish in (REFUSED, CONTENT_FILTER)
 
 
 def refusal(reason: str) -> Answer:
     """Return the answer of an endpoint that refuses a request. It costs nothing."""
-    return Answer(reason, "refused", 0, 0)
+    return Answer(reason, REFUSED, 0, 0)
 
 
 def read_completion(body: Any) -> Answer | None:
@@ -51,16 +52,20 @@ def read_completion(body: Any) -> Answer | None:
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     tokens = [_count(usage.get(f"{kind}_tokens")) for kind in ("prompt", "completion")]
-    text = (content or "").encode("utf-8", "backslashreplace").decode()
-    return Answer(text, finish, *tokens)
+    return Answer(_unicode(content or ""), _unicode(finish), *tokens)
 
 
 def error_text(body: Any) -> str:
     """Return the message in the JSON of an error, or else all of it, at most 500 characters."""
     match body:
         case {"error": {"message": str(text)}} | {"error": str(text)} | {"message": str(text)}:
-            return text[:500]
-    return str(body)[:500]
+            return _unicode(text[:500])
+    return _unicode(str(body)[:500])
+
+
+def _unicode(text: str) -> str:
+    """Return a text with half surrogate pairs, which UTF-8 cannot hold, spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _count(value: Any) -> int | None:

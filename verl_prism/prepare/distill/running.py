@@ -22,6 +22,7 @@ from verl_prism.prepare.distill.questions import (
 from verl_prism.prepare.distill.settings import Settings
 from verl_prism.prepare.distill.verdicts import Grader
 from verl_prism.prepare.distill.writing import NO_ANSWER, NOT_ASKED, Outcomes, write_output
+from verl_prism.prepare.outputs import check_output
 from verl_prism.prepare.progress import progress
 from verl_prism.prepare.report import Report
 
@@ -71,8 +72,7 @@ def source_files(settings: Settings) -> list[Path]:
         check_columns("source", file, ["prompt", "images"])
         if settings.grade:
             _check_gold_column(file)
-    if settings.output in files:
-        raise UserError(f"output={settings.output} is a file of the source; choose another name")
+    check_output("output", settings.output, settings.source, files)
     common_schema(files)
     return files
 

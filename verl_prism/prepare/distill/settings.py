@@ -20,6 +20,7 @@ from verl_prism.prepare.rejects import rejects_file
 from verl_prism.prepare.settings import Output, ParquetFiles
 
 PACKAGED = {"plain": "prompt.txt", "gold": "prompt_gold.txt"}
+KEEP_REFUSALS = "stop_if_refused=false"
 GOLD = "{gold}"  # in the text of a prompt: the row's gold answer
 OWN_FIELDS = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "stream")
 
@@ -124,6 +125,10 @@ class Settings(Section):
     retries: NonNegativeInt = Field(
         8, description="retries of a request that fails for a passing reason"
     )
+    stop_if_refused: bool = Field(
+        True,
+        description="stop if 10 requests in a row, or a whole batch, are refused; keep no refusal",
+    )
     prices: Prices = Field(default={}, validate_default=True)
     budget: PositiveFloat | None = Field(
         None, description="stop before the costs, in the prices' currency, would pass this"
@@ -146,7 +151,12 @@ class Settings(Section):
         if self.budget is not None and self.prices.input is None:
             raise ValueError("budget needs prices.input and prices.output")
         if self.judge.endpoint is not None and not self.grade:
-            raise ValueError("a judge reviews grading, and grade=false; leave judge.endpoint out")
+            raise ValueError("judge.endpoint needs grade=true")
+        if self.budget is not None and self.batch == "write":
+            raise ValueError(
+                "batch=write sends no requests, so budget cannot limit their costs; limit the rows "
+                "with limit, and use budget=null"
+            )
         if (self.batch == "read") != (self.batch_results is not None):
             raise ValueError("batch=read and batch_results=FILES go together")
         return self

@@ -18,6 +18,7 @@ from verl_prism.prepare.distill.journal import Journal
 from verl_prism.prepare.distill.limits import Budget, Meter, Pause, TokenPace
 from verl_prism.prepare.distill.questions import Request
 from verl_prism.prepare.distill.replies import (
+    REFUSED,
     REFUSED_STATUS,
     Answer,
     error_text,
@@ -36,7 +37,7 @@ QUOTA = "insufficient_quota"  # OpenAI's code for an empty account, sent with st
 
 
 class NoAnswer(Exception):
-    """A request got no answer, also not after retries; a later run may get one."""
+    """A request got no answer, even after retries; a later run may get one."""
 
 
 class _PassingError(Exception):
@@ -124,8 +125,7 @@ class Teacher:
                     self._hold(error.retry_after)
                 if failures > self._settings.retries:
                     raise NoAnswer(str(error)) from None
-                if error.retry_after is None:
-                    await asyncio.sleep(_delay(failures))
+                await asyncio.sleep(_delay(failures))  # also if the endpoint asks for no pause
 
     async def _attempt(self, question: str, digest: str, number: int, request: Request) -> Answer:
         held = await self._budget.reserve(request.units)
@@ -166,7 +166,7 @@ class Teacher:
         expected: float,
         seconds: float,
     ) -> Answer:
-        if answer.finish == "refused":
+        if answer.finish == REFUSED:
             await self._journal.answered(question, number, answer, True, units, seconds)
             return answer
         counted = answer.input_tokens is not None and answer.output_tokens is not None

@@ -1,8 +1,8 @@
 """Divide rows into splits that share no image, and no question if a row has no image.
 
-Rows that share an image go to the same split, and so do rows that such rows link; rows without an
-image do if they ask the same question. Pixels are compared, so that a copy of an image in another
-format or with other metadata counts as the same.
+Rows that share an image go to the same split, and so do rows that are linked through other rows;
+rows without an image do if they ask the same question. Pixels are compared, so that a copy of an
+image in another format or with other metadata counts as the same.
 
 The shares in `splits` are probabilities: each group of rows is drawn by a hash of its content and
 `seed`. The result does not depend on the order of the rows. When rows are added, a row keeps its

@@ -21,6 +21,7 @@ from verl_prism.prepare.batch_writer import BatchWriter, batch_writer
 from verl_prism.prepare.check.files import column_problems
 from verl_prism.prepare.check.settings import SplitName
 from verl_prism.prepare.identity import shared_digests
+from verl_prism.prepare.outputs import check_output
 from verl_prism.prepare.parallel import Batch, available_cores, file_batches, map_batches
 from verl_prism.prepare.pixels import PictureReader
 from verl_prism.prepare.progress import progress
@@ -104,7 +105,8 @@ def run(settings: Settings) -> Report:
     """
     files = parquet_files("source", settings.source)
     targets = {name: settings.output / f"{name}.parquet" for name in settings.splits}
-    _check_targets(files, targets)
+    for target in targets.values():
+        check_output("output", target, settings.source, files)
     schema = common_schema(files)
     content = _content(files, settings)
     groups = grouped(content)
@@ -137,13 +139,6 @@ def _batches(files: Sequence[Path]) -> Iterator[Batch]:
 def _check_columns(file: Path) -> None:
     for problem in column_problems(file, common_schema([file]), COLUMNS):
         raise UserError(f"{file}: {problem}")
-
-
-def _check_targets(files: Sequence[Path], targets: Mapping[str, Path]) -> None:
-    sources = {file.resolve() for file in files}
-    for target in targets.values():
-        if target.resolve() in sources:
-            raise UserError(f"output: {target} is a source; choose another folder")
 
 
 def _check_rows(settings: Settings, splits: np.ndarray) -> None:

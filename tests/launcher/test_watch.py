@@ -128,13 +128,23 @@ def test_after_the_last_step_all_processes_may_end(outcome):
     assert outcome("ray::WorkerDict", "report(3); kill(0); time.sleep(3)") == (0, "")
 
 
-@pytest.mark.parametrize(("saved", "status"), [("global_step_2", 0), ("global_step_1", 1)])
-def test_after_an_early_end_all_processes_may_end(outcome, saved, status):
+@pytest.mark.parametrize(
+    ("before", "after", "status"),
+    [
+        ("global_step_1", "global_step_2", 0),
+        ("global_step_1", "global_step_1", 1),
+        ("global_step_2", "global_step_1", 1),
+    ],
+)
+def test_after_an_early_end_all_processes_may_end(outcome, before, after, status):
+    """If the last reported step was saved after the end was requested."""
     act = f"""
 report(1)
 time.sleep(1)
-os.makedirs(output + "/checkpoints/{saved}")
+os.makedirs(output + "/checkpoints/{before}")
+time.sleep(0.1)
 open(output + "/end_requested", "w").close()
+os.makedirs(output + "/checkpoints/{after}", exist_ok=True)
 report(2)
 kill(0)
 time.sleep(3)

@@ -90,7 +90,9 @@ def reshard(checkpoint: Checkpoint, world_sizes: Mapping[str, int]) -> None:
     source = checkpoint.folder
     with atomic_folder(source) as target:
         rewritten = shutil.ignore_patterns("*_rank_*.pt", "data_*.pt", FSDP_CONFIG, MANIFEST)
-        shutil.copytree(source, target, copy_function=link_or_copy, ignore=rewritten, dirs_exist_ok=True)
+        shutil.copytree(
+            source, target, copy_function=link_or_copy, ignore=rewritten, dirs_exist_ok=True
+        )
         for part, saved in checkpoint.world_sizes.items():
             reshard_part(source / part, target / part, saved, world_sizes[part])
         write_manifest(target, checkpoint.step, world_sizes, checkpoint.fingerprint)

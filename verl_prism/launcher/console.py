@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -113,13 +113,13 @@ class StageConsole:
         trace: TracebackType | None,
     ) -> None:
         self._stop_line()
-        if self._skipped:
-            lines = f"unreadable lines of {self.run.metrics}"
-            self.say(f"{lines}: {self._skipped} skipped; see the log")
         _flush_streams()
         for fd, saved in zip((1, 2), self._saved_fds, strict=True):
             os.dup2(saved, fd)
             os.close(saved)
+        if self._skipped:
+            lines = f"unreadable lines of {self.run.metrics}"
+            self._try_to_say(f"{lines}: {self._skipped} skipped; see the log")
         self._terminal.close()
         assert self._log is not None
         self._log.close()
@@ -137,6 +137,10 @@ class StageConsole:
     def say(self, text: str) -> None:
         """Print a line of text above the progress line."""
         self._console.print(Text(text), soft_wrap=True)
+
+    def _try_to_say(self, text: str) -> None:
+        with suppress(OSError, SystemExit):  # rich raises it if nobody reads the output
+            self.say(text)
 
     def finish(self, metrics: Mapping[str, Any], result: Path) -> None:
         """Print the three-line summary and write it to `summary.json`.
@@ -183,27 +187,27 @@ class StageConsole:
         last_phase = None
         last_time = 0.0
         while not self._stop.wait(POLL_SECONDS):
-            for line in lines.read():
-                self._take_line(line)
+            with suppress(OSError):  # of a shared disk; the next poll reads on
+                self._take_lines(lines.read())
             if self._animated:
                 continue
             phase = re.sub(r"\d+", "", self._note)  # a note that only counts is not a new phase
             now = time.monotonic()
             if phase != last_phase or now - last_time > PLAIN_LINE_SECONDS:
-                with suppress(OSError, SystemExit):  # rich raises it if nobody reads the output
-                    self.say(self._plain_line())
+                self._try_to_say(self._plain_line())
                 last_phase = phase
                 last_time = now
-        for line in lines.read():
-            self._take_line(line)
+        with suppress(OSError):
+            self._take_lines(lines.read())
 
-    def _take_line(self, line: bytes) -> None:
-        try:
-            self._take(json.loads(line))
-        except (ValueError, KeyError, TypeError):
-            self._skipped += 1
-            text = f"skipped an unreadable line of {self.run.metrics}: {line[:100]!r}\n"
-            os.write(1, text.encode())
+    def _take_lines(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                self._skipped += 1
+                text = f"skipped an unreadable line of {self.run.metrics}: {line[:100]!r}\n"
+                os.write(1, text.encode())
 
     def _take(self, record: dict[str, Any]) -> None:
         if "step" in record:

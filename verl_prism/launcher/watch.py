@@ -113,7 +113,10 @@ class Watch:
         if step == self._console.total_steps:
             return True
         run = self._console.run
-        return end_requested(run) and (run.checkpoints / f"{STEP}{step}").exists()
+        checkpoint = run.checkpoints / f"{STEP}{step}"
+        if not end_requested(run) or not checkpoint.exists():
+            return False
+        return checkpoint.stat().st_mtime >= run.end_request.stat().st_mtime
 
     def _record_deaths(self, gone: set[psutil.Process]) -> None:
         if not gone:

@@ -21,3 +21,11 @@ def test_a_file_is_linked_or_else_copied(tmp_path, monkeypatch, linked):
     link_or_copy(str(source), str(target))
     assert target.read_bytes() == b"weights"
     assert target.samefile(source) == linked
+
+
+def test_a_file_that_is_there_is_not_overwritten(tmp_path):
+    for name in ("source", "target"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(FileExistsError):
+        link_or_copy(str(tmp_path / "source"), str(tmp_path / "target"))
+    assert (tmp_path / "target").read_text() == "target"

@@ -1,11 +1,14 @@
 """Atomic writes: a file or folder is complete or absent, even after a kill or a power failure."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK)
 
 
 def sync(path: Path) -> None:
@@ -33,10 +36,12 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Link a file, or copy it if the file system has no hard links."""
+    """Link a file, or copy it if the file system has no hard links, or none between the folders."""
     try:
         os.link(source, target)
-    except OSError:
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         shutil.copy2(source, target)
 
 

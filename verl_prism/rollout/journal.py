@@ -1,8 +1,8 @@
-"""The journal of a sampling run: responses are appended as they come, and kept over a restart.
+"""A journal: what is computed for each row is appended as it comes, and kept over a restart.
 
-Each line is `{"row": i, "responses": [...]}`, in the order in which rows were finished. A file
-beside it holds the settings that the responses depend on, and a journal is only continued with the
-same settings.
+This is what a policy answers, or the log-probabilities of responses. Each line is
+`{"row": i, "responses": [...]}`, in the order in which rows were finished. A file beside it holds
+the settings that the lines depend on, and a journal is only continued with the same settings.
 """
 
 import json
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_prism.config import DataFiles
+from verl_prism.data.rows import Rows, parquet_files
 from verl_prism.errors import UserError
 from verl_prism.files import write_atomically
 
@@ -18,7 +20,7 @@ BLOCK_BYTES = 2**16
 
 
 class Journal:
-    """The responses of a sampling run on disk, one line per row. `done` holds the rows in it."""
+    """What was computed, on disk, one line per row. `done` holds the rows in it."""
 
     def __init__(self, file: Path, settings: Mapping[str, Any], resume: bool) -> None:
         """Open the journal; without `resume`, start an empty one.
@@ -51,6 +53,20 @@ class Journal:
                     record = {"row": row, "responses": given}
                     lines.write(json.dumps(record, ensure_ascii=False) + "\n")
                     self.done.add(row)
+
+
+def data_settings(key: str, data: DataFiles, rows: Rows) -> dict[str, Any]:
+    """Return the settings of a journal that say what its rows are.
+
+    key: the config key that names the files in `data`.
+    """
+    files = parquet_files(key, data)
+    return {
+        key: [str(file) for file in files],
+        f"{key}, its bytes": sum(file.stat().st_size for file in files),
+        "rows": len(rows),
+        "digest of the rows' numbers": rows.digest(),
+    }
 
 
 def settings_file(journal: Path) -> Path:
@@ -99,7 +115,7 @@ def _check_settings(file: Path, saved: Mapping[str, Any], wanted: Mapping[str, A
     if keys:
         changed = [f"{key}={plain.get(key)} (was {saved.get(key)})" for key in keys]
         raise UserError(
-            f"prism.resume=true, but {file} was sampled with different settings: "
+            f"prism.resume=true, but {file} was written with different settings: "
             f"{', '.join(changed)}. Use the same settings, or start from scratch without resume"
         )
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from verl_prism.checkpoints.preemption import end_requested
 from verl_prism.config import DataFiles, Hardware, Prism
-from verl_prism.data.rows import Rows, parquet_files
+from verl_prism.data.rows import Rows
 from verl_prism.errors import EndedEarly
 from verl_prism.launcher.console import clock
 from verl_prism.launcher.ray_session import ray_session
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.rollout.engines import engine_count
-from verl_prism.rollout.journal import Journal
+from verl_prism.rollout.journal import Journal, data_settings
 from verl_prism.rollout.sampler import sample_rows
 from verl_prism.rollout.sampling import Finished, Row, Sampling, SamplingJob
 from verl_prism.run_folder import RunFolder
@@ -42,13 +42,9 @@ def journal_settings(job: SamplingJob, key: str, data: DataFiles, rows: Rows) ->
 
     key: the config key that names the files in `data`.
     """
-    files = parquet_files(key, data)
     settings: dict[str, Any] = {
         "the policy's weights": weights_digest(job.policy),
-        key: [str(file) for file in files],
-        f"{key}, its bytes": sum(file.stat().st_size for file in files),
-        "rows": len(rows),
-        "digest of the rows' numbers": rows.digest(),
+        **data_settings(key, data, rows),
         "prism.image": job.image.model_dump(),
         "samplings": [asdict(sampling) for sampling in job.samplings],
         "prism.seed": job.seed,

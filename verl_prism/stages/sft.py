@@ -13,16 +13,23 @@ from verl_prism.checkpoints.model_card import ModelCard
 from verl_prism.config import Prism
 from verl_prism.launcher.ranks import on_all_devices
 from verl_prism.report.summary import shown_metrics, summary_metrics
+from verl_prism.trainer.dpo_reference import reference_journal
 
 
 def run_sft(config: DictConfig, prism: Prism) -> dict[str, float | str]:
     """Train on all devices, and export the policy.
 
-    Returns the metrics for the summary. Raises EndedEarly.
+    Returns the metrics for the summary.
+
+    Raises:
+        UserError: the reference of stage dpo that is there was computed with other settings.
+        EndedEarly: an early end was requested, and the last step is saved.
     """
     plugin.assert_loaded()
     checkpoints = checkpoint_store(prism)
     if not (prism.resume and checkpoints.reached(prism.steps)):
+        if prism.stage == "dpo":
+            reference_journal(prism, prism.resume)
         on_all_devices(prism.hardware, train_rank, config, prism)
     trained = checkpoints.last(prism.steps)
     shown = shown_metrics(prism.stage, prism.algorithm.dynamic_sampling)

@@ -25,6 +25,7 @@ from verl_prism.errors import EndedEarly
 from verl_prism.report.metrics import MetricsLog
 from verl_prism.report.step_samples import RESPONSE, ROW, STEP, evenly
 from verl_prism.rollout.journal import Journal, read_journal
+from verl_prism.trainer.dpo_reference import reference_journal
 from verl_prism.trainer.sft import PrismSFTTrainer, StepClient
 
 REFERENCE = "reference"  # of an example, its log-probability under the reference
@@ -171,12 +172,12 @@ class PrismDPOTrainer(PrismSFTTrainer):
     def _reference(self) -> Tensor:
         """Return the log-probabilities [pairs, 2] of both responses, computed by all ranks.
 
-        With `prism.resume`, those that an earlier process computed are kept.
+        Those that are in the journal are kept.
 
         Raises:
             EndedEarly: an early end was requested; what was computed is kept.
         """
-        journal = self._open_journal() if self.rank == 0 else None
+        journal = reference_journal(self.prism, resume=True) if self.rank == 0 else None
         pairs = len(self.train_dataset)
         missing = self._from_rank_0(journal.missing(pairs) if journal else None)
         if missing:
@@ -187,11 +188,6 @@ class PrismDPOTrainer(PrismSFTTrainer):
             for record in read_journal(journal.file):
                 reference[record["row"]] = torch.tensor(record["responses"])
         return self._from_rank_0(reference)
-
-    def _open_journal(self) -> Journal:
-        rows = train_rows(self.prism)
-        settings = {**self._checkpoints.fingerprint, "digest of the rows' numbers": rows.digest()}
-        return Journal(self._checkpoints.run.reference, settings, self.prism.resume)
 
     def _compute_reference(self, pairs: Sequence[int], journal: Journal | None) -> None:
         """Write the log-probabilities of these pairs to the journal, which rank 0 has."""

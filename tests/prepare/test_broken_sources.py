@@ -457,6 +457,17 @@ def test_a_file_without_a_readable_row_is_not_skipped_in_silence(folder, capsys)
         convert(folder / "c.jsonl", "max_rejects=1", output=found.output)
 
 
+def test_a_file_that_starts_with_many_broken_rows(folder):
+    source = write_lines(folder / "rows.jsonl", *[b"no JSON"] * 1000, GOOD)
+    with pytest.raises(UserError, match="1,000 of 1,000 rows cannot be used"):
+        convert(source, "columns.answer=answer")
+    with pytest.raises(UserError, match="no row can be used"):
+        convert(source, "max_rejects=1")
+    last = source.with_name("converted") / "rows.parquet.rejects.jsonl"
+    reason = json.loads(last.read_text().splitlines()[-1])["reason"]
+    assert reason == "columns not known: the first 1,000 rows are unreadable"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="permissions")
 def test_too_many_broken_rows_write_nothing(folder):
     broken = [GOOD | {"id": str(number), "image": "c.png"} for number in range(3)]

@@ -125,16 +125,19 @@ def test_no_command_writes_over_its_source(command, write_rows, tmp_path, capsys
     (tmp_path / "link").symlink_to(tmp_path)
     linked = tmp_path / "link" / source.name
     new = tmp_path / "new.parquet"
+    deep = tmp_path / "a" / "b" / "new.parquet"
     for given, output, message in (
         (source, linked, "is a file of source; choose another name"),
         (tmp_path, new, f"would be a file of source={tmp_path} in the next run"),
         (tmp_path / "*.parquet", new, f"would be a file of source={tmp_path}/*.parquet in the"),
+        (tmp_path / "**/*.parquet", deep, f"would be a file of source={tmp_path}/**/*.parquet in"),
     ):
         arguments = WRITERS[command].format(output).split()
         assert main([command, f"source={given}", *arguments]) == 2
-        assert f"={output} {message}" in capsys.readouterr().err
+        assert f": {output} {message}" in capsys.readouterr().err
     assert source.read_bytes() == content
     assert not new.exists()
+    assert not deep.exists()
 
 
 @pytest.mark.parametrize("command", ["convert", "filter", "pairs"])

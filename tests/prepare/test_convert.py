@@ -353,6 +353,8 @@ NUMBERS = ["3", "1", "2"]
         (ANIMALS, "12", [], "12", None),
         (NUMBERS, "2", [], "2", ["C"]),
         (["1", "2"], "2", ["answer_index=1"], "2", ["B"]),
+        (["1", "2", "3", "4"], "4", ["answer_index=0"], "4", ["D"]),
+        (["0", "1"], "0", ["answer_index=1"], "0", ["A"]),
         ({"1": "cat", "2": "dog"}, "2", [], "2", None),
         (LETTERED, "N", [], "N", ["C"]),
         (LETTERED, "B", [], "B", None),  # its text is the letter of another option
@@ -371,6 +373,14 @@ def test_a_gold_answer_beside_options(options, answer, settings, gold, equivalen
     [
         (LETTERED, "C", [], "gold answer is the letter of one option and the text of another: C"),
         (ANIMALS, "2", [], "gold answer is a number beside options: 2; set answer_index=0 or 1"),
+        (
+            ["2 cm", "3 cm"],
+            "2",
+            [],
+            "gold answer is a number beside options: 2; set answer_index=0 or 1 if it counts the "
+            "options; else give the full text of an option as the answer, or set "
+            "columns.options=null",
+        ),
         (ANIMALS, "3", ["answer_index=0"], "gold answer is not among the options: 3"),
         (NUMBERS, "2", ["answer_index=1"], "gold answer is the number of one option and the text"),
     ],
@@ -384,13 +394,13 @@ def test_an_ambiguous_gold_answer_is_left_out(options, answer, settings, reason,
 
 
 def test_a_number_stays_as_it_is_written(folder):
-    texts = [b"9", b"0.50", b"1e3", b'"<answer> 9 </answer>"', b'["9"]']
+    texts = [b"9", b'"0"', b"0.50", b"1e3", b'"<answer> 9 </answer>"', b'["9"]']
     rows = [
         b'{"question": "%b?", "answer": %b}' % (str(n).encode(), t) for n, t in enumerate(texts)
     ]
     found = convert(write_lines(folder / "a.jsonl", *rows))
     golds = [row["reward_model"]["ground_truth"] for row in found.rows]
-    assert golds == ["9", "0.50", "1E+3", "9", "9"]
+    assert golds == ["9", "0", "0.50", "1E+3", "9", "9"]
 
 
 def test_alpaca_columns_become_a_demonstration(folder):
@@ -521,8 +531,36 @@ def test_columns_are_named_by_settings(folder):
     assert found.report.figures["columns that are not used"] == "answer"
     found = convert(write_lines(folder / "a.jsonl", PLAIN), "columns.answer=null")
     assert "reward_model" not in only(found)
-    with pytest.raises(UserError, match=r"columns\.answer=gold: .* has no such column"):
+    with pytest.raises(UserError, match=r"columns\.answer=gold: none of the 1 rows read has a"):
         convert(folder / "a.jsonl", "columns.answer=gold")
+
+
+def test_a_named_column_has_a_value_in_some_row(folder):
+    rows = [PLAIN | {"id": str(number), "mate": None} for number in range(1500)]
+    source = write_lines(folder / "a.jsonl", *rows)
+    with pytest.raises(UserError, match=r"columns\.images=imagse: none of the 1,500 rows read has"):
+        convert(source, "columns.images=imagse")
+    with pytest.raises(UserError, match=r"columns\.answer=mate: none of the 1,000 rows read has"):
+        convert(source, "columns.answer=mate")
+
+
+def test_a_mistyped_column_of_a_parquet_file_is_refused_before_its_rows(folder):
+    rows = [PLAIN | {"id": str(number), "mate": None} for number in range(30)]
+    rows.append(PLAIN | {"id": "last", "mate": "b.jpg"})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+    with pytest.raises(UserError, match=r"columns\.images=imagse: source has no such column; it "):
+        convert(folder / "a.parquet", "columns.images=imagse")
+    found = convert(folder / "a.parquet", "columns.images=mate")
+    assert [len(row["images"]) for row in found.rows] == [0] * 30 + [1]
+
+
+def test_a_named_column_need_not_be_in_every_file(folder):
+    first = write_lines(folder / "a.jsonl", *TEXT_ROWS, LATE)
+    second = write_lines(folder / "b.jsonl", {"question": "Why?", "answer": "9"})
+    settings = ("columns.images=image", "columns.options=options")
+    found = convert(Path(f"[{first},{second}]"), *settings, output=folder / "c.parquet")
+    assert not found.report.rejects
+    assert len(found.rows) == len(TEXT_ROWS) + 2
 
 
 TEXT_ROWS = [{"question": f"What is {number} + 1?", "answer": "9"} for number in range(25)]
@@ -537,14 +575,30 @@ LATE = PLAIN | {"options": ["3", "9"], "answer": "B"}
         (TEXT_ROWS[0] | {"images": ["a.png"]}, "images", "images"),
         (TEXT_ROWS[0] | {"output": RESPONSE}, "output", "response"),
         (TEXT_ROWS[0] | {"id": "late"}, "id", "id"),
+        (TEXT_ROWS[0] | {"caption": "A 3.", "cot": "3 + 6 = 9."}, "caption", "caption"),
     ],
 )
 def test_a_column_that_the_first_rows_lack_is_not_lost_in_silence(late, column, what, folder):
     found = convert(write_lines(folder / "a.jsonl", *TEXT_ROWS, late))
     assert len(found.rows) == len(TEXT_ROWS)
     (reason,) = found.report.rejects
-    assert reason.startswith(f"column {column} is not read: the first rows have nothing of")
+    assert reason.startswith(f"column {column} is not read: it is empty, or a copy of another")
     assert f"set columns.{what}={column} to read it, or columns.{what}=null to" in reason
+
+
+@pytest.mark.parametrize("late", [{"caption": "A 3."}, {"rationale": "3 + 6 = 9."}])
+@pytest.mark.parametrize("response", [{}, {"response": RESPONSE}])
+def test_a_late_column_that_nothing_would_read_leaves_no_row_out(response, late, folder):
+    rows = [row | response for row in TEXT_ROWS]
+    found = convert(write_lines(folder / "a.jsonl", *rows, rows[0] | {"question": "Why?"} | late))
+    assert not found.report.rejects
+    assert found.report.figures["columns that are not used"] == next(iter(late))
+
+
+def test_a_response_needs_no_late_caption_and_reasoning(folder):
+    rows = [row | {"response": RESPONSE} for row in TEXT_ROWS]
+    late = rows[0] | {"question": "Why?", "caption": "A 3.", "reasoning": "3 + 6 = 9."}
+    assert not convert(write_lines(folder / "a.jsonl", *rows, late)).report.rejects
 
 
 def test_a_setting_names_a_column_that_the_first_rows_lack(folder):

@@ -5,6 +5,8 @@ import io
 import json
 import random
 import sqlite3
+import struct
+import zlib
 from base64 import b64decode
 from email.utils import formatdate
 from pathlib import Path
@@ -222,23 +224,77 @@ def test_an_image_that_is_cut_off_is_left_out(distill, endpoint, source):
     assert report.counts["rows written"] == 2
 
 
-def test_an_image_that_cannot_be_shrunk_does_not_end_the_run(distill, endpoint, source, tmp_path):
+def encoded(mode: str, kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.new("F", (200, 200)).save(buffer, "TIFF")
-    write_rows(source, [question(0), question(1, images=[{"bytes": buffer.getvalue()}])])
+    Image.new(mode, (200, 200)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def without_pixels() -> bytes:
+    """Return a PNG with right checksums, of whose pixels only the first few are there."""
+    header = struct.pack(">IIBBBBB", 200, 200, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 9)), (b"IEND", b"")]
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for name, data in chunks:
+        check = struct.pack(">I", zlib.crc32(name + data))
+        parts.append(struct.pack(">I", len(data)) + name + data + check)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (encoded("F", "TIFF"), "mode F, which cannot be shrunk; scale it to 8 bits per channel"),
+        (encoded("I", "TIFF"), "mode I, which cannot be shrunk"),
+        (encoded("I;16B", "TIFF"), "mode I;16B, which cannot be shrunk"),
+        (encoded("I;16", "PPM"), "mode I, which cannot be shrunk"),
+        (without_pixels(), "image file is truncated"),
+    ],
+    ids=["F", "I", "I;16B", "PGM", "no pixels"],
+)
+def test_an_image_that_cannot_be_shrunk_is_left_out(distill, source, content, reason, tmp_path):
+    write_rows(source, [question(0), question(1, images=[{"bytes": content}])])
     report = distill("max_image_pixels=1000")
     assert report.counts["rows written"] == 1
+    assert report.problems == ()
+    assert report.rejects == {"unusable image": 1}
     (reject,) = rejects(tmp_path)
     assert (reject["id"], reject["row"]) == ("q1", 1)
-    assert "images[0]: unreadable image (mode F, " in reject["detail"]
-    report = distill("max_image_pixels=1000", "batch=write")
-    assert f"{source}, row 1: images[0]: unreadable image (mode F" in report.problems[0]
+    assert f"images[0]: unreadable image ({reason}" in reject["detail"]
+    other = f"output={tmp_path / 'batch.parquet'}"
+    written = distill("max_image_pixels=1000", "batch=write", other)
+    assert written.counts["requests written"] == 1
+    given = write_results(written.outputs, 200, tmp_path / "results.jsonl")
+    report = distill("max_image_pixels=1000", "batch=read", given, other)
+    assert report.rejects == {"unusable image": 1}
+    assert report.problems == ()
 
 
-@pytest.mark.parametrize("mode", ["CMYK", "P", "LA", "1", "YCbCr", "I;16"])
+def premultiplied() -> bytes:
+    """Return a TIFF of mode La: the value of its ExtraSamples (tag 338) is 1."""
+    content = bytearray(encoded("LA", "TIFF"))
+    tag = content.index(struct.pack("<HHI", 338, 3, 1))
+    content[tag + 8] = 1
+    return bytes(content)
+
+
+def test_an_image_with_premultiplied_transparency_is_shrunk(distill, endpoint, source):
+    content = premultiplied()
+    assert Image.open(io.BytesIO(content)).mode == "La"
+    write_rows(source, [question(0, images=[{"bytes": content}])])
+    assert distill("max_image_pixels=400").counts["rows written"] == 1
+    url = endpoint.requests[0]["messages"][1]["content"][0]["image_url"]["url"]
+    sent = Image.open(io.BytesIO(b64decode(url.partition(";base64,")[2])))
+    assert (sent.format, sent.mode, sent.size) == ("PNG", "LA", (20, 20))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "LA", "LAB", "1", "YCbCr", "I;16"])
 def test_images_of_any_mode_are_shrunk(distill, endpoint, source, mode):
     buffer = io.BytesIO()
-    image = Image.new("RGB", (200, 200), "red").convert(mode.replace("I;16", "L")).convert(mode)
+    if mode == "LAB":
+        image = Image.new(mode, (200, 200))
+    else:
+        image = Image.new("RGB", (200, 200), "red").convert(mode.replace("I;16", "L")).convert(mode)
     image.save(buffer, "TIFF")
     write_rows(source, [question(0, images=[{"bytes": buffer.getvalue()}])])
     assert distill("max_image_pixels=400").counts["rows written"] == 1
@@ -378,6 +434,17 @@ def test_refusals_in_a_row_end_the_run_and_are_not_kept(distill, endpoint, answe
         distill(f"concurrency={concurrency}")
     endpoint.reply = right
     assert distill().counts == {"rows read": ROWS, "rows written": ROWS, "answers": ROWS}
+
+
+def test_refusals_that_an_earlier_run_kept_stay(distill, endpoint):
+    endpoint.reply = lambda key, body: 400
+    distill("limit=2", "stop_if_refused=false")
+    with pytest.raises(UserError, match=r"refused 10 requests in a row"):
+        distill("concurrency=16")
+    endpoint.reply = right
+    report = distill()
+    assert report.rejects == {"refused by the endpoint": 2}
+    assert report.counts["rows written"] == ROWS - 2
 
 
 def test_rows_that_are_rightly_refused_can_be_left_out(distill, endpoint):

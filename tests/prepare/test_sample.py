@@ -8,7 +8,7 @@ from question_rows import question
 from verl_prism.compose import compose_run
 from verl_prism.data.rows import parquet_files
 from verl_prism.prepare.command import main
-from verl_prism.prepare.sample import Settings, stage_arguments, stage_problem
+from verl_prism.prepare.sample import Settings, run, stage_arguments
 
 
 def test_settings_become_arguments_of_the_stage(tmp_path):
@@ -32,9 +32,11 @@ def test_settings_become_arguments_of_the_stage(tmp_path):
     assert prism.resume
 
 
-def test_an_interrupted_stage_interrupts_the_command(tmp_path):
+def test_an_interrupted_stage_interrupts_the_command(write_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("verl_prism.main.main", lambda arguments: 130)
+    source = write_rows([question(0, "7")])
     with pytest.raises(KeyboardInterrupt):
-        stage_problem(130, tmp_path)
+        run(Settings(source=source, output=tmp_path / "sampled.parquet", policy="."))
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,14 @@ def test_a_result_that_is_no_number_is_refused(tmp_path, body):
         own_score(written(tmp_path, body), "digits", parse_response(RIGHT), 8, None)
 
 
+def test_messages_name_the_setting_that_has_the_function(tmp_path):
+    spec = written(tmp_path, "None")
+    with pytest.raises(UserError, match=r"^reward=.*own\.py:reward returned score=None"):
+        own_score(spec, "digits", parse_response(RIGHT), 8, None, key="reward")
+    with pytest.raises(UserError, match=r"^reward=.*own\.py has no function 'other'"):
+        load_reward(spec.replace(":reward", ":other"), key="reward")
+
+
 @pytest.mark.parametrize(
     ("body", "entry"),
     [

@@ -126,8 +126,9 @@ def _accuracy(text: str, row: Row, gold: Any, reward: str | None) -> float:
     extra_info = row.get("extra_info")
     if reward is None:
         return float(score_response(response, gold, extra_info)["acc"])
+    source = row["data_source"]
     try:
-        accuracy = own_score(reward, row["data_source"], response, gold, extra_info)["acc"]
+        accuracy = own_score(reward, source, response, gold, extra_info, key="reward")["acc"]
     except UserError as error:
         raise UserError(f"row {row_id(row)}: {error}") from None
     if not isinstance(accuracy, float) or not 0 <= accuracy <= 1:

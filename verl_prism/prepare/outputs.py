@@ -1,6 +1,6 @@
-"""Whether what a command writes is, or would be, one of the files that it reads."""
+"""Check that a command does not write into its own source."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from verl_prism.config import DataFiles
@@ -21,22 +21,22 @@ def check_output(key: str, output: Path, source: DataFiles, files: Iterable[Path
     """
     target = output.resolve()
     if target in {file.resolve() for file in files}:
-        raise UserError(f"{key}={output} is a file of source; choose another name")
-    for path in given_paths(source):
+        raise UserError(f"{key}: {output} is a file of source; choose another name")
+    for path in [source] if isinstance(source, Path) else source:
         if _holds(path, target):
             raise UserError(
-                f"{key}={output} would be a file of source={path} in the next run; choose another "
+                f"{key}: {output} would be a file of source={path} in the next run; choose another "
                 "folder"
             )
-
-
-def given_paths(source: DataFiles) -> Sequence[Path]:
-    """Return the paths that a source names."""
-    return [source] if isinstance(source, Path) else source
 
 
 def _holds(path: Path, target: Path) -> bool:
     """Return whether a folder or glob finds a file."""
     if path.is_dir():
         return path.resolve() == target.parent
-    return not path.is_file() and target.match(str(path.parent.resolve() / path.name))
+    if path.is_file():
+        return False
+    if "**" in path.parts:  # which stands for any number of folders
+        folder = Path(*path.parts[: path.parts.index("**")]).resolve()
+        return any(parent.match(str(folder)) for parent in target.parents)
+    return target.match(str(path.parent.resolve() / path.name))

@@ -25,6 +25,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from verl_prism.config import Section
 from verl_prism.data.checks.columns import check_columns
+from verl_prism.data.checks.messages import check_no_null_response
+from verl_prism.data.checks.problem import RowError
 from verl_prism.data.row_files import (
     Row,
     common_schema,
@@ -149,19 +151,17 @@ def candidates(row: Row) -> Iterator[tuple[str, list[float]]]:
     Raises:
         UserError: the teacher's response is not in the format, or a response is null.
     """
-    responses = row["student_responses"] or []
-    if None in responses:
-        raise UserError(
-            f"row {row_id(row)}: student_responses[{responses.index(None)}] is null; leave it out "
-            "of the list"
-        )
+    try:
+        check_no_null_response(row)
+    except RowError as error:
+        raise UserError(f"row {row_id(row)}: {error}") from None
     teacher = parse_response(row["teacher_response"] or "")
     if not teacher.valid:
         raise UserError(
             f"row {row_id(row)}: teacher_response is not in the format: {teacher.fault}; "
             "python -m verl_prism.data check finds such rows"
         )
-    for text in responses:
+    for text in row["student_responses"] or []:
         student = parse_response(text)
         if student.valid and _texts(student) != _texts(teacher):
             yield text, [_ratio(teacher, student, view) for view in View]

@@ -51,6 +51,7 @@ def run(settings: Settings) -> Report:
 
     Raises:
         UserError: the stage refuses its settings or data, or the output is a file of the source.
+        KeyboardInterrupt: the stage was interrupted.
     """
     from verl_prism.main import main
 
@@ -58,25 +59,20 @@ def run(settings: Settings) -> Report:
     check_output("output", settings.output, settings.source, files)
     folder = settings.folder or settings.output.with_name(f"{settings.output.name}.run")
     status = main(stage_arguments(settings, folder))
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status == REFUSED:
+        raise UserError("stage sample refused its input, see above")
     if status:
-        return Report({}, problems=(stage_problem(status, folder),))
+        return Report({}, problems=(_stage_problem(status, folder),))
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(RunFolder(folder).samples_file, settings.output)
     rows = count_rows([settings.output])
     return Report(counts={"rows": rows, "responses": rows * settings.n}, outputs=(settings.output,))
 
 
-def stage_problem(status: int, folder: Path) -> str:
-    """Return what happened by the exit code of the stage, which has printed why it ended.
-
-    Raises:
-        KeyboardInterrupt: the stage was interrupted.
-        UserError: it refused its input.
-    """
-    if status == INTERRUPTED:
-        raise KeyboardInterrupt
-    if status == REFUSED:
-        raise UserError("stage sample refused its input, see above")
+def _stage_problem(status: int, folder: Path) -> str:
+    """Return what happened by the exit code of the stage, which has printed why it ended."""
     if status == SAVED:
         return "stage sample was asked to end, and has saved its responses; run the command again"
     return (

@@ -25,13 +25,15 @@ Score = dict[str, float | str]
 
 
 @cache
-def load_reward(spec: str) -> RewardFunction:
-    """Return the reward function that `prism.reward.function` names.
+def load_reward(spec: str, key: str = KEY) -> RewardFunction:
+    """Return the reward function that a setting names.
+
+    key: the setting, for messages.
 
     Raises:
         UserError: see `load_function`.
     """
-    return load_function(KEY, spec, ARGUMENTS)
+    return load_function(key, spec, ARGUMENTS)
 
 
 def own_score(
@@ -40,26 +42,29 @@ def own_score(
     response: Response,
     ground_truth: Any,
     extra_info: Mapping[str, Any] | None,
+    key: str = KEY,
 ) -> Score:
     """Return the user's reward of one response, with the entries that our metrics need.
 
+    key: the setting that names the function, for messages.
     acc: the score, unless the function returns an entry of that name.
     format, fault: as in `compute_score`, unless the function returns an entry of that name.
 
     Raises:
         UserError: the function returned no number, or one that is not finite.
     """
-    result = load_reward(spec)(
+    result = load_reward(spec, key)(
         data_source=data_source,
         solution_str=response.text,
         ground_truth=ground_truth,
         extra_info=extra_info,
     )
     entries = result if isinstance(result, Mapping) else {"score": result}
-    checked = {name: _checked(spec, name, value) for name, value in entries.items()}
+    setting = f"{key}={spec}"
+    checked = {name: _checked(setting, name, value) for name, value in entries.items()}
     if not isinstance(checked.get("score"), float):
         raise UserError(
-            f"{KEY}={spec} returned {result!r}; return a number, or a dictionary "
+            f"{setting} returned {result!r}; return a number, or a dictionary "
             "with a number as its entry 'score'"
         )
     defaults: Score = {
@@ -70,7 +75,7 @@ def own_score(
     return defaults | checked
 
 
-def _checked(spec: str, name: str, value: Any) -> float | str:
+def _checked(setting: str, name: str, value: Any) -> float | str:
     """Return a finite number as a float, whatever library it is from, and a string as it is."""
     if isinstance(value, str):
         return value
@@ -78,8 +83,8 @@ def _checked(spec: str, name: str, value: Any) -> float | str:
         number = float(value)
     except (TypeError, ValueError):
         raise UserError(
-            f"{KEY}={spec} returned {name}={value!r}; entries are numbers or strings"
+            f"{setting} returned {name}={value!r}; entries are numbers or strings"
         ) from None
     if not math.isfinite(number):
-        raise UserError(f"{KEY}={spec} returned {name}={number}; return a finite number")
+        raise UserError(f"{setting} returned {name}={number}; return a finite number")
     return number

@@ -45,8 +45,15 @@ def check_student_responses(row: Mapping[str, Any], at_least: int = 1) -> None:
             f"student_responses has {len(responses)} responses, fewer than "
             f"prism.dpo.responses_per_prompt={at_least}; lower it, or sample more",
         )
+    check_no_null_response(row)
+
+
+def check_no_null_response(row: Mapping[str, Any]) -> None:
+    """Check that none of the policy's responses is null."""
+    responses = row["student_responses"] or []
     if None in responses:
-        raise RowError(Reason.NO_RESPONSE, f"student_responses[{responses.index(None)}] is null")
+        place = f"student_responses[{responses.index(None)}]"
+        raise RowError(Reason.NO_RESPONSE, f"{place} is null; leave it out of the list")
 
 
 def _check_message(place: str, message: Mapping[str, Any] | None) -> None:

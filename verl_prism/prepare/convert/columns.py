@@ -1,6 +1,6 @@
 """Which form the rows of a source have, and which column holds what."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "data_source": ("data_source",),
     "student_responses": ("student_responses",),
 }
+HEAD = 20  # rows by which the columns are found
 ANSWERERS = ("assistant", "gpt", "chatgpt", "model", "bot")  # roles
 PAIR_TEXTS = ("teacher_caption", "teacher_cot", "student_caption", "student_cot")
+# Two columns that make a demonstration only together.
+PARTNERS = {"caption": "reasoning", "reasoning": "caption"}
 # What each form reads, besides id, images and data_source.
 READS: dict[Form, tuple[str, ...]] = {
     "chat": ("messages", "system", "answer", "equivalent_answers"),
@@ -55,7 +58,7 @@ class Mapped:
 
     Attributes:
         demonstrations: whether the rows have a response.
-        unread: known names that no column was found by, and what they would hold.
+        unread: known column names that are not read, and what each would hold.
     """
 
     form: Form
@@ -71,7 +74,7 @@ class Mapped:
         found = [field(values, name) for name in names]
         return [value for value in found if value is not None] or None
 
-    def check(self, values: Values) -> None:
+    def check_unread(self, values: Values) -> None:
         """Check that no value is lost because the first rows, which tell the columns, lack it.
 
         Raises:
@@ -79,13 +82,22 @@ class Mapped:
         """
         for name, what in self.unread.items():
             value = values.get(name)
-            if not _is_empty(value) and value != self.get(values, what):
-                (other,) = self.columns.get(what, ("null",))
-                raise Rejected(
-                    f"column {name} is not read: the first rows have nothing of their own in it; "
-                    f"set columns.{what}={name} to read it, or columns.{what}={other} to leave it "
-                    "out"
-                )
+            if _is_empty(value) or value == self.get(values, what):
+                continue
+            if what in PARTNERS and not self._may_hold(values, PARTNERS[what]):
+                continue
+            (other,) = self.columns.get(what, ("null",))
+            raise Rejected(
+                f"column {name} is not read: it is empty, or a copy of another column, in the "
+                f"first {HEAD} rows; set columns.{what}={name} to read it, or "
+                f"columns.{what}={other} to leave it out"
+            )
+
+    def _may_hold(self, values: Values, what: str) -> bool:
+        """Return whether a row has a value in a column that is, or would be, read as `what`."""
+        names = [name for name, unread in self.unread.items() if unread == what]
+        found = [self.get(values, what), *(values.get(name) for name in names)]
+        return not all(_is_empty(value) for value in found)
 
     def used(self) -> set[str]:
         """Return the names of the columns that are read."""
@@ -105,7 +117,7 @@ def map_columns(name: str, head: Sequence[Values], settings: Settings) -> Mapped
     Raises:
         UserError: they are ambiguous or unknown; with what was found and the key to set.
     """
-    present = present_columns(head)
+    present = _present_columns(head)
     form = settings.form
     if form == "auto":
         form = _form(name, head, present, settings.columns)
@@ -119,13 +131,31 @@ def map_columns(name: str, head: Sequence[Values], settings: Settings) -> Mapped
     return Mapped(form, columns, _demonstrations(form, columns, head), unread)
 
 
-def named_columns(columns: Columns) -> set[str]:
-    """Return the columns that settings name, of a field the column that it is in."""
-    named: set[str] = set()
-    for given in columns.model_dump().values():
+def named_columns(columns: Columns) -> dict[str, str]:
+    """Return the columns that settings name, and what each holds."""
+    named: dict[str, str] = {}
+    for what, given in columns.model_dump().items():
         names = (given,) if isinstance(given, str) else given or ()
-        named |= {name.partition(".")[0] for name in names if name != AUTO}
+        named |= {name: what for name in names if name != AUTO}
     return named
+
+
+def check_named(columns: Columns, known: Collection[str]) -> None:
+    """Check that the columns that settings name are among all that a source has.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name, what in named_columns(columns).items():
+        if name not in known and name.partition(".")[0] not in known:
+            raise UserError(
+                f"columns.{what}={name}: source has no such column; it has {', '.join(known)}"
+            )
+
+
+def has_value(values: Values, name: str) -> bool:
+    """Return whether a row has something in a column, or in a field."""
+    return not _is_empty(field(values, name))
 
 
 def field(values: Values, name: str) -> Any:
@@ -147,7 +177,7 @@ def is_messages(value: Any) -> bool:
     return {"from", "value"} <= value[0].keys() or {"role", "content"} <= value[0].keys()
 
 
-def present_columns(head: Sequence[Values]) -> list[str]:
+def _present_columns(head: Sequence[Values]) -> list[str]:
     """Return the columns that hold something in one of the rows."""
     names: dict[str, None] = {}
     for values in head:
@@ -205,14 +235,7 @@ def _find(
     if wanted is None:
         return ()
     if wanted != AUTO:
-        names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
-        for column in names:
-            if column.partition(".")[0] not in present and column not in present:
-                raise UserError(
-                    f"columns.{what}={column}: {name} has no such column, or only nulls in it; "
-                    f"it has {', '.join(present)}"
-                )
-        return names
+        return (wanted,) if isinstance(wanted, str) else tuple(wanted)
     found = [alias for alias in _aliases(what, form) if alias in present]
     if what != "id" and len(found) > 1 and _differ(found, head):
         raise UserError(
@@ -226,6 +249,8 @@ def _unread(form: Form, found: Mapping[str, tuple[str, ...]], columns: Columns) 
     used = {name for names in found.values() for name in names}
     unread: dict[str, str] = {}
     for what in (*ALWAYS, *READS[form]):
+        if what in PARTNERS and "response" in found:
+            continue  # the response is the whole demonstration
         several = what == "id" and what in found  # a row may have several names
         if getattr(columns, what) == AUTO and not several:
             unread |= {alias: what for alias in _aliases(what, form) if alias not in used}

@@ -16,7 +16,13 @@ from verl_prism.data.row_files import Row, RowWriter, row_writer
 from verl_prism.data.schema import COLUMNS, TRAIN_COLUMNS, schema
 from verl_prism.errors import UserError
 from verl_prism.prepare.convert.archives import SUFFIXES, is_archive, open_archive
-from verl_prism.prepare.convert.columns import map_columns, named_columns, present_columns
+from verl_prism.prepare.convert.columns import (
+    HEAD,
+    check_named,
+    has_value,
+    map_columns,
+    named_columns,
+)
 from verl_prism.prepare.convert.images import Folder, ImageReader
 from verl_prism.prepare.convert.pairs import add_line, group_row
 from verl_prism.prepare.convert.records import Place, Record, Rejected, Source, Store, Values
@@ -29,12 +35,15 @@ from verl_prism.prepare.progress import Progress, progress
 from verl_prism.prepare.rejects import rejects_file
 from verl_prism.prepare.report import Report
 
-HEAD = 20  # rows by which the columns are found
+HEAD_BROKEN = 1000  # rows among which readable ones are looked for
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A source and how its rows are made; None: it has no readable row."""
+    """A source and how its rows are made.
+
+    maker: None if none of the first rows is readable.
+    """
 
     source: Source
     maker: RowMaker | None
@@ -80,6 +89,7 @@ class _Conversion:
         self._groups = Groups()
         self._read = 0
         self._columns: dict[str, None] = {}
+        self._missing = named_columns(settings.columns)  # those without a value so far
         self._notes: Counter[str] = Counter()
         self._problems: list[str] = []
 
@@ -90,9 +100,10 @@ class _Conversion:
             bar.add()
             self._convert(number, record)
             if self._read % CHECK_EVERY == 0:
-                self._rejects.check(self._read)
+                self._check()
         self._write_groups()
-        self._rejects.check(self._read)
+        self._check_named()
+        self._check()
         if self._writer.rows == 0:
             raise UserError(f"source={self._settings.source}: {self._nothing()}")
 
@@ -107,6 +118,21 @@ class _Conversion:
             (self._writer.file, *([self._rejects.file] if left_out else [])),
             tuple(self._problems),
         )
+
+    def _check(self) -> None:
+        """Check how many of the rows so far are left out."""
+        if self._rejects.counts.total() == self._read:
+            self._check_named()
+        self._rejects.check(self._read)
+
+    def _check_named(self) -> None:
+        """Check that the columns that settings name have a value in one of the rows so far."""
+        if self._columns and self._missing:
+            named = ", ".join(f"columns.{what}={name}" for name, what in self._missing.items())
+            raise UserError(
+                f"{named}: none of the {self._read:,} rows read has a value there; the columns are "
+                f"{', '.join(self._columns)}. Correct the name, or leave the setting out"
+            )
 
     def _nothing(self) -> str:
         if not self._rejects.counts:
@@ -138,11 +164,13 @@ class _Conversion:
         maker = self._plans[number].maker
         name = None
         try:
-            if record.values is None or maker is None:
+            if record.values is None:
                 raise record.problem or Rejected("unreadable row")
-            self._columns.update(dict.fromkeys(record.values))
+            if maker is None:
+                raise Rejected(f"columns not known: the first {HEAD_BROKEN:,} rows are unreadable")
+            self._note_columns(record.values)
             name = maker.source_id(record.values)
-            maker.mapped.check(record.values)
+            maker.mapped.check_unread(record.values)
             if maker.mapped.form == "pairs":
                 add_line(self._groups, number, maker, record.place, record.values)
             else:
@@ -151,6 +179,11 @@ class _Conversion:
             self._rejects.add(record.place, name, problem)
             if record.last:
                 self._problems.append(f"{record.place}: {problem}")
+
+    def _note_columns(self, values: Values) -> None:
+        self._columns.update(dict.fromkeys(values))
+        for name in [name for name in self._missing if has_value(values, name)]:
+            del self._missing[name]
 
     def _write_groups(self) -> None:
         for group in self._groups:
@@ -175,36 +208,36 @@ def _plans(settings: Settings) -> list[Plan]:
     prompt = _system_prompt(settings.system_prompt)
     name = settings.data_source or source_name(settings)
     plans = []
+    known: dict[str, None] = {}
     for source in open_sources(settings):
-        head = _head(source, named_columns(settings.columns))
+        head = _head(source)
+        for values in head:
+            known.update(dict.fromkeys(values))
         maker = None
         if head:
             mapped = map_columns(source.name, head, settings)
             reader = _reader(source, stores, settings)
             maker = RowMaker(settings, mapped, reader, prompt, name)
         plans.append(Plan(source, maker))
+    if known and all(plan.maker is not None and _is_table(plan.source) for plan in plans):
+        check_named(settings.columns, known)
     return plans
+
+
+def _is_table(source: Source) -> bool:
+    """Return whether all rows have the same columns, some of them perhaps null."""
+    return source.name.endswith(".parquet")
 
 
 def _makers(plans: Iterable[Plan]) -> list[RowMaker]:
     return [plan.maker for plan in plans if plan.maker is not None]
 
 
-def _head(source: Source, named: set[str]) -> list[Values]:
-    """Return the first rows, and after them the first ones with columns that settings name."""
-    head: list[Values] = []
-    missing = set(named)
-    for record in source.records():
-        if record.values is None:
-            continue
-        present = present_columns([record.values])
-        found = missing.intersection(name.partition(".")[0] for name in present)
-        if len(head) < HEAD or found:
-            head.append(record.values)
-        missing -= found
-        if len(head) >= HEAD and not missing:
-            break
-    return head
+def _head(source: Source) -> list[Values]:
+    """Return the first readable rows."""
+    found = islice(source.records(), HEAD_BROKEN)
+    readable = (record.values for record in found if record.values is not None)
+    return list(islice(readable, HEAD))
 
 
 def image_stores(settings: Settings) -> list[Store]:

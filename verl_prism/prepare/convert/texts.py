@@ -175,12 +175,16 @@ def gold_of(value: Any, options: Mapping[str, str], first_index: int | None) -> 
 
 
 def _counts_options(text: str, options: Mapping[str, str], first: int | None) -> bool:
-    if text in options or not _NUMBER.fullmatch(text) or int(text) > len(options):
+    if not options or text in options or not _NUMBER.fullmatch(text):
+        return False
+    if int(text) > len(options):
         return False
     named = [letter for letter, option in options.items() if option.strip() == text]
     if not named:
         return True
-    if first is not None and named != [_by_index(int(text), options, first)]:
+    if first is None or not 0 <= int(text) - first < len(options):
+        return False
+    if named != [_by_index(int(text), options, first)]:
         raise Rejected("gold answer is the number of one option and the text of another", text)
     return False
 
@@ -189,7 +193,8 @@ def _by_index(value: int, options: Mapping[str, str], first: int | None) -> str:
     if first is None:
         raise Rejected(
             "gold answer is a number beside options",
-            f"{value}; set answer_index=0 or 1 if it counts the options",
+            f"{value}; set answer_index=0 or 1 if it counts the options; else give the full text "
+            "of an option as the answer, or set columns.options=null",
         )
     if not 0 <= value - first < len(options):
         raise Rejected("gold answer is not among the options", str(value))

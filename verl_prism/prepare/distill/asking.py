@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from verl_prism.data.checks.problem import RowError
 from verl_prism.errors import UserError
 from verl_prism.prepare.distill.journal import Journal, Try
 from verl_prism.prepare.distill.limits import BudgetSpent, Meter
 from verl_prism.prepare.distill.questions import Question, RequestMaker
-from verl_prism.prepare.distill.replies import REFUSED, Answer
-from verl_prism.prepare.distill.settings import KEEP_REFUSALS, Settings
+from verl_prism.prepare.distill.replies import Answer
+from verl_prism.prepare.distill.settings import Settings
 from verl_prism.prepare.distill.teacher import NoAnswer, Teacher
 from verl_prism.prepare.distill.verdicts import KEPT, Grader
 from verl_prism.prepare.progress import Progress
@@ -79,7 +78,7 @@ class Asking:
         self._teacher: Teacher | None = None
         self._reading = asyncio.Lock()
         self._failures = 0
-        self._refusals = 0
+        self._not_kept: list[tuple[str, int]] = []  # the refusals that end the run
         self.out_of_budget = False
 
     async def run(self, questions: Iterator[tuple[Question, str, Tries]], ask: bool) -> None:
@@ -101,10 +100,10 @@ class Asking:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            if self._all_refused:
-                await self._journal.forget_last_refusals()
             if self._teacher is not None:
                 await self._teacher.close()
+            if self._not_kept:
+                await self._journal.forget(self._not_kept)
 
     async def _work(self, questions: Iterator[tuple[Question, str, Tries]]) -> None:
         while not self.out_of_budget:
@@ -117,8 +116,6 @@ class Asking:
                 await self._decide(question, digest, tries)
             except NoAnswer as error:
                 await self._no_answer(question, str(error))
-            except RowError as error:
-                await self._journal.failed(question.id, str(error))
             except BudgetSpent:
                 self.out_of_budget = True
                 return
@@ -138,7 +135,8 @@ class Asking:
                 if request is None:
                     request = await asyncio.to_thread(self._maker.request, question.row)
                 answer = await self._teacher.ask(question.id, digest, number, request)
-                self._count_refusals(answer)
+                self._failures = 0
+                self._check_refusals(answer, self._teacher.refusals)
             if answer.refused:
                 return
             if verdict is None:
@@ -148,19 +146,16 @@ class Asking:
             if verdict == KEPT:
                 return
 
-    def _count_refusals(self, answer: Answer) -> None:
-        self._failures = 0
-        self._refusals = self._refusals + 1 if answer.finish == REFUSED else 0
-        if self._all_refused:
-            raise UserError(
-                f"the teacher at teacher.endpoint={self._settings.teacher.endpoint} refused "
-                f"{self._refusals} requests in a row, which are not kept; the last: {answer.text}. "
-                f"Correct the settings, or leave these rows out with {KEEP_REFUSALS}"
-            )
-
-    @property
-    def _all_refused(self) -> bool:
-        return self._settings.stop_if_refused and self._refusals >= MOST_REFUSALS
+    def _check_refusals(self, last: Answer, refusals: list[tuple[str, int]]) -> None:
+        """Check that not too many requests in a row were refused."""
+        if len(refusals) < MOST_REFUSALS:
+            return
+        self._not_kept = refusals
+        raise UserError(
+            f"the teacher at teacher.endpoint={self._settings.teacher.endpoint} refused "
+            f"{len(refusals)} requests in a row, which are not kept; the last: {last.text}. "
+            "Correct the settings, or leave these rows out with stop_if_refused=false"
+        )
 
     async def _no_answer(self, question: Question, reason: str) -> None:
         await self._journal.failed(question.id, reason)

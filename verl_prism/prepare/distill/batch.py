@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from verl_prism.data.checks.problem import RowError
 from verl_prism.errors import UserError
 from verl_prism.prepare.distill.asking import undecided
 from verl_prism.prepare.distill.journal import Journal, answer_statement, question_statement
@@ -19,7 +18,7 @@ from verl_prism.prepare.distill.replies import (
     read_completion,
     refusal,
 )
-from verl_prism.prepare.distill.settings import KEEP_REFUSALS, Settings
+from verl_prism.prepare.distill.settings import Settings
 from verl_prism.prepare.distill.verdicts import Grader
 from verl_prism.prepare.progress import progress
 from verl_prism.prepare.report import Report
@@ -45,17 +44,11 @@ def write_requests(
         file.unlink()
     writer = _RequestWriter(settings)
     known = []
-    unreadable = []
     with progress("batch files", None) as bar:
         for question, digest, tries in undecided(questions, maker, journal, grader, bar):
             number = _next_try(settings, tries)
             if number is not None:
-                try:
-                    request = maker.request(question.row)
-                except RowError as error:
-                    unreadable.append(f"{question.place}: {error}")
-                    bar.add()
-                    continue
+                request = maker.request(question.row)
                 writer.write(f"{question.id}#{number}#{digest[:DIGITS]}", request.body)
                 known.append(question_statement(question.id, digest))
             if len(known) >= COMMIT_ROWS:
@@ -67,8 +60,7 @@ def write_requests(
     counts = {"requests written": writer.requests}
     if old:
         counts["request files of an earlier round deleted"] = len(old)
-    files = (*writer.files, settings.journal)
-    return Report(counts=counts, outputs=files, problems=tuple(unreadable))
+    return Report(counts=counts, outputs=(*writer.files, settings.journal))
 
 
 def request_files(settings: Settings) -> list[Path]:
@@ -220,7 +212,7 @@ def _check_refusals(source: Path | tuple[Path, ...]) -> None:
         raise UserError(
             f"batch_results: all {count} requests were refused, and nothing is kept; the last: "
             f"{reason}. Correct the settings and repeat batch=write; give the results of a batch "
-            f"together; or leave these rows out with {KEEP_REFUSALS}"
+            "together; or leave these rows out with stop_if_refused=false"
         )
 
 

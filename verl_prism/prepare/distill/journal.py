@@ -237,12 +237,10 @@ class Journal:
         """Note why a question gets no answer in this run."""
         await self._commit(("INSERT OR REPLACE INTO failures VALUES (?, ?)", (question, reason)))
 
-    async def forget_last_refusals(self) -> None:
-        """Delete the refusals since the last answer, so that these questions are asked again."""
-        last = "SELECT coalesce(max(rowid), 0) FROM answers WHERE finish != 'refused'"
-        await self._commit(
-            (f"DELETE FROM answers WHERE finish = 'refused' AND rowid > ({last})", ())
-        )
+    async def forget(self, tries: Sequence[tuple[str, int]]) -> None:
+        """Delete the answers to tries of questions, so that they are made again."""
+        delete = "DELETE FROM answers WHERE id = ? AND try = ?"
+        await self._commit(*((delete, key) for key in tries))
 
     def add(self, statements: Sequence[Statement]) -> None:
         """Execute statements in one transaction, and wait until they are on disk."""

@@ -27,8 +27,9 @@ from verl_prism.rewards.score import accepted_answers
 
 COLUMNS = ("id", "prompt", "images", "data_source", "reward_model", "extra_info")
 JPEG_QUALITY = 95
-PNG_MODES = ("1", "L", "LA", "I", "I;16", "RGB", "RGBA")
-TRANSPARENT = ("P", "PA", "La", "RGBa")  # modes that PNG lacks, or that cannot be resized
+PNG_MODES = ("1", "L", "LA", "I;16", "RGB", "RGBA")
+# Modes that cannot be resized or written as PNG, and those that keep their transparency.
+PNG_MODE_OF = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
 # A first guess of the size of a request; the teacher's own counts correct it.
 BYTES_PER_TOKEN = 4
 PIXELS_PER_TOKEN = 1024
@@ -117,7 +118,7 @@ class RequestMaker:
         """Return why a row cannot be asked, None if it can."""
         checks = {
             "unusable prompt": lambda: check_messages(row, "prompt"),
-            "unusable image": lambda: _check_images(row),
+            "unusable image": lambda: _check_images(row, self._max_pixels),
             "no usable gold answer": lambda: self._check_gold(row),
         }
         for reason, check in checks.items():
@@ -135,21 +136,16 @@ class RequestMaker:
         return digest.hexdigest()
 
     def request(self, row: Row) -> Request:
-        """Return the request for a row that has no fault.
-
-        Raises:
-            RowError: an image that has to be shrunk cannot be decoded.
-        """
+        """Return the request for a row that has no fault."""
         messages = self._messages(row)
         units = TOKENS_PER_REQUEST + len(json.dumps(messages)) / BYTES_PER_TOKEN
-        images = enumerate(row.get("images") or [])
+        images = iter(row.get("images") or [])
         for message in messages:
             if isinstance(message["content"], str):
                 continue
             for part in message["content"]:
                 if part["type"] == "image":
-                    number, image = next(images)
-                    url, pixels = self._data_url(f"images[{number}]", image["bytes"])
+                    url, pixels = self._data_url(next(images)["bytes"])
                     part |= {"type": "image_url", "image_url": {"url": url}}
                     units += pixels / PIXELS_PER_TOKEN
         return Request(json.dumps(self._fields() | {"messages": messages}).encode(), units)
@@ -168,12 +164,9 @@ class RequestMaker:
             fields["temperature"] = teacher.temperature
         return fields | teacher.extra_body
 
-    def _data_url(self, place: str, content: bytes) -> tuple[str, int]:
+    def _data_url(self, content: bytes) -> tuple[str, int]:
         """Return an image as a data URL, and its number of pixels."""
-        try:
-            content, kind, pixels = self._sent(content)
-        except UNREADABLE as error:
-            raise unreadable(place, error) from None
+        content, kind, pixels = self._sent(content)
         mime = "image/jpeg" if kind == "MPO" else Image.MIME[kind]  # MPO: a JPEG of some cameras
         url = f"data:{mime};base64,{b64encode(content).decode()}"
         return url, pixels
@@ -182,10 +175,9 @@ class RequestMaker:
         """Return an image as it is sent, its format and its number of pixels."""
         with Image.open(io.BytesIO(content)) as image:
             kind = image.format or "PNG"
-            pixels = image.width * image.height
-            if self._max_pixels is not None and pixels > self._max_pixels:
+            if self._max_pixels is not None and _is_larger(image, self._max_pixels):
                 return _shrunk(image, self._max_pixels)
-        return content, kind, pixels
+            return content, kind, image.width * image.height
 
     def _check_gold(self, row: Row) -> None:
         if not self._needs_gold:
@@ -196,7 +188,8 @@ class RequestMaker:
         check_answer({**row, "data_source": ""}, needs_gold=True)
 
 
-def _check_images(row: Row) -> None:
+def _check_images(row: Row, max_pixels: int | None) -> None:
+    """Check that images can be sent, and that those with over `max_pixels` can be shrunk."""
     for number, image in enumerate(row.get("images") or []):
         place = f"images[{number}]"
         content = encoded_image(place, image)
@@ -204,6 +197,8 @@ def _check_images(row: Row) -> None:
             readable_size(content)
             with Image.open(io.BytesIO(content)) as opened:
                 kind = opened.format
+                if max_pixels is not None and _is_larger(opened, max_pixels):
+                    _check_shrinkable(opened)
         except UNREADABLE as error:
             raise unreadable(place, error) from None
         if kind not in Image.MIME:
@@ -212,21 +207,33 @@ def _check_images(row: Row) -> None:
             )
 
 
-def _shrunk(image: Image.Image, max_pixels: int) -> tuple[bytes, str, int]:
-    """Return an image with at most `max_pixels` pixels: a JPEG stays one, others become PNG.
+def _is_larger(image: Image.Image, max_pixels: int) -> bool:
+    return image.width * image.height > max_pixels
+
+
+def _check_shrinkable(image: Image.Image) -> None:
+    """Check the mode of an image, and that all of it can be decoded.
 
     Raises:
-        ValueError: its pixels have a mode that would lose most of them.
+        UNREADABLE: it cannot be decoded, or a smaller copy would lose most of its values.
     """
-    if image.mode == "F":
-        raise ValueError("mode F, whose values have no fixed range; scale it to 8 bits per channel")
+    if image.mode != "I;16" and image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"mode {image.mode}, which cannot be shrunk; scale it to 8 bits per channel"
+        )
+    image.draft(image.mode, (1, 1))  # an eighth of the size, if it is a JPEG: less work
+    image.load()
+
+
+def _shrunk(image: Image.Image, max_pixels: int) -> tuple[bytes, str, int]:
+    """Return an image with at most `max_pixels` pixels: a JPEG stays one, others become PNG."""
     scale = (max_pixels / (image.width * image.height)) ** 0.5
     size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
     kind = "JPEG" if image.format in ("JPEG", "MPO") else "PNG"
     modes = ("L", "RGB") if kind == "JPEG" else PNG_MODES
     mode = image.mode if image.mode in modes else "RGB"
-    if kind == "PNG" and image.mode in TRANSPARENT:
-        mode = "RGBA"
+    if kind == "PNG" and image.mode in PNG_MODE_OF:
+        mode = PNG_MODE_OF[image.mode]
     smaller = image.convert(mode).resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     smaller.save(buffer, kind, quality=JPEG_QUALITY)

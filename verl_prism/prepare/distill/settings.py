@@ -20,7 +20,6 @@ from verl_prism.prepare.rejects import rejects_file
 from verl_prism.prepare.settings import Output, ParquetFiles
 
 PACKAGED = {"plain": "prompt.txt", "gold": "prompt_gold.txt"}
-KEEP_REFUSALS = "stop_if_refused=false"
 GOLD = "{gold}"  # in the text of a prompt: the row's gold answer
 OWN_FIELDS = ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "stream")
 

@@ -66,6 +66,9 @@ class Teacher:
 
     Make it in the event loop that uses it.
 
+    Attributes:
+        refusals: with stop_if_refused, question and try of those refused since the last answer.
+
     Raises:
         UserError: the environment variable with the key is not set.
     """
@@ -80,6 +83,7 @@ class Teacher:
         self._budget = Budget(settings, meter)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._fatal: UserError | None = None  # what every further request would meet
+        self.refusals: list[tuple[str, int]] = []
         key = _api_key(settings.teacher.api_key_env)
         self._redact = Redactor([key])
         self._client = openai.AsyncOpenAI(
@@ -167,8 +171,11 @@ class Teacher:
         seconds: float,
     ) -> Answer:
         if answer.finish == REFUSED:
+            if self._settings.stop_if_refused:
+                self.refusals.append((question, number))  # before it is in the journal
             await self._journal.answered(question, number, answer, True, units, seconds)
             return answer
+        self.refusals = []
         counted = answer.input_tokens is not None and answer.output_tokens is not None
         if not counted:
             input_tokens, _ = self._meter.most(units)

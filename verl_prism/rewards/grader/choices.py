@@ -20,7 +20,7 @@ _ONLY_LETTERS = re.compile(
     rf"(?:(?:only|just|both|either|options?|choices?|answers?|{_FIGURES})\b\.?\s*:?\s*)*"
     rf"(?P<letters>{_DRESSED}(?:{_LINK}{_DRESSED})*)"
     rf"(?:\s*\b(?:only|alone))?"
-    rf"(?:\s*[,(]\s*(?:and\s+)?not\s+{_DRESSED}(?:{_LINK}{_DRESSED})*\)?)?",
+    rf"(?:\s*[,(]\s*(?:and\s+)?not\s+(?P<rejected>{_DRESSED}(?:{_LINK}{_DRESSED})*)\)?)?",
     re.IGNORECASE,
 )
 _SPACED = re.compile(r"[A-J](?:\s+[A-J])+|\([A-J]\)(?:\s*\([A-J]\))+")
@@ -31,10 +31,13 @@ _GOLD_LETTERS = re.compile(
     rf"{_GOLD_LETTER}(?:\s*(?:,\s*and\b|[,;&]|\band\b)\s*{_GOLD_LETTER})*|\(?[a-h][).]?"
 )
 _I = r"(?:I(?!.*\bII))"  # no Roman numeral
-_LABELED = re.compile(rf"(?:\(({_I}|[A-HJa-hj])\)|({_I}(?!:)|[A-HJa-hj])[.):])\s*(\S.*)", re.DOTALL)
+_LABELED = re.compile(
+    rf"(?:\(({_I}|[A-HJa-hj])\)|({_I}(?!:)|[A-HJa-hj])[.):])\s*(?P<text>\S.*)", re.DOTALL
+)
 _LABELS = re.compile(
     rf"(?:^|(?<=[\s,;]))(?:\(({_I}|[A-HJa-hj])\)|({_I}(?!:)|[A-HJ])[.):])(?=\s|$)", re.DOTALL
 )
+_INITIALS = re.compile(r"[IJ]\.|[A-Z]\.\s*[A-Z]\.\s*[A-Z]")  # of a name, if gold begins so
 _DASHED = re.compile(rf"({_I}|[A-HJ])\s+(?:[-\u2013\u2014]\s+(?:[^\W\d_]{{2}}|[0-9$])|\()")
 
 # The letter after "the answer is". A bare "a" or "A" before a word is an article.
@@ -66,10 +69,11 @@ _TRAILING = re.compile(
     r"(?:but|choose|chose|pick|select|selected|is|be|it's|therefore|thus|so|hence|=|→|:)[,:]?"
     r"\s+\(?([A-J])\)?[.!]?$"
 )
-_CORRECT = re.compile(
-    r"(?<![^\W_])\(?([A-HJ])\)?\s+(?:is|was)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+_DOUBT = re.compile(  # after a choice: `; alternatively B`, `? I doubt it`
+    r"(?:\s+(?:answer|choice|option))?[\s.,;:()\]*]*"
+    r"(?:\?(?!\s*(?i:yes)\b)|(?i:or|alternatively|maybe|perhaps)\b[\s,:]*"
+    r"(?i:(?:it's|it is|the|option|choice|answer)\s+){0,3}[(\[]?[A-HJ](?![^\W_]|'))"
 )
-_NEGATED = re.compile(r"\b(?:neither|nor|not|no|if|whether)\b|n't\b", re.IGNORECASE)
 _HEDGE = re.compile(r"\b(?:or|either)\b|/")
 
 
@@ -93,9 +97,8 @@ def gold_choice(text: str) -> Choice | None:
     if _is_run(text):
         return Choice(frozenset(text))
     labeled = _LABELED.fullmatch(text)
-    if labeled and len(_labels(text)) <= 1:
-        letter = labeled[1] or labeled[2]
-        return Choice(_upper([letter]), labeled[3].strip())
+    if labeled and len(_labels(text)) <= 1 and not _INITIALS.match(text):
+        return Choice(_upper([_matched_letter(labeled)]), labeled["text"].strip())
     return None
 
 
@@ -106,7 +109,9 @@ def given_choice(text: str) -> Choice | None:
     last = lines[-1]
     for line in (" ".join(lines), last):
         if only := _ONLY_LETTERS.fullmatch(line.rstrip(" .!")):
-            return _choice(only["letters"])
+            chosen = _choice(only["letters"])
+            rejected = _choice(only["rejected"] or "")
+            return None if chosen.letters & rejected.letters else chosen
         if _SPACED.fullmatch(line.rstrip(" .!")):
             return _choice(line)
         if _is_run(line):
@@ -118,19 +123,15 @@ def given_choice(text: str) -> Choice | None:
     if labels:
         hedged = len(set(labels)) > 1 and bool(_HEDGE.search(text))
         return Choice(_upper(labels), hedged=hedged)
-    match = (
-        _LABELED.match(first)
-        or _DASHED.match(first)
-        or _LEADING.match(first)
-        or _TRAILING.search(last)
-    )
+    match = _LABELED.match(first) or _DASHED.match(first)
+    if not match and (leading := _LEADING.match(first)):
+        hedged = bool(_DOUBT.match(first, leading.end()))
+        return Choice(_upper([leading[1]]), hedged=hedged)
+    match = match or _TRAILING.search(last)
     if match:
         return Choice(_upper([_matched_letter(match)]))
     if len(lines) > 1 and _LETTER.fullmatch(first):
         return Choice(_upper([first]))
-    correct = _upper(_CORRECT.findall(text))
-    if len(correct) == 1 and not _NEGATED.search(text):  # `A is wrong; B is right`
-        return Choice(correct)
     return None
 
 
@@ -138,7 +139,7 @@ def without_label(text: str) -> str:
     """Return the text next to a choice's letter: `dog` for `(C) dog`; other texts unchanged."""
     labeled = _LABELED.fullmatch(text)
     if labeled and len(_labels(text)) == 1:
-        return labeled[3].strip()
+        return labeled["text"].strip()
     return text
 
 
@@ -160,7 +161,7 @@ def _last_stated(pattern: re.Pattern[str], text: str) -> Choice | None:
         letters.append(further[1])
         end = further.end()
     hedged = len(letters) > 1 and bool(_HEDGE.search(text[match.end() : end]))
-    return Choice(_upper(letters), hedged=hedged)
+    return Choice(_upper(letters), hedged=hedged or bool(_DOUBT.match(text, end)))
 
 
 def _is_run(text: str) -> bool:

@@ -17,7 +17,8 @@ Sides = tuple[str, str]  # the left and the right side of an equation
 ROUNDING = 0.01  # relative error of the second side of `√2 ≈ 1.41`
 
 # `H2O` or `B12`: a name and not a product. `3E8` is a number.
-_NUMBERED_NAME = re.compile(r"(?:[A-DF-Z]|(?<![0-9.])E)[a-z]?[0-9]")
+_NUMBERED_NAME = re.compile(r"((?:[A-DF-Z]|(?<![0-9.])E)[a-z]?)([0-9]+)")
+_ONE_NAME = re.compile(r"[A-Za-z0-9()]+")
 _PLUS = re.compile(r"[-+]")
 _LINEAR_TERM = re.compile(r"\s*(?:[0-9.]+\s*\*?)?\s*[a-zA-Z]?\s*(?:/\s*[0-9.]+)?\s*")
 
@@ -48,8 +49,10 @@ def same_formula(answer: str, gold: str) -> bool:
         return False
     if words.is_prose(answer + gold):  # `dog` is not d o g
         return False
-    if _NUMBERED_NAME.search(answer) or _NUMBERED_NAME.search(gold):
+    if all(map(_ONE_NAME.fullmatch, (answer, gold))) and _NUMBERED_NAME.search(answer + gold):
         return False  # equal names have equal texts
+    answer = _NUMBERED_NAME.sub(r"\1_{\2}", answer)  # `V1 + V2` is no multiple of V
+    gold = _NUMBERED_NAME.sub(r"\1_{\2}", gold)
     verdict = numeric.same_values(answer, gold)
     return _verified(answer, gold) if verdict is None else verdict
 

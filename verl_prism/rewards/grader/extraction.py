@@ -32,14 +32,18 @@ _REASON = re.compile(
 )
 _GLOSS = re.compile(r"(?<=[^\s,;(])\s+\((?!or\b|not\b|and\b)[^\W\d_]{3}[^()0-9,;|/=]*\)$")
 _SENTENCE_END = re.compile(
-    r"(?<=[0-9%°)\]}$])[.;]\s+(?=[A-Z])|(?<=[a-z]{2}|\W[A-Za-z])[.!]\s+(?=[A-Z])"
+    r"(?<=[0-9%°)\]}$])[.;]\s+(?=[A-Z])|(?<=[a-z]{2})[.!]\s+(?=[A-Z])"
+    r"|(?<=\W[A-Za-z])[.!]\s+"  # but not after the initial of a name
+    r"(?=(?:The|This|That|These|It|It's|They|There|We|I(?!\.)|He|She|In|By|For|From|If|When|As|So|Since"
+    r"|Because|Thus|Therefore|Hence|However|Explanation|Reason|Note|Option|Choice|Answer)\b)"
 )
 _CHANGE_OF_MIND = re.compile(
     r"^\W*(?:or|and|but|maybe|perhaps|possibly|alternatively|however|actually|wait|no|not|hmm"
     r"|either|also)\b",
     re.IGNORECASE,
 )
-_FURTHER_ANSWER = re.compile(r"\W*[0-9A-H]\b")
+_FURTHER_ANSWER = re.compile(r"\W*(?:[0-9A-HJ]\b|I\b(?!\s+\w))")  # `I` may be a pronoun
+_FURTHER_LETTER = re.compile(r"\W*[A-J]\W*")  # `3; B`
 _LONG_WORD = re.compile(r"[^\W\d_]{2,}")
 MAX_BOXES = 8
 _EXPLANATION_WORDS = 3
@@ -150,8 +154,10 @@ def _without_explanation(text: str) -> str:
             break
     text = "\n".join(lines)
     end = _SENTENCE_END.search(text)
-    if end and not _CHANGE_OF_MIND.match(text[end.end() :]):
-        text = text[: end.start()]
+    if end:
+        rest = text[end.end() :]
+        if not _CHANGE_OF_MIND.match(rest) and not _FURTHER_LETTER.fullmatch(rest):
+            text = text[: end.start()]
     text = _REASON.sub("", text)
     return _GLOSS.sub("", text)
 

@@ -3,8 +3,9 @@ r"""Is an answer equal to the gold answer? Judged as a careful teacher would, wi
 An answer is written in one notation (`normalization`) and reduced to what it states
 (`extraction`). Then it is compared with the gold answer as the first of these that both of them
 are: choices; lists, sets, points and intervals, part by part (`structure`); equations; times and
-dates; quantities; formulas; words. math-verify is asked only about formulas that plain arithmetic
-cannot read.
+dates; ranges; ratios; quantities; words; formulas. A date and another thing, or a range and a
+single number, are different before that. math-verify is asked only about formulas that plain
+arithmetic cannot read.
 
 If a teacher could decide either way, the rules are:
 
@@ -14,9 +15,10 @@ If a teacher could decide either way, the rules are:
   is a hedge.
 - If the gold answer is a solved equation (x = 5), an unsolved one (2x = 10) is wrong. Other
   equations are equal if one is a multiple of the other, or if math-verify finds the same solutions.
-- `5-6` is a range and not a difference: it is not -1. `3 to 4` may also be a ratio.
+- `5-6` is a range and not a difference: it is not -1. `6-5` in an answer may be 1. `3 to 4` may
+  also be a ratio.
 - A date equals only a date. `05/03/2020` may be in March or in May.
-- `3,5` may be 3.5 or the list 3 and 5.
+- `3,5` may be 3.5 or the list 3 and 5, but only the list in a gold answer.
 - 50 is not 50 %. A bare number may be degrees or radians of an angle. Nouns and units may be left
   out.
 - A letter decides a choice, even if the text next to it is that of another option.
@@ -64,7 +66,11 @@ _KINDS: list[tuple[Callable[[str], Any], Callable[[Any, Any], bool]]] = [
 _WHOLE = (quantities.quantity, dates.date, ranges.number_range)  # may contain a comma or "and"
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 _SUBSCRIPT = re.compile(r"_(?:\{(\w*)\})?")
-_CHARGE = re.compile(r"(?<=[^\W_])\^\s*(?:\{\s*)?([0-9]?[+-])(?:\s*\})?(?=$|[\s,;)\]→])")
+_CHARGE = re.compile(  # not the power of `2^3+ 5`
+    r"(?<=[^\W_])\^\s*"
+    r"(?:\{\s*(?P<braced>[0-9]?[+-])\s*\}(?=$|[\s,;)\]→])|(?P<bare>[0-9]?[+-])(?=$|[,;)\]→]))"
+)
+_DECIMAL_POINT = re.compile(r"[0-9]\.[0-9]*[1-9]")
 _RESTATED = re.compile(r"(.+\S)\s+(?:\(|≈\s*)(?:or |i\.e\. )?(.+?)\)?")  # `5 km (5000 m)`
 
 
@@ -140,6 +146,8 @@ def _is_equal(answer: str, gold: str) -> bool:
 
 def _same_statement(answer: str, gold: str) -> bool:
     """Compare two statements, the first of which may have a label or say the same twice."""
+    answer = structure.with_subscripts(answer, gold)
+    gold = structure.with_subscripts(gold, answer)
     if _same(answer, gold, 0):
         return True
     unlabeled = choices.without_label(answer)
@@ -168,10 +176,9 @@ def _same(answer: str, gold: str, depth: int) -> bool:
         return any(deeper(side, gold_side) for side, gold_side in sides)
     given = _parts(answer)
     wanted = _parts(gold)
-    if bool(given) != bool(wanted):  # `3,5` is a list or a decimal number
-        decimal = quantities.decimal_comma(answer if given else gold)
-        if decimal:
-            return deeper(decimal, gold) if given else deeper(answer, decimal)
+    maybe_decimal = given and not wanted and _DECIMAL_POINT.search(gold)
+    if maybe_decimal and deeper(quantities.decimal_comma(answer), gold):  # `3,5` for `3.5`
+        return True
     if given or wanted:
         return matching.same_parts(answer, given, gold, wanted, deeper)
     return _same_thing(answer, gold, deeper)
@@ -200,7 +207,7 @@ def _same_thing(answer: str, gold: str, same: matching.Same) -> bool:
 
 def _compact(text: str) -> str:
     r"""Remove what does not matter: `x_{1} = 2` becomes `x1=2`, `Fe^{3+}` becomes `Fe3+`."""
-    text = _CHARGE.sub(r"\1", _SUBSCRIPT.sub(r"\1", text))
+    text = _CHARGE.sub(r"\g<braced>\g<bare>", _SUBSCRIPT.sub(r"\1", text))
     return _LOOSE_SPACE.sub("", text)
 
 

@@ -86,7 +86,7 @@ def _is_named(group: Parts) -> bool:
         variable = structure.variable(sides[0])
         if not variable and not structure.is_label(sides[0]):
             return False
-        names.add(variable or sides[0])
+        names.add(sides[0] if structure.is_indexed(sides[0]) else variable or sides[0])
     return len(names) == len(group.items) > 1
 
 

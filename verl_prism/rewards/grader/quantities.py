@@ -1,7 +1,7 @@
 """Quantities: a number with its unit, currency or noun. Also ratios of numbers."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 
@@ -102,9 +102,9 @@ def quantity(text: str) -> Quantity | None:
         return Quantity(Fraction(text))
     text = ROUGHLY.sub("", text)
     if negative := _MINUS.match(text):
-        amount = quantity(text[negative.end() :])
-        return replace(amount, value=-amount.value) if amount else None
-    text = words_to_digits(text)
+        text = "-" + words_to_digits(text[negative.end() :])
+    else:
+        text = words_to_digits(text)
     text = _OUT_OF.sub("/", join_digits(text))
     currency = _CURRENCY.match(text)
     if not currency:

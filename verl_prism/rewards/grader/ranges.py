@@ -20,17 +20,22 @@ _TERM = re.compile(
     """,
     re.VERBOSE,
 )
+_GLUED_LETTER = re.compile(r"[0-9][^\W\d_]\s*$")
 
 
 @dataclass(frozen=True)
 class Range:
     """The numbers that a range names, in their order.
 
-    dashed: whether it is written with a dash. `3 to 4` may also be a ratio.
+    maybe_ratio: whether it is written as `3 to 4`.
+    measured: which terms have a unit.
+    maybe_formula: whether a term is a number and a letter, as in `2-3t`.
     """
 
     terms: tuple[Quantity, ...]
-    dashed: bool
+    maybe_ratio: bool
+    measured: tuple[bool, ...] = ()
+    maybe_formula: bool = False
 
 
 def number_range(text: str) -> Range | None:
@@ -41,30 +46,45 @@ def number_range(text: str) -> Range | None:
     text = ROUGHLY.sub("", text)
     between = _BETWEEN.fullmatch(text)
     if between:
-        return _range([between["low"], between["high"]], dashed=True)
+        return _range([between["low"], between["high"]], maybe_ratio=False)
     terms = _TO.split(_FROM.sub("", text))
     if len(terms) > 1:
-        return _range(terms, dashed=False)
-    return _range(_DASH.split(text), dashed=True)
+        return _range(terms, maybe_ratio=True)
+    return _range(_DASH.split(text), maybe_ratio=False)
 
 
 def same_range(a: Range, b: Range) -> bool:
-    """Return whether two ranges name the same numbers in the same order."""
+    """Return whether two ranges name the same numbers in the same order.
+
+    `2t-3t` and `2-3t` may be formulas, which are different.
+    """
+    if (a.maybe_formula or b.maybe_formula) and a.measured != b.measured:
+        return False
     return len(a.terms) == len(b.terms) and all(map(same_quantity, a.terms, b.terms))
 
 
-def range_against_number(a: str, b: str) -> bool:
-    """Return whether one text is a range with a dash and the other a single number."""
-    given = number_range(a)
-    wanted = number_range(b)
-    if given and given.dashed and not wanted:
-        return quantity(b) is not None
-    if wanted and wanted.dashed and not given:
-        return quantity(a) is not None
+def range_against_number(answer: str, gold: str) -> bool:
+    """Return whether one text is a range and the other a single number.
+
+    `100-1` in an answer may be a difference.
+    """
+    given = number_range(answer)
+    wanted = number_range(gold)
+    if given and not wanted:
+        return _rises(given) and quantity(gold) is not None
+    if wanted and not given:
+        return not wanted.maybe_ratio and quantity(answer) is not None
     return False
 
 
-def _range(terms: list[str], *, dashed: bool) -> Range | None:
+def _rises(numbers: Range) -> bool:
+    if numbers.maybe_ratio or len(numbers.terms) != 2:
+        return False
+    low, high = numbers.terms
+    return low.value.real < high.value.real
+
+
+def _range(terms: list[str], *, maybe_ratio: bool) -> Range | None:
     """Return the range of these terms. The first currency and the last unit apply to all terms."""
     matches = [_TERM.fullmatch(term.strip()) for term in terms]
     if not 2 <= len(matches) <= MAX_TERMS or not all(matches):
@@ -80,7 +100,12 @@ def _range(terms: list[str], *, dashed: bool) -> Range | None:
         if read is None:
             return None
         quantities.append(read)
-    return Range(tuple(quantities), dashed)
+    return Range(
+        tuple(quantities),
+        maybe_ratio,
+        measured=tuple(bool(part["unit"].strip()) for part in parts),
+        maybe_formula=any(_GLUED_LETTER.search(term) for term in terms),
+    )
 
 
 def _term(currency: str, number: str, unit: str) -> Quantity | None:

@@ -29,20 +29,27 @@ _EQUALS = re.compile(r"\s*(?:(?<![<>!=])==?(?!=)|≈|:=)\s*")
 _SPACE_OR_COMMA = re.compile(r"\s*,\s*|\s+")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _COMMA_SPACE = re.compile(r",\s")
-_VARIABLE = re.compile(r"([^\W\d_])(?:_\{?\w{1,2}\}?|(?<=[xyz])[0-9])?'?")
+_VARIABLE = re.compile(r"([^\W\d_])(?:_\{?\w{1,2}\}?)?'?")
 _LABEL = re.compile(
     r"""
     (?:the\s+)?
     (?:m?\s*[∠△]\s*)?
     (?:
         [A-Z]{2,4}'?                                                # AB
-        |[^\W\d_]{3,}(?:['-]?[^\W\d_]+)*(?:\s+[^\W\d_]+){0,7}      # area of the circle
+        |[^\W\d_]{3,}(?:['-][^\W\d_]+)*(?:\s+[^\W\d_]+){0,7}      # area of the circle
         |m?\s*∠\s*[A-Z0-9]{1,4}                                     # m∠ABC
         |[A-Za-z]+(?:_\{?\w+\}?|\s[a-z]+)                          # v_max
-        |[A-Za-z]{1,3}'{0,2}\s?\([^()=]{1,12}\)                      # f(2), f'(2)
+        |[A-Za-z]{1,3}\s?\([^()=]{1,12}\)                           # f(2)
         |\([a-z](?:\s*,\s*[a-z])+\)                                 # (x, y)
-        |p[HK][ab]?|pOH|[EK][a-z]                                   # pH, Ek
-        |[A-Za-w\u03b1-\u03c9][0-9]{1,2}                            # R1
+    )
+    """,
+    re.VERBOSE,
+)
+_SYMBOL_LABEL = re.compile(
+    r"""
+    (?:
+        p[HK][ab]?|pOH|[EK][a-z]                                    # pH, Ek
+        |[A-Za-z]{1,3}'{1,2}\s?\([^()=]{1,12}\)                      # f'(2)
         |Δ\s*[A-Za-z](?:_\{?\w+\}?)?°?                             # ΔH
         |\|\s*[A-Z]{2}\s*\|                                         # |AB|
         |d[a-z]\s*/\s*d[a-z]                                        # dy/dx
@@ -53,7 +60,11 @@ _LABEL = re.compile(
     """,
     re.VERBOSE,
 )
-_DISTINCT = re.compile(r"[^=]*:[^=]*|[^\W\d_xyz][0-9]{1,2}|[A-Z]{2}")
+_SEGMENT = re.compile(r"[A-Z]{2}|\|[A-Z]{2}\|")
+_INDEXED = re.compile(r"[^\W\d_xyz][0-9]{1,2}")  # `R1`; x_1 and x_2 are roots of x
+_INDEX = re.compile(r"(?<![\w∠])(?<!∠ )([^\W\d_])([0-9]{1,2})(?=\s*=)")
+_ANY_INDEX = re.compile(r"[^\W\d_]_?\{?[0-9]")
+_SUBSCRIPT_SIGNS = re.compile(r"[\s_{}]")
 _ANGLE_VALUE = re.compile(
     r"(?:sin|cos|tan|cot|sec|csc)\s*\(?\s*(?:∠\s*)?(?:[A-Z]{1,3}|[\u03b1-\u03c9])\s*\)?"
 )
@@ -159,11 +170,11 @@ def variable(text: str) -> str | None:
 def is_label(text: str) -> bool:
     """Return whether the left side of an equation only names the right side.
 
-    `AB`, `m∠ABC`, `Area` and `f(2)` are labels.
+    `AB`, `m∠ABC`, `Area`, `f(2)` and `pH` are labels.
     """
     if is_angle_value(text) or text.split("(")[0].strip() in _FUNCTIONS:
         return False
-    return bool(_LABEL.fullmatch(text))
+    return bool(_LABEL.fullmatch(text) or _SYMBOL_LABEL.fullmatch(text))
 
 
 def is_angle_value(text: str) -> bool:
@@ -172,16 +183,42 @@ def is_angle_value(text: str) -> bool:
 
 
 def different_labels(a: str, b: str) -> bool:
-    """Return whether two labels cannot name the same: `R1` and `R2`, `a:b` and `b:a`.
+    """Return whether two left sides cannot name the same: `R1` and `R_2`, `pH` and `pOH`.
 
-    `AB` and `BA` are one segment, and different from `AC`.
+    `AB`, `BA` and `|AB|` are one segment, and different from `AC`.
     """
-    labels = ("".join(a.split()), "".join(b.split()))
-    if not all(map(_DISTINCT.fullmatch, labels)):
-        return False
-    if all(map(str.isalpha, labels)):
-        return sorted(labels[0]) != sorted(labels[1])
-    return labels[0] != labels[1]
+    a = _SUBSCRIPT_SIGNS.sub("", a)
+    b = _SUBSCRIPT_SIGNS.sub("", b)
+    if _SEGMENT.fullmatch(a) and _SEGMENT.fullmatch(b):
+        return sorted(a.strip("|")) != sorted(b.strip("|"))
+    if is_indexed(a) and is_indexed(b):
+        return a != b
+    if _SYMBOL_LABEL.fullmatch(a) or _SYMBOL_LABEL.fullmatch(b) or (":" in a and ":" in b):
+        return a != b
+    return False
+
+
+def is_indexed(text: str) -> bool:
+    """Return whether the text is a name with an index that counts: `R_1` or `v0`, not `x_1`."""
+    return bool(_INDEXED.fullmatch(_SUBSCRIPT_SIGNS.sub("", text)))
+
+
+def with_subscripts(text: str, other: str) -> str:
+    """Write `R1 = 5, R2 = 3` as `R_1 = 5, R_2 = 3`, for comparison with `other`.
+
+    Only letters with the index 0 or 1 have indices for sure: `r2 = 9` may be the square of r. The
+    text is unchanged if `other` is an equation without indices: `v0 = 5` is not `v = 5`.
+    """
+    if "=" in other and not _ANY_INDEX.search(other):
+        return text
+    letters = {letter for letter, index in _INDEX.findall(text) if index in ("0", "1")}
+    if not letters:
+        return text
+
+    def with_subscript(name: re.Match[str]) -> str:
+        return f"{name[1]}_{name[2]}" if name[1] in letters else name[0]
+
+    return _INDEX.sub(with_subscript, text)
 
 
 def inequality(text: str) -> tuple[str, str, str] | None:

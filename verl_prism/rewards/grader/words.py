@@ -12,7 +12,8 @@ _SPOKEN = str.maketrans({"△": "triangle ", "∠": "angle "})
 _SENTENCE_AFTER_WORD = re.compile(
     r"\W*\w+(?:[.,;:]|\s+(?:it|there|they|he|she|this|that|we|i|you)\b)", re.IGNORECASE
 )
-_GENOTYPE = re.compile(r"(?:([A-HJ-Za-hj-z])(?i:\1))+")  # `II` is a Roman numeral
+_GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1))+")
+_ROMAN = re.compile(r"[IVXMC]+|[ivxmc]+")
 _ORDINALS = {
     "1st": "first",
     "2nd": "second",
@@ -40,8 +41,8 @@ def same_words(a: str, b: str) -> bool:
 
     Capitals do not count, except in genotypes: `Aa` is not `AA`.
     """
-    if _GENOTYPE.fullmatch(b.strip(_EDGES)):
-        return a.strip(_EDGES) == b.strip(_EDGES)
+    if _is_genotype(a.strip(_EDGES), b.strip(_EDGES)):
+        return _alleles(a.strip(_EDGES)) == _alleles(b.strip(_EDGES))
     words = _words(a)
     return bool(words) and words == _words(b)
 
@@ -62,6 +63,18 @@ def affirmed(text: str) -> str:
 def visible(text: str) -> bool:
     """Return whether `text` has a character that can be seen."""
     return any(character.isprintable() and not character.isspace() for character in text)
+
+
+def _is_genotype(a: str, b: str) -> bool:
+    """Return whether `b` is a genotype. `XX` is none beside `xx`: both may be the number 20."""
+    if not _GENOTYPE.fullmatch(b):
+        return False
+    return not (_ROMAN.fullmatch(a) and _ROMAN.fullmatch(b))
+
+
+def _alleles(text: str) -> list[list[str]]:
+    """Return the pairs of letters, each in one order: `aA` is `Aa`."""
+    return [sorted(text[start : start + 2]) for start in range(0, len(text), 2)]
 
 
 def _words(text: str) -> list[str]:

@@ -299,14 +299,21 @@ def test_changed_settings_are_named_and_not_resumed(compose, monkeypatch):
 
 
 @pytest.mark.usefixtures("sampled")
-def test_an_early_end_saves_the_step_and_can_be_resumed(compose):
+def test_an_early_end_saves_the_step_and_can_be_resumed(compose, monkeypatch):
     options = ("prism.checkpoint_every=9",)
     whole = compose(*options, name="whole")
     run_warmup(whole)
     stopped = compose(*options)
-    RunFolder(stopped.output).end_request.touch()
-    with pytest.raises(EndedEarly) as end:
-        run_warmup(stopped)
+    log_step = MetricsLog.step
+
+    def log_and_request_end(self, number, metrics):
+        log_step(self, number, metrics)
+        RunFolder(stopped.output).end_request.touch()
+
+    with monkeypatch.context() as context:
+        context.setattr(MetricsLog, "step", log_and_request_end)
+        with pytest.raises(EndedEarly) as end:
+            run_warmup(stopped)
     assert end.value.step == 1
     assert not (stopped.output / "discriminator").exists()
     RunFolder(stopped.output).end_request.unlink()

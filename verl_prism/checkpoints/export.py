@@ -19,8 +19,7 @@ COPIED = (".json", ".jinja", ".txt")
 def export_part(
     trained: Path, base: Path, target: Path, card: ModelCard, lora: Lora | None = None
 ) -> None:
-    """Export a part of a checkpoint to `target`. Weights are linked, if possible, unless
-    adapters are merged.
+    """Export a part of a checkpoint to `target`. Weights are linked unless adapters are merged.
 
     trained: the part's folder in the checkpoint; it contains `huggingface/`.
     base: the folder that training started from. Small files that verl does not save, such as a

@@ -106,6 +106,8 @@ def kept_text(prism: Prism, run: RunFolder) -> str:
         return f"prism.resume=true continues from the checkpoint of step {checkpoint.step}"
     if run.rollouts.exists() or run.sample_journals.exists():
         return "prism.resume=true continues with the responses that were sampled"
+    if run.reference.exists():
+        return "prism.resume=true continues with the log-probabilities that were computed"
     return "no checkpoint was saved yet (prism.checkpoint_every)"
 
 

@@ -36,7 +36,7 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Link a file, or copy it if the file system has no hard links, or none between the folders."""
+    """Link a file, or copy it if the file system cannot link these paths."""
     try:
         os.link(source, target)
     except OSError as error:

@@ -4,15 +4,14 @@ import base64
 import json
 import os
 import stat
-import struct
 import sys
 import tarfile
 import zipfile
-import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from broken_png import GRAY, png_without_pixels
 from raw_sources import JPEG, PNG, RESPONSE, WEBP, convert, encoded, write_lines, write_pictures
 
 from verl_prism.errors import UserError
@@ -21,17 +20,6 @@ from verl_prism.prepare.convert import archives, json_text
 
 GOOD = {"id": "good", "question": "What is the sum?", "answer": "9", "image": "a.png"}
 OPTIONS = ["A. 3", "B. 9"]
-
-
-def bomb() -> bytes:
-    """A PNG of 40,000 x 40,000 pixels in a few bytes."""
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 9)), (b"IEND", b"")]
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    for name, data in chunks:
-        check = struct.pack(">I", zlib.crc32(name + data))
-        parts.append(struct.pack(">I", len(data)) + name + data + check)
-    return b"".join(parts)
 
 
 def plain(content: bytes) -> str:
@@ -89,7 +77,10 @@ BROKEN_ROWS = {
     "cut JPEG": ({"image": url(JPEG[: len(JPEG) // 2])}, "unreadable image: images[0]"),
     "cut WebP": ({"image": url(WEBP[: len(WEBP) // 2])}, "unreadable image: images[0]"),
     "corrupt PNG": ({"image": url(PNG[:900] + b"?" + PNG[901:])}, "unreadable image: images[0]"),
-    "decompression bomb": ({"image": url(bomb())}, "unreadable image: images[0]: Image size (16"),
+    "decompression bomb": (
+        {"image": url(png_without_pixels(40_000, 40_000, GRAY))},
+        "unreadable image: images[0]: Image size (16",
+    ),
     "PostScript": ({"image": url(b"%!PS-Adobe-3.0 EPSF-3.0\n")}, "unreadable image: images[0]"),
     "long image": ({"image": url(encoded("PNG", width=900, height=4))}, "image too long and narro"),
 }

@@ -6,7 +6,6 @@ import json
 import random
 import sqlite3
 import struct
-import zlib
 from base64 import b64decode
 from email.utils import formatdate
 from pathlib import Path
@@ -15,6 +14,7 @@ from time import time
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
+from broken_png import RGB, png_without_pixels
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -230,17 +230,6 @@ def encoded(mode: str, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def without_pixels() -> bytes:
-    """Return a PNG with right checksums, of whose pixels only the first few are there."""
-    header = struct.pack(">IIBBBBB", 200, 200, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 9)), (b"IEND", b"")]
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    for name, data in chunks:
-        check = struct.pack(">I", zlib.crc32(name + data))
-        parts.append(struct.pack(">I", len(data)) + name + data + check)
-    return b"".join(parts)
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -248,7 +237,7 @@ def without_pixels() -> bytes:
         (encoded("I", "TIFF"), "mode I, which cannot be shrunk"),
         (encoded("I;16B", "TIFF"), "mode I;16B, which cannot be shrunk"),
         (encoded("I;16", "PPM"), "mode I, which cannot be shrunk"),
-        (without_pixels(), "image file is truncated"),
+        (png_without_pixels(200, 200, RGB), "image file is truncated"),
     ],
     ids=["F", "I", "I;16B", "PGM", "no pixels"],
 )

@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from verl_prism.checkpoints.preemption import EXIT_SAVED
 from verl_prism.config import AbsolutePath, ModelPath, Section
 from verl_prism.data.row_files import count_rows
 from verl_prism.data.rows import parquet_files
@@ -25,7 +26,7 @@ from verl_prism.prepare.report import Report
 from verl_prism.prepare.settings import Output, ParquetFiles
 from verl_prism.run_folder import RunFolder
 
-REFUSED, SAVED, INTERRUPTED = 2, 75, 130  # exit codes of verl_prism.main
+REFUSED, INTERRUPTED = 2, 130  # exit codes of verl_prism.main
 
 
 class Settings(Section):
@@ -73,7 +74,7 @@ def run(settings: Settings) -> Report:
 
 def _stage_problem(status: int, folder: Path) -> str:
     """Return what happened by the exit code of the stage, which has printed why it ended."""
-    if status == SAVED:
+    if status == EXIT_SAVED:
         return "stage sample was asked to end, and has saved its responses; run the command again"
     return (
         f"stage sample failed (exit code {status}), see {RunFolder(folder).log}; the same command "

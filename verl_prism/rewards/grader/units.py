@@ -190,7 +190,7 @@ def units(text: str) -> tuple[Unit, ...]:
 
 
 def _second_meaning(text: str) -> Unit | None:
-    """Return the other meaning of `C`, of `ms^-1` or of `J/kg °C`; None if there is none."""
+    """Return the second unit that `C`, `ms^-1` or `J/kg °C` can mean; None for other texts."""
     if text in _SECOND_MEANINGS:
         return _SECOND_MEANINGS[text]
     if per_second := _PER_SECOND.fullmatch(text):

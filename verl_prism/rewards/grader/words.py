@@ -66,7 +66,7 @@ def visible(text: str) -> bool:
 
 
 def _is_genotype(a: str, b: str) -> bool:
-    """Return whether `b` is a genotype. `XX` is none beside `xx`: both may be the number 20."""
+    """Return whether `b` is a genotype. `XX` and `xx` may both be the Roman number 20 instead."""
     if not _GENOTYPE.fullmatch(b):
         return False
     return not (_ROMAN.fullmatch(a) and _ROMAN.fullmatch(b))
